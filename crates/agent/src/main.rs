@@ -1,0 +1,63 @@
+//! Hutch's guest agent: PID 1 of a sandbox. It connects to the host's socket and does what the host asks, as
+//! `docs/agent-protocol.md` specifies.
+//!
+//! * `agent`: the main thread's loop; commands, the channel and timers live there and never wait
+//! * `channel`, `poller`: the socket and epoll
+//! * `command`, `output`, `stdin`: one command and its bytes
+//! * `identity`: what a claim made of the guest
+//! * `work`, `files`, `archive`, `tar`: file methods, in threads with the rights of the request's user
+//! * `system`: hostname, clock, entropy, limits
+//! * `sys_unsafe`: the only `unsafe` code, with its reasons
+
+mod agent;
+mod archive;
+mod channel;
+mod command;
+mod errors;
+mod files;
+mod identity;
+mod output;
+mod poller;
+mod requests;
+mod stdin;
+mod sys_unsafe;
+mod system;
+mod tar;
+mod work;
+
+use std::os::unix::ffi::OsStringExt;
+use std::process::ExitCode;
+
+const HELP: &str = "\
+Hutch's guest agent. It connects to the host's Unix socket, again whenever that breaks, and does what the host asks.
+
+Usage: hutch-agent --connect PATH
+
+Options:
+  --connect PATH  the host's socket
+  --version       print the version
+  --help          print this help
+
+As process 1 it reaps all orphans and sets hostname, /etc/hosts, clock and entropy as the host says. As an
+ordinary process it leaves those alone and, on shutdown, signals only the commands that it started.
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    match arguments.as_slice() {
+        [option] if option == "--version" => println!("hutch-agent {}", env!("CARGO_PKG_VERSION")),
+        [option] if option == "--help" => print!("{HELP}"),
+        [option, path] if option == "--connect" => match agent::Agent::new(path.clone().into_vec()) {
+            Ok(agent) => agent.run(),
+            Err(error) => {
+                eprintln!("hutch-agent: cannot start: {error}");
+                return ExitCode::FAILURE;
+            }
+        },
+        _ => {
+            eprint!("{HELP}");
+            return ExitCode::from(2);
+        }
+    }
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,414 @@
+"""Sandboxes: named records, each with at most one live session.
+
+Creating takes the name in the database first, so that of several creates of one name exactly one goes on; then asks the host for
+a machine; and frees the name again when the host refuses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import replace
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from hutch import ids
+from hutch.api import paging
+from hutch.api.body import read
+from hutch.api.responses import JsonResponse
+from hutch.api.routing import PlainRoute, api_version, documented
+from hutch.api.services import Services, services_of, stopped
+from hutch.api.sessions import routes, stop
+from hutch.api.snapshots import unknown_snapshot
+from hutch.control import shapes
+from hutch.control.lifecycle import is_live, sandbox_status
+from hutch.control.names import NAME_PATTERN, generate_name, is_name
+from hutch.control.records import Route, SandboxConfig, SandboxRecord, Scope, SessionRow
+from hutch.control.requests import (
+    DAY_MS,
+    MEMORY_MB_PER_VCPU,
+    CreateSandbox,
+    ForkSandbox,
+    SandboxFields,
+    UpdateSandbox,
+)
+from hutch.errors import BadRequestError, GoneError, HutchError, NotFoundError, UnavailableError
+from hutch.host.protocol import SessionRecord, SessionRef, SessionSpec, SessionStatus, StopRequest
+from hutch.storage import sandboxes as rows
+from hutch.storage import sessions as session_rows
+from hutch.storage.sandboxes import SORT_COLUMNS, SandboxQuery
+from hutch.wire.connection import ConnectionClosed
+
+router = APIRouter(route_class=PlainRoute, tags=["sandboxes"])
+
+DEFAULT_RUNTIME = "node22"
+"""What hosted sandboxes report even for the default image."""
+DEFAULT_EXPIRATION_MS = {2: 30 * DAY_MS, 3: 30 * DAY_MS, 4: 7 * DAY_MS}
+RESUME_WAIT_S = 60.0
+RESUME_POLL_S = 0.05
+
+
+@router.post("/v2/sandboxes", openapi_extra=documented(CreateSandbox))
+async def create_sandbox(request: Request) -> Response:
+    """Create a sandbox and start its first session; answers when a command would succeed."""
+    services = services_of(request)
+    principal = await services.auth.principal(request)
+    body = await read(request, CreateSandbox)
+    scope = await services.auth.scope(request, principal, body.projectId or request.query_params.get("projectId"))
+    if body.source is not None:
+        if body.source.type == "snapshot":
+            raise unknown_snapshot(body.source.snapshotId or "")
+        raise BadRequestError(
+            "not_supported",
+            f"A `source` of type {body.source.type} is not supported by this server yet, because sandboxes have no network. "
+            "Write the files with `fs/write` instead.",
+        )
+    limits = services.settings.sandbox
+    version = api_version(request)
+    keep = body.keepLastSnapshots.stored() if body.keepLastSnapshots is not None else None
+    persistent = body.persistent if body.persistent is not None else True
+    if version == 4 and persistent and "keepLastSnapshots" not in body.model_fields_set:
+        keep = {"count": 1, "deleteEvicted": True}
+    base = SandboxConfig(
+        image=body.image or limits.default_image,
+        timeout_ms=limits.default_timeout_ms,
+        vcpus=limits.default_vcpus,
+        memory_mb=limits.default_vcpus * MEMORY_MB_PER_VCPU,
+        persistent=True,
+        runtime=body.runtime or DEFAULT_RUNTIME,
+        region=limits.region,
+        cwd="",
+        snapshot_expiration_ms=DEFAULT_EXPIRATION_MS[version] if version == 4 else None,
+        disk_bytes=body.disk_bytes,
+    )
+    config = replace(configured(services, base, body), keep_last_snapshots=keep)
+    return await boot(services, scope, body.name, config, body.ports or [], runtime=body.runtime)
+
+
+@router.post("/v2/sandboxes/{name}/fork", openapi_extra=documented(ForkSandbox, query={"projectId": "Id or slug"}))
+async def fork_sandbox(request: Request, name: str) -> Response:
+    """A new sandbox with another's configuration; each field that is given replaces the copied one."""
+    services = services_of(request)
+    scope = await _scope(request, services)
+    body = await read(request, ForkSandbox)
+    source = await find(services, scope, name)
+    config = configured(services, source.config, body)
+    if body.image is not None:
+        config = replace(config, image=body.image)
+    if body.disk_bytes is not None:
+        config = replace(config, disk_bytes=body.disk_bytes)
+    ports = body.ports if body.ports is not None else [route.port for route in source.routes]
+    return await boot(services, scope, body.name, config, ports, runtime=None)
+
+
+@router.get(
+    "/v2/sandboxes",
+    openapi_extra=documented(
+        query={
+            "project": "Id or slug",
+            "limit": "1 to 100, default 20",
+            "cursor": "`pagination.next` of the page before",
+            "sortBy": "createdAt, name, statusUpdatedAt or currentSnapshotId",
+            "sortOrder": "desc or asc",
+            "namePrefix": "only with sortBy=name",
+            "tags": "key:value",
+            "status": "running, stopping or stopped; only with sortBy=createdAt",
+        }
+    ),
+)
+async def list_sandboxes(request: Request) -> Response:
+    """Sandboxes of a project, newest first."""
+    services = services_of(request)
+    principal = await services.auth.principal(request)
+    project = request.query_params.get("project") or request.query_params.get("projectId")
+    scope = await services.auth.scope(request, principal, project, one=False)
+    sort_by = paging.choice(request, "sortBy", "createdAt", tuple(SORT_COLUMNS))
+    order = paging.choice(request, "sortOrder", "desc", ("asc", "desc"))
+    prefix, tag = paging.text(request, "namePrefix"), paging.text(request, "tags", 1024)
+    if prefix is not None and sort_by != "name":
+        raise BadRequestError("bad_request", "Invalid request: `namePrefix` is only valid when `sortBy` is `name`.")
+    if prefix is not None and not is_name(prefix):
+        raise BadRequestError("bad_request", f'Invalid request: `namePrefix` should match pattern "{NAME_PATTERN.pattern}".')
+    status = None
+    if request.query_params.get("status"):
+        status = paging.choice(request, "status", "", ("running", "stopping", "stopped"))
+        if sort_by != "createdAt":
+            raise BadRequestError("bad_request", "Invalid request: `status` is only valid when `sortBy` is `createdAt`.")
+    key, separator, value = (tag or "").partition(":")
+    if tag is not None and (not separator or not key):
+        raise BadRequestError("bad_request", "Invalid request: `tags` should be one `key:value` pair.")
+    described = f"sandboxes {scope.team_id} {scope.project_id} {sort_by} {order} {prefix} {tag} {status}"
+    query = SandboxQuery(
+        sort_by=sort_by,
+        descending=order == "desc",
+        name_prefix=prefix,
+        tag=(key, value) if tag is not None else None,
+        status=status,
+        after=paging.position(request, described, int if sort_by in ("createdAt", "statusUpdatedAt") else str),
+        limit=paging.limit(request),
+    )
+    async with services.database.read() as connection:
+        records, end = await rows.page(connection, scope, query, services.sealer)
+        current = await session_rows.find_many(connection, scope, [record.current_session_id for record in records], services.sealer)
+    items = [shapes.sandbox(record, current.get(record.current_session_id)) for record in records]
+    return JsonResponse(shapes.page("sandboxes", items, paging.next_cursor(end, described)))
+
+
+@router.get(
+    "/v2/sandboxes/{name}",
+    openapi_extra=documented(query={"projectId": "Id or slug", "resume": "`true` starts a new session if none is alive"}),
+)
+async def get_sandbox(request: Request, name: str) -> Response:
+    """A sandbox, its current session and its routes."""
+    services = services_of(request)
+    scope = await _scope(request, services)
+    resume = paging.flag(request, "resume")
+    record, session = await find_with_session(services, scope, name)
+    if resume:
+        record, session = await _resumed(services, scope, record, session)
+    return JsonResponse(_full(services, record, session) | {"resumed": False})
+
+
+@router.patch("/v2/sandboxes/{name}", openapi_extra=documented(UpdateSandbox, query={"projectId": "Id or slug", "resume": "as in get"}))
+async def update_sandbox(request: Request, name: str) -> Response:
+    """Change a sandbox's configuration. Ports and tags change at once, the rest with the next session."""
+    services = services_of(request)
+    scope = await _scope(request, services)
+    resume = paging.flag(request, "resume")
+    body = await read(request, UpdateSandbox)
+    if body.currentSnapshotId is not None:
+        raise unknown_snapshot(body.currentSnapshotId)
+    async with services.database.write() as connection:
+        record = await rows.find(connection, scope, name, services.sealer)
+        if record is None:
+            raise unknown(name)
+        config = configured(services, record.config, body)
+        if "keepLastSnapshots" in body.model_fields_set:
+            config = replace(config, keep_last_snapshots=body.keepLastSnapshots.stored() if body.keepLastSnapshots else None)
+        if body.runtime is not None:
+            config = replace(config, runtime=body.runtime)
+        changed_routes = _routes(body.ports, record.routes) if body.ports is not None else record.routes
+        record = replace(record, config=config, routes=changed_routes, updated_at=services.clock())
+        await rows.save(connection, record, services.sealer)
+        session = await session_rows.find(connection, scope, record.current_session_id, services.sealer)
+    if resume:
+        record, session = await _resumed(services, scope, record, session)
+        return JsonResponse(_full(services, record, session) | {"resumed": False})
+    return JsonResponse({"sandbox": shapes.sandbox(record, session), "routes": routes(services, record)})
+
+
+@router.delete("/v2/sandboxes/{name}", openapi_extra=documented(query={"projectId": "Id or slug", "deleteOrphanSnapshots": "true or false"}))
+async def delete_sandbox(request: Request, name: str) -> Response:
+    """Stop a sandbox's session if it is alive, and delete the record."""
+    services = services_of(request)
+    scope = await _scope(request, services)
+    paging.flag(request, "deleteOrphanSnapshots")
+    record, session = await find_with_session(services, scope, name)
+    answer = {"sandbox": shapes.sandbox(record, session)}
+    if session is not None and is_live(session.status):
+        await stop(services, session, "delete")
+    async with services.database.write() as connection:
+        if not await rows.remove(connection, scope, record.id, services.clock()):
+            raise unknown(name)
+    return JsonResponse(answer)
+
+
+# -- finding ----------------------------------------------------------------------------------------
+
+
+async def _scope(request: Request, services: Services) -> Scope:
+    principal = await services.auth.principal(request)
+    project = request.query_params.get("projectId") or request.query_params.get("project")
+    return await services.auth.scope(request, principal, project)
+
+
+async def find(services: Services, scope: Scope, name: str) -> SandboxRecord:
+    """A sandbox. Raises `NotFoundError`."""
+    return (await find_with_session(services, scope, name))[0]
+
+
+async def find_with_session(services: Services, scope: Scope, name: str) -> tuple[SandboxRecord, SessionRow | None]:
+    if not is_name(name):
+        raise unknown(name)
+    async with services.database.read() as connection:
+        record = await rows.find(connection, scope, name, services.sealer)
+        if record is None:
+            raise unknown(name)
+        return record, await session_rows.find(connection, scope, record.current_session_id, services.sealer)
+
+
+def unknown(name: str) -> NotFoundError:
+    return NotFoundError("not_found", f"Named sandbox '{name[:256]}' not found for this project.")
+
+
+def _full(services: Services, record: SandboxRecord, session: SessionRow | None) -> dict[str, Any]:
+    if session is None:
+        raise NotFoundError("not_found", f"Named sandbox '{record.name}' not found for this project.")
+    return {"sandbox": shapes.sandbox(record, session), "session": shapes.session(session), "routes": routes(services, record)}
+
+
+async def _resumed(
+    services: Services, scope: Scope, record: SandboxRecord, session: SessionRow | None
+) -> tuple[SandboxRecord, SessionRow | None]:
+    """The sandbox if its session is alive, after waiting for one that is going down; otherwise there is nothing to start
+    from. Raises `BadRequestError`."""
+    if session is not None and is_live(session.status):
+        session = await _confirmed(services, session)
+    async with asyncio.timeout(RESUME_WAIT_S):
+        while session is not None and is_live(session.status) and sandbox_status(session.status) == "stopping":
+            await asyncio.sleep(RESUME_POLL_S)
+            session = await _confirmed(services, session)
+    if session is not None and is_live(session.status):
+        return record, session
+    raise BadRequestError("snapshot_not_found", "Cannot resume sandbox: no snapshot available.")
+
+
+async def _confirmed(services: Services, session: SessionRow) -> SessionRow:
+    """A session as its host knows it now: the database may lag behind by an event."""
+    try:
+        report = await services.host.call("session.get", SessionRef(session.id), SessionRecord)
+    except (NotFoundError, GoneError):
+        return await services.mark_lost(session.id) or session
+    return await services.apply(report) or session
+
+
+# -- deciding ---------------------------------------------------------------------------------------
+
+
+def configured(services: Services, base: SandboxConfig, body: SandboxFields) -> SandboxConfig:
+    """`base` with what `body` says. Raises `BadRequestError` beyond this server's limits."""
+    limits = services.settings.sandbox
+    if body.mounts:
+        raise BadRequestError("not_supported", "`mounts` are not supported by this server yet.")
+    if body.networkId is not None:
+        raise BadRequestError("not_supported", "`networkId` is not supported by this server.")
+    if body.timeout is not None and body.timeout > limits.max_timeout_ms:
+        raise BadRequestError("bad_request", f"Invalid request: `timeout` should be <= {limits.max_timeout_ms}.")
+    if body.resources is not None and body.resources.vcpus > limits.max_vcpus:
+        raise BadRequestError("bad_request", f"Invalid request: `resources.vcpus` should be <= {limits.max_vcpus}.")
+    region = body.region if body.region is not None else base.region
+    failover = tuple(body.failoverRegions) if body.failoverRegions is not None else base.failover_regions
+    if region in failover:
+        raise BadRequestError("bad_request", "Invalid request: `failoverRegions` should NOT contain `region`.")
+    vcpus = body.resources.vcpus if body.resources is not None else base.vcpus
+    return replace(
+        base,
+        timeout_ms=body.timeout if body.timeout is not None else base.timeout_ms,
+        vcpus=vcpus,
+        memory_mb=vcpus * MEMORY_MB_PER_VCPU,
+        persistent=body.persistent if body.persistent is not None else base.persistent,
+        region=region,
+        failover_regions=failover,
+        env=body.env if body.env is not None else base.env,
+        tags=body.tags if body.tags is not None else base.tags,
+        network_policy=body.networkPolicy if body.networkPolicy is not None else base.network_policy,
+        snapshot_expiration_ms=body.snapshotExpiration if body.snapshotExpiration is not None else base.snapshot_expiration_ms,
+        keep_last_snapshots=body.keepLastSnapshots.stored() if body.keepLastSnapshots is not None else base.keep_last_snapshots,
+    )
+
+
+def _routes(ports: list[int], known: tuple[Route, ...] = ()) -> tuple[Route, ...]:
+    """One route per port; a port that had one keeps it."""
+    by_port = {route.port: route for route in known}
+    return tuple(by_port.get(port) or Route(port, ids.subdomain()) for port in ports)
+
+
+# -- starting ---------------------------------------------------------------------------------------
+
+
+async def boot(
+    services: Services, scope: Scope, name: str | None, config: SandboxConfig, ports: list[int], *, runtime: str | None
+) -> Response:
+    """Take the name, start a session, answer. Raises `ConflictError` for a taken name, and the host's errors."""
+    if services.draining:
+        raise UnavailableError("shutting_down", "The server is shutting down. Try again.", retry_after_s=2)
+    assert scope.project_id is not None
+    image = services.images.resolve(config.image, runtime)
+    config = replace(config, image=image.pinned, cwd=image.cwd)
+    now = services.clock()
+    session_id, sandbox_id = ids.session_id(), ids.sandbox_id()
+    sandbox_name = name or generate_name()
+    record = SandboxRecord(
+        id=sandbox_id,
+        team_id=scope.team_id,
+        project_id=scope.project_id,
+        name=sandbox_name,
+        config=config,
+        routes=_routes(ports),
+        status="pending",
+        status_updated_at=now,
+        created_at=now,
+        updated_at=now,
+        current_session_id=session_id,
+    )
+    session = SessionRow(
+        id=session_id,
+        sandbox_id=sandbox_id,
+        team_id=scope.team_id,
+        project_id=scope.project_id,
+        sandbox_name=sandbox_name,
+        status=SessionStatus.PENDING,
+        image=config.image,
+        runtime=config.runtime,
+        region=config.region,
+        cwd=config.cwd,
+        vcpus=config.vcpus,
+        memory_mb=config.memory_mb,
+        timeout_ms=config.timeout_ms,
+        requested_at=now,
+        created_at=now,
+        updated_at=now,
+        network_policy=config.network_policy,
+    )
+    async with services.database.write() as connection:
+        await rows.add(connection, record, services.sealer)
+        await session_rows.add(connection, session, services.sealer)
+    spec = SessionSpec(
+        session_id=session_id,
+        sandbox_name=sandbox_name,
+        project_id=scope.project_id,
+        image=config.image,
+        vcpus=config.vcpus,
+        memory_mb=config.memory_mb,
+        timeout_ms=config.timeout_ms,
+        env=config.env,
+        hostname=_hostname(sandbox_name),
+        disk_bytes=config.disk_bytes,
+        persistent=config.persistent,
+    )
+    try:
+        report = await services.host.call("session.create", spec, SessionRecord)
+    except BaseException as error:
+        await asyncio.shield(_undo(services, scope, record, error))
+        raise
+    started = await services.apply(report) or session
+    record = replace(
+        record,
+        status=sandbox_status(started.status),
+        status_updated_at=started.updated_at,
+        config=replace(config, cwd=started.cwd),
+    )
+    if not is_live(started.status):
+        raise stopped()
+    answer = {"sandbox": shapes.sandbox(record, started, created=True), "session": shapes.session(started)}
+    return JsonResponse(answer | {"routes": routes(services, record)})
+
+
+async def _undo(services: Services, scope: Scope, record: SandboxRecord, error: BaseException) -> None:
+    """Free the name of a create that failed. Where it is not known whether the host started the session, tell it to stop it."""
+    if not isinstance(error, HutchError) or isinstance(error, ConnectionClosed):
+        with contextlib.suppress(HutchError):
+            await services.host.call("session.stop", StopRequest(record.current_session_id, "create failed"), SessionRecord)
+    await services.mark_lost(record.current_session_id)
+    async with services.database.write() as connection:
+        await rows.remove(connection, scope, record.id, services.clock())
+
+
+def _hostname(name: str) -> str:
+    """A sandbox's name as a host name: letters, digits and hyphens, at most 63."""
+    return name.lower().replace("_", "-").strip("-")[:63].rstrip("-") or "sandbox"
+
+

@@ -1,0 +1,104 @@
+"""What endpoints need, made once at start and found at `request.app.state.services`."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+
+from hutch.api.auth import Authenticator, Recent
+from hutch.clock import Clock, now_ms
+from hutch.control.lifecycle import lost, merge
+from hutch.control.records import SessionRow
+from hutch.errors import GoneError, HutchError, NotFoundError
+from hutch.host.client import HostClient
+from hutch.host.protocol import HostInfo, SessionRecord
+from hutch.settings import Settings
+from hutch.storage import sessions
+from hutch.storage.database import Database
+from hutch.storage.sealing import Sealer
+
+IMAGE_CACHE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedImage:
+    """An image that a reference means now. `pinned` names it by digest; `cwd` is where sessions start."""
+
+    pinned: str
+    cwd: str
+
+
+class Images:
+    """The image store, with what it answered a moment ago."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.store: Any = importlib.import_module("hutch.images").ImageStore(settings.image_dir())
+        self._recent: Recent[tuple[str, str], tuple[float, ResolvedImage]] = Recent(256)
+
+    def resolve(self, reference: str, runtime: str | None) -> ResolvedImage:
+        """What `reference` (or a legacy `runtime`) means. Raises `NotFoundError`."""
+        key = (reference, runtime or "")
+        recent = self._recent.get(key)
+        if recent is not None and time.monotonic() - recent[0] < IMAGE_CACHE_S:
+            return recent[1]
+        image = self.store.resolve(runtime or reference)
+        resolved = ResolvedImage(f"{image.name}@{image.digest}", image.config.cwd)
+        self._recent.put(key, (time.monotonic(), resolved))
+        return resolved
+
+    def list(self) -> list[Any]:
+        """Every image."""
+        images: list[Any] = self.store.list()
+        return images
+
+
+@dataclass(slots=True)
+class Services:
+    settings: Settings
+    database: Database
+    sealer: Sealer
+    host: HostClient
+    auth: Authenticator
+    images: Any
+    clock: Clock = now_ms
+    ingress_domain: str = "localhost"
+    public_url: str | None = None
+    default_team_id: str = ""
+    default_project_id: str = ""
+    draining: bool = False
+    tickets: dict[str, Any] = field(default_factory=dict)
+
+    async def apply(self, report: SessionRecord) -> SessionRow | None:
+        """Write what the host says about a session. Idempotent; None when the session is not known."""
+        now = self.clock()
+        async with self.database.write() as connection:
+            return await sessions.change(connection, report.session_id, self.sealer, lambda row: merge(row, report, now))
+
+    async def mark_lost(self, session_id: str) -> SessionRow | None:
+        """Write that the host does not know a session any more."""
+        now = self.clock()
+        async with self.database.write() as connection:
+            return await sessions.change(connection, session_id, self.sealer, lambda row: lost(row, now))
+
+    async def host_info(self) -> HostInfo:
+        return await self.host.call("host.info", {}, HostInfo)
+
+
+def services_of(request: Request) -> Services:
+    found: Services = request.app.state.services
+    return found
+
+
+def session_error(error: HutchError) -> HutchError:
+    """A host's error about a session that the control plane knows: what the host forgot has ended, and clients resume on 410."""
+    if isinstance(error, NotFoundError) and error.code == "session_not_found":
+        return stopped()
+    return error
+
+
+def stopped() -> GoneError:
+    return GoneError("sandbox_stopped", "Sandbox has stopped execution and is no longer available")

@@ -1,0 +1,145 @@
+"""What the database holds, as frozen values. Times are integer milliseconds since the epoch, sizes bytes."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+from hutch.host.protocol import SessionStatus
+
+
+class TokenRole(enum.StrEnum):
+    """What a token may do, weakest first.
+
+    MEMBER uses the sandboxes of its project (or of all projects of its team, when it names none); OWNER also manages its
+    team's tokens; ADMIN may act for every team.
+    """
+
+    MEMBER = "member"
+    OWNER = "owner"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    id: str
+    slug: str
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    id: str
+    team_id: str
+    slug: str
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """A token that was issued; the token itself is not kept. `project_id` None: all projects of the team."""
+
+    id: str
+    team_id: str
+    project_id: str | None
+    role: TokenRole
+    name: str
+    created_at: int
+    expires_at: int
+    revoked_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Whose rows a query may see: one team, and one project of it unless `project_id` is None."""
+
+    team_id: str
+    project_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    port: int
+    subdomain: str
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxConfig:
+    """What a caller decides about a sandbox; a fork copies it whole. `network_policy` is the request form, secrets included."""
+
+    image: str
+    timeout_ms: int
+    vcpus: int
+    memory_mb: int
+    persistent: bool
+    runtime: str
+    region: str
+    cwd: str
+    env: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    failover_regions: tuple[str, ...] = ()
+    network_policy: dict[str, Any] | None = None
+    snapshot_expiration_ms: int | None = None
+    keep_last_snapshots: dict[str, Any] | None = None
+    disk_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxRecord:
+    """A named sandbox. `total_*` sum over finished sessions; `number` is given by the database and orders rows made in the
+    same millisecond."""
+
+    id: str
+    team_id: str
+    project_id: str
+    name: str
+    config: SandboxConfig
+    routes: tuple[Route, ...]
+    status: str
+    status_updated_at: int
+    created_at: int
+    updated_at: int
+    current_session_id: str
+    current_snapshot_id: str | None = None
+    total_active_cpu_us: int = 0
+    total_duration_ms: int = 0
+    total_ingress_bytes: int = 0
+    total_egress_bytes: int = 0
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """One run of a sandbox, as the control plane last heard of it. Usage fields are set once it ended."""
+
+    id: str
+    sandbox_id: str
+    team_id: str
+    project_id: str
+    sandbox_name: str
+    status: SessionStatus
+    image: str
+    runtime: str
+    region: str
+    cwd: str
+    vcpus: int
+    memory_mb: int
+    timeout_ms: int
+    requested_at: int
+    created_at: int
+    updated_at: int
+    started_at: int | None = None
+    requested_stop_at: int | None = None
+    stopped_at: int | None = None
+    aborted_at: int | None = None
+    snapshotted_at: int | None = None
+    source_snapshot_id: str | None = None
+    network_policy: dict[str, Any] | None = None
+    active_cpu_us: int | None = None
+    ingress_bytes: int | None = None
+    egress_bytes: int | None = None
+    stop_reason: str | None = None
+    cgroup: str = ""
+    isolation: str = ""
+    number: int = 0

@@ -1,0 +1,148 @@
+"""Records → the JSON objects of the API. Optional fields are left out, never null; the two nullable ones are
+`pagination.next` and `command.exitCode`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hutch.control.lifecycle import duration_ms, is_live, sandbox_status
+from hutch.control.network_policy import response_form
+from hutch.control.records import Route, SandboxRecord, SessionRow, TokenRecord
+from hutch.host.protocol import CommandRecord, SessionStatus
+
+Json = dict[str, Any]
+
+INTERACTIVE_PORT = 26661
+"""A leftover of an older terminal design: the CLI refuses a session without it, and nobody connects to it."""
+ARCHITECTURE = "amd64"
+
+
+def sandbox(record: SandboxRecord, session: SessionRow | None, *, created: bool = False) -> Json:
+    """A sandbox. `session` is its current one; `created` leaves out what the answer to a create does not have."""
+    config = record.config
+    shape: Json = {
+        "name": record.name,
+        "currentSessionId": record.current_session_id,
+        "status": sandbox_status(session.status) if session is not None else record.status,
+        "statusUpdatedAt": record.status_updated_at,
+        "persistent": config.persistent,
+        "createdAt": record.created_at,
+        "updatedAt": record.updated_at,
+        "region": config.region,
+        "failoverRegions": list(config.failover_regions),
+        "vcpus": config.vcpus,
+        "memory": config.memory_mb,
+        "runtime": config.runtime,
+        "image": config.image,
+        "timeout": config.timeout_ms,
+        "cwd": config.cwd,
+        "architecture": ARCHITECTURE,
+    }
+    if record.current_snapshot_id is not None:
+        shape["currentSnapshotId"] = record.current_snapshot_id
+    if config.network_policy is not None:
+        shape["networkPolicy"] = response_form(config.network_policy)
+    if config.tags:
+        shape["tags"] = config.tags
+    if config.snapshot_expiration_ms is not None:
+        shape["snapshotExpiration"] = config.snapshot_expiration_ms
+    if config.keep_last_snapshots is not None:
+        shape["keepLastSnapshots"] = config.keep_last_snapshots
+    if not created:
+        shape["totalEgressBytes"] = record.total_egress_bytes
+        shape["totalIngressBytes"] = record.total_ingress_bytes
+        shape["totalActiveCpuDurationMs"] = _milliseconds(record.total_active_cpu_us)
+        shape["totalDurationMs"] = record.total_duration_ms
+        if session is not None and session.status is SessionStatus.RUNNING and session.started_at is not None:
+            shape["expiresAt"] = session.started_at + session.timeout_ms
+    return shape
+
+
+def session(row: SessionRow) -> Json:
+    shape: Json = {
+        "id": row.id,
+        "status": str(row.status),
+        "memory": row.memory_mb,
+        "vcpus": row.vcpus,
+        "region": row.region,
+        "timeout": row.timeout_ms,
+        "cwd": row.cwd,
+        "requestedAt": row.requested_at,
+        "createdAt": row.created_at,
+        "updatedAt": row.updated_at,
+        "runtime": row.runtime,
+        "interactivePort": INTERACTIVE_PORT,
+        "sourceSandboxName": row.sandbox_name,
+        "projectId": row.project_id,
+        "architecture": ARCHITECTURE,
+    }
+    optional = {
+        "startedAt": row.started_at,
+        "requestedStopAt": row.requested_stop_at,
+        "stoppedAt": row.stopped_at,
+        "abortedAt": row.aborted_at,
+        "snapshottedAt": row.snapshotted_at,
+        "sourceSnapshotId": row.source_snapshot_id,
+        "stopReason": row.stop_reason,
+        "duration": duration_ms(row),
+    }
+    shape.update((key, value) for key, value in optional.items() if value is not None)
+    if row.network_policy is not None:
+        shape["networkPolicy"] = response_form(row.network_policy)
+    if not is_live(row.status):
+        if row.active_cpu_us is not None:
+            shape["activeCpuDurationMs"] = _milliseconds(row.active_cpu_us)
+        if row.ingress_bytes is not None and row.egress_bytes is not None:
+            shape["networkTransfer"] = {"ingress": row.ingress_bytes, "egress": row.egress_bytes}
+    return shape
+
+
+def command(record: CommandRecord) -> Json:
+    argv = [text(argument) for argument in record.argv]
+    shape: Json = {
+        "id": record.command_id,
+        "name": argv[0] if argv else "",
+        "args": argv[1:],
+        "cwd": text(record.cwd),
+        "sessionId": record.session_id,
+        "exitCode": record.exit_code,
+        "startedAt": record.started_at,
+    }
+    if record.duration_ms is not None:
+        shape["durationMs"] = record.duration_ms
+    return shape
+
+
+def route(value: Route, ingress_domain: str) -> Json:
+    """A route. `ingress_domain` is where the gateway serves preview URLs, such as `localhost`."""
+    return {"url": f"https://{value.subdomain}.{ingress_domain}", "subdomain": value.subdomain, "port": value.port}
+
+
+def page(key: str, items: list[Json], next_cursor: str | None, **more: object) -> Json:
+    return {key: items, **more, "pagination": {"count": len(items), "next": next_cursor}}
+
+
+def token(record: TokenRecord) -> Json:
+    shape: Json = {
+        "id": record.id,
+        "team_id": record.team_id,
+        "role": str(record.role),
+        "name": record.name,
+        "created_at": record.created_at,
+        "expires_at": record.expires_at,
+        "revoked": record.revoked_at is not None,
+    }
+    if record.project_id is not None:
+        shape["project_id"] = record.project_id
+    if record.revoked_at is not None:
+        shape["revoked_at"] = record.revoked_at
+    return shape
+
+
+def text(value: bytes) -> str:
+    """Bytes of the guest as text; what is not UTF-8 is replaced."""
+    return value.decode("utf-8", "replace")
+
+
+def _milliseconds(microseconds: int) -> int:
+    return (microseconds + 999) // 1000

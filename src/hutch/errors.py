@@ -1,0 +1,135 @@
+"""The one error tree.
+
+    HutchError
+    ├── BadRequestError      400  the caller sent something that can't be meant
+    ├── UnauthorizedError    401  no token, or one that does not verify
+    ├── PaymentRequiredError 402  a budget or quota is exhausted
+    ├── ForbiddenError       403  a token without access to the team or project it names
+    ├── NotFoundError        404  no such thing for this caller
+    ├── ConflictError        409  the name is taken, the thing is busy
+    ├── GoneError            410  the session ended; clients resume on this
+    ├── PayloadTooLargeError 413  body, header or path beyond a documented bound
+    ├── NotReadyError        422  the session is past the point of accepting commands
+    ├── RateLimitedError     429  try again after `retry_after_s`
+    ├── InternalError        500  a fault of ours
+    ├── UnavailableError     503  a part is down or full; try again after `retry_after_s`
+    └── StalledError         504  the guest does not read; `details` say how far it got
+
+Errors are raised where they are known and become HTTP answers in `hutch.api.errors` and exit codes in
+`hutch.cli.errors`, nowhere else. Codes are stable: clients compare them. A message is a full sentence that says what
+was wrong, with which value, and what to do.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class HutchError(Exception):
+    """Base of all errors that a caller may see.
+
+    `code` is the stable identifier, `message` the sentence, `details` extra JSON fields of the error body.
+    """
+
+    status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        retry_after_s: int | None = None,
+        details: dict[str, object] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.retry_after_s = retry_after_s
+        self.details = details or {}
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+    def body(self) -> dict[str, object]:
+        """The JSON body of an HTTP answer: `{"error": {"code", "message", ...details}}`."""
+        return {"error": {"code": self.code, "message": self.message, **self.details}}
+
+
+class BadRequestError(HutchError):
+    status = 400
+
+
+class UnauthorizedError(HutchError):
+    status = 401
+
+
+class PaymentRequiredError(HutchError):
+    status = 402
+
+
+class ForbiddenError(HutchError):
+    status = 403
+
+
+class NotFoundError(HutchError):
+    status = 404
+
+
+class ConflictError(HutchError):
+    status = 409
+
+
+class GoneError(HutchError):
+    status = 410
+
+
+class PayloadTooLargeError(HutchError):
+    status = 413
+
+
+class NotReadyError(HutchError):
+    status = 422
+
+
+class RateLimitedError(HutchError):
+    status = 429
+    retryable = True
+
+
+class InternalError(HutchError):
+    status = 500
+
+
+class UnavailableError(HutchError):
+    status = 503
+    retryable = True
+
+
+class StalledError(HutchError):
+    status = 504
+
+
+BY_STATUS: dict[int, type[HutchError]] = {
+    kind.status: kind
+    for kind in (
+        BadRequestError,
+        UnauthorizedError,
+        PaymentRequiredError,
+        ForbiddenError,
+        NotFoundError,
+        ConflictError,
+        GoneError,
+        PayloadTooLargeError,
+        NotReadyError,
+        RateLimitedError,
+        InternalError,
+        UnavailableError,
+        StalledError,
+    )
+}
+
+
+def from_wire(status: int, code: str, message: str, details: dict[str, object] | None = None) -> HutchError:
+    """The error that a peer process reported, as the same class again; an unknown status is a fault of ours."""
+    return BY_STATUS.get(status, InternalError)(code, message, details=details)

@@ -1,0 +1,17 @@
+"""The host: owner of every sandbox on its machine.
+
+    protocol.py    what the control plane and a host say to each other (values only)
+    client.py      the control plane's end
+    service.py     the host's end: requests → supervisor
+    supervisor.py  sessions: create, adopt, time out, stop, sweep
+    machine.py     one live session: its channel, commands and logs
+    commands.py    one command: output, readers, exit
+    logs.py        stored output with a cap
+    journal.py     SQLite: intent before effect, outcome after
+    storage.py     writable layers
+    network.py     namespaces, links and the packet baseline
+    cgroups.py     limits and counters, v1 and v2
+
+The host is right about its sandboxes: it answers for them when the control plane is down, and finds them again after its
+own death.
+"""

@@ -1,0 +1,202 @@
+"""Values that the control plane and a host exchange. Times are integer milliseconds since the epoch, sizes bytes.
+
+Methods over `hutch.wire` (client = control plane):
+
+    host.info        {}                         → HostInfo
+    session.create   SessionSpec                → SessionRecord (answers when a command would succeed)
+    session.get      SessionRef                 → SessionRecord
+    session.list     {}                         → {"sessions": [SessionRecord]}
+    session.stop     StopRequest                → SessionRecord (answers when it is down)
+    session.extend   ExtendRequest              → SessionRecord
+    events           {"after": seq}             → {}, then EVENT SessionEvent …, for ever
+    command.start    CommandStart               → CommandRecord; with `follow`: DATA 1/2 …, EVENT CommandRecord (final)
+    command.get      CommandGet                 → CommandRecord; with `wait` an EVENT CommandRecord (final) follows
+    command.list     SessionRef                 → {"commands": [CommandRecord]} newest first
+    command.logs     CommandRef                 → {}, DATA 1/2 … until the command ended
+    command.kill     CommandKill                → CommandRecord
+    command.stdin    CommandStdin, DATA 0, END  → {"written": int, "stalled": bool}
+    pty.open         PtyOpen                    → {}, DATA both ways, EVENT {"resize": [c, r]} in, EVENT {"exit_code": n} out
+    file.read        FileRead                   → {"size": int}, DATA 1 …
+    file.mkdir       FileMkdir                  → {}
+    archive.write    ArchiveWrite, DATA 0, END  → {"files": int, "bytes": int}
+
+Errors: 404 `session_not_found`, `command_not_found`; 410 `sandbox_stopped`; those of the agent protocol; 503 `host_full`.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class SessionStatus(enum.StrEnum):
+    PENDING = "pending"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    ABORTED = "aborted"
+    SNAPSHOTTING = "snapshotting"
+
+
+LIVE = frozenset(
+    {SessionStatus.PENDING, SessionStatus.RUNNING, SessionStatus.STOPPING, SessionStatus.SNAPSHOTTING},
+)
+
+
+class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a host needs to start a session. `image` is a reference; `env` the sandbox's; `timeout_ms` from the start."""
+
+    session_id: str
+    sandbox_name: str
+    project_id: str
+    image: str
+    vcpus: int
+    memory_mb: int
+    timeout_ms: int
+    env: dict[str, str] = {}
+    hostname: str = "sandbox"
+    disk_bytes: int | None = None
+    persistent: bool = False
+
+
+class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A session as its host knows it. `timeout_ms` includes extensions; usage fields are set once it ended."""
+
+    session_id: str
+    sandbox_name: str
+    project_id: str
+    status: SessionStatus
+    image: str
+    cwd: str
+    vcpus: int
+    memory_mb: int
+    timeout_ms: int
+    requested_at: int
+    started_at: int | None = None
+    requested_stop_at: int | None = None
+    stopped_at: int | None = None
+    stop_reason: str | None = None
+    active_cpu_us: int | None = None
+    ingress_bytes: int | None = None
+    egress_bytes: int | None = None
+    cgroup: str = ""
+    isolation: str = ""
+
+
+class SessionEvent(msgspec.Struct, frozen=True):
+    """A change of a session; `seq` increases by at least 1 and survives restarts of the host."""
+
+    seq: int
+    session: SessionRecord
+
+
+class SessionRef(msgspec.Struct, frozen=True):
+    session_id: str
+
+
+class StopRequest(msgspec.Struct, frozen=True):
+    session_id: str
+    reason: str = "stop"
+
+
+class ExtendRequest(msgspec.Struct, frozen=True):
+    session_id: str
+    duration_ms: int
+    max_timeout_ms: int
+
+
+class CommandStart(msgspec.Struct, frozen=True, kw_only=True):
+    """`argv` and `cwd` are bytes of the guest; `cwd` None is the session's. `timeout_ms` ends it with SIGKILL."""
+
+    session_id: str
+    command_id: str
+    argv: list[bytes]
+    cwd: bytes | None = None
+    env: dict[str, str] = {}
+    sudo: bool = False
+    timeout_ms: int | None = None
+    stdin: bool = False
+    follow: bool = False
+
+
+class CommandRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A command. `exit_code` None while it runs."""
+
+    command_id: str
+    session_id: str
+    argv: list[bytes]
+    cwd: bytes
+    started_at: int
+    exit_code: int | None = None
+    duration_ms: int | None = None
+
+
+class CommandRef(msgspec.Struct, frozen=True):
+    session_id: str
+    command_id: str
+
+
+class CommandGet(msgspec.Struct, frozen=True):
+    session_id: str
+    command_id: str
+    wait: bool = False
+
+
+class CommandKill(msgspec.Struct, frozen=True):
+    session_id: str
+    command_id: str
+    signal: int
+
+
+class CommandStdin(msgspec.Struct, frozen=True):
+    session_id: str
+    command_id: str
+    offset: int | None
+    timeout_ms: int
+    close: bool
+
+
+class PtyOpen(msgspec.Struct, frozen=True, kw_only=True):
+    session_id: str
+    argv: list[bytes]
+    cwd: bytes | None = None
+    env: dict[str, str] = {}
+    sudo: bool = False
+    cols: int = 80
+    rows: int = 24
+
+
+class FileRead(msgspec.Struct, frozen=True):
+    session_id: str
+    path: bytes
+    cwd: bytes | None = None
+
+
+class FileMkdir(msgspec.Struct, frozen=True):
+    session_id: str
+    path: bytes
+    cwd: bytes | None = None
+    recursive: bool = False
+
+
+class ArchiveWrite(msgspec.Struct, frozen=True):
+    session_id: str
+    cwd: bytes
+    gzip: bool
+    max_bytes: int
+    max_files: int
+
+
+class HostInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """`ready` is true once a create would succeed."""
+
+    host_id: str
+    ready: bool
+    isolation: str
+    version: str
+    sessions: int
+    pooled: int
+    max_timeout_ms: int
+    reason: str = ""

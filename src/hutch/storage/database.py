@@ -1,0 +1,101 @@
+"""Engines and transactions.
+
+SQLite takes one writer at a time, so writes go through one connection (no "database is locked" within a process) that
+begins with `BEGIN IMMEDIATE`, and reads through others, which WAL lets run beside it. PostgreSQL needs none of this: both
+doors lead to one pool.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from sqlalchemy import Connection, event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from hutch.errors import BadRequestError, UnavailableError
+from hutch.storage.migrate import Migrations
+
+_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
+BUSY_TIMEOUT_MS = 5000
+READERS = 4
+
+
+class Database:
+    """One database. `open` before use, `close` after."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            parsed = make_url(url)
+        except ArgumentError as error:
+            raise BadRequestError("invalid_configuration", "`database.url` is not a database URL.") from error
+        self.dialect = parsed.get_backend_name()
+        if self.dialect not in _DRIVERS:
+            raise BadRequestError("invalid_configuration", "`database.url` must start with sqlite:// or postgresql://.")
+        parsed = parsed.set(drivername=_DRIVERS[self.dialect])
+        if self.dialect == "sqlite":
+            self._writer = create_async_engine(parsed, pool_size=1, max_overflow=0)
+            self._reader = create_async_engine(parsed, pool_size=READERS, max_overflow=0)
+            _prepare_sqlite(self._writer, "BEGIN IMMEDIATE")
+            _prepare_sqlite(self._reader, "BEGIN")
+        else:
+            self._writer = self._reader = create_async_engine(parsed, pool_size=10, max_overflow=10, pool_pre_ping=True)
+
+    async def open(self, migrations: Migrations) -> None:
+        """Bring the schema up to date."""
+        async with self.write() as connection:
+            if self.dialect == "postgresql":
+                await connection.execute(text("SELECT pg_advisory_xact_lock(4862719)"))
+            await connection.run_sync(migrations.upgrade)
+
+    @contextlib.asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that commits at the end, or rolls back on an error."""
+        with _translated():
+            async with self._writer.begin() as connection:
+                yield connection
+
+    @contextlib.asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction for reading only."""
+        with _translated():
+            async with self._reader.begin() as connection:
+                yield connection
+
+    async def close(self) -> None:
+        await self._writer.dispose()
+        if self._reader is not self._writer:
+            await self._reader.dispose()
+
+
+@contextlib.contextmanager
+def _translated() -> Any:
+    """A database that is away is a 503, not a fault of ours."""
+    try:
+        yield
+    except DBAPIError as error:
+        if error.connection_invalidated or type(error).__name__ in ("OperationalError", "InterfaceError"):
+            raise UnavailableError("database_unavailable", "The database does not answer. Try again.", retry_after_s=1) from error
+        raise
+    except (ConnectionError, TimeoutError) as error:
+        raise UnavailableError("database_unavailable", "The database does not answer. Try again.", retry_after_s=1) from error
+
+
+def _prepare_sqlite(engine: AsyncEngine, begin: str) -> None:
+    @event.listens_for(engine.sync_engine, "connect")
+    def connect(connection: Any, record: object) -> None:
+        # The driver must not begin transactions by itself: it would do so with a deferred BEGIN, and only before writes.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=NORMAL")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin_transaction(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)

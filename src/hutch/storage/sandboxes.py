@@ -1,0 +1,174 @@
+"""Named sandboxes. A name is unique in its project; taking it is what makes concurrent creates of one name safe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, delete, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from hutch.control.cursor import Position
+from hutch.control.records import Route, SandboxConfig, SandboxRecord, Scope
+from hutch.errors import ConflictError
+from hutch.storage.models import SandboxModel, SandboxTagModel, SessionModel
+from hutch.storage.sealing import Sealer
+
+_TABLE = SandboxModel.__table__
+_PLAIN_CONFIG = (
+    "image",
+    "timeout_ms",
+    "vcpus",
+    "memory_mb",
+    "persistent",
+    "runtime",
+    "region",
+    "cwd",
+    "tags",
+    "snapshot_expiration_ms",
+    "keep_last_snapshots",
+    "disk_bytes",
+)
+_PLAIN = (
+    "id",
+    "team_id",
+    "project_id",
+    "name",
+    "status",
+    "status_updated_at",
+    "created_at",
+    "updated_at",
+    "current_session_id",
+    "current_snapshot_id",
+    "total_active_cpu_us",
+    "total_duration_ms",
+    "total_ingress_bytes",
+    "total_egress_bytes",
+)
+
+SORT_COLUMNS: dict[str, ColumnElement[Any]] = {
+    "createdAt": SandboxModel.created_at.expression,
+    "name": SandboxModel.name.expression,
+    "statusUpdatedAt": SandboxModel.status_updated_at.expression,
+    "currentSnapshotId": func.coalesce(SandboxModel.current_snapshot_id, ""),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxQuery:
+    """Which sandboxes of a scope, in which order."""
+
+    sort_by: str = "createdAt"
+    descending: bool = True
+    name_prefix: str | None = None
+    tag: tuple[str, str] | None = None
+    status: str | None = None
+    after: Position | None = None
+    limit: int = 20
+
+
+def config_values(config: SandboxConfig, sandbox_id: str, sealer: Sealer) -> dict[str, Any]:
+    """Columns of a configuration."""
+    values: dict[str, Any] = {name: getattr(config, name) for name in _PLAIN_CONFIG}
+    values["failover_regions"] = list(config.failover_regions)
+    values["env"] = sealer.seal(config.env, sandbox_id)
+    policy = config.network_policy
+    values["network_policy"] = sealer.seal(policy, sandbox_id) if policy is not None else None
+    return values
+
+
+def _record(row: Row[Any], sealer: Sealer) -> SandboxRecord:
+    values = row._mapping
+    identifier, policy = values["id"], values["network_policy"]
+    config = SandboxConfig(
+        env=sealer.open(values["env"], identifier),
+        network_policy=sealer.open(policy, identifier) if policy is not None else None,
+        failover_regions=tuple(values["failover_regions"]),
+        **{name: values[name] for name in _PLAIN_CONFIG},
+    )
+    routes = tuple(Route(port, subdomain) for port, subdomain in values["routes"])
+    return SandboxRecord(config=config, routes=routes, number=values["number"], **{name: values[name] for name in _PLAIN})
+
+
+def _scoped(scope: Scope) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = [SandboxModel.team_id == scope.team_id]
+    if scope.project_id is not None:
+        conditions.append(SandboxModel.project_id == scope.project_id)
+    return conditions
+
+
+async def add(connection: AsyncConnection, record: SandboxRecord, sealer: Sealer) -> None:
+    """Take the name. Raises `ConflictError` when the project has a sandbox of that name."""
+    values = {name: getattr(record, name) for name in _PLAIN} | config_values(record.config, record.id, sealer)
+    values["routes"] = [[route.port, route.subdomain] for route in record.routes]
+    try:
+        await connection.execute(insert(SandboxModel).values(**values))
+    except IntegrityError as error:
+        raise ConflictError(
+            "conflict",
+            f"A sandbox named '{record.name}' already exists in this project. Choose another name, or get or delete that one.",
+        ) from error
+    await _replace_tags(connection, record.id, record.config.tags)
+
+
+async def find(connection: AsyncConnection, scope: Scope, name: str, sealer: Sealer) -> SandboxRecord | None:
+    row = (await connection.execute(select(_TABLE).where(*_scoped(scope), SandboxModel.name == name))).first()
+    return _record(row, sealer) if row is not None else None
+
+
+async def page(
+    connection: AsyncConnection, scope: Scope, query: SandboxQuery, sealer: Sealer
+) -> tuple[list[SandboxRecord], Position | None]:
+    """One page, and where the next begins."""
+    column, number = SORT_COLUMNS[query.sort_by], SandboxModel.number.expression
+    conditions = _scoped(scope)
+    if query.name_prefix:
+        # "{" follows "z", the last character a name can have.
+        conditions += [SandboxModel.name >= query.name_prefix, SandboxModel.name < query.name_prefix + "{"]
+    if query.tag is not None:
+        key, value = query.tag
+        tagged = select(SandboxTagModel.sandbox_id).where(SandboxTagModel.key == key, SandboxTagModel.value == value)
+        conditions.append(SandboxModel.id.in_(tagged))
+    if query.status is not None:
+        conditions.append(SandboxModel.status == query.status)
+    if query.after is not None:
+        value, last = query.after.value, query.after.number
+        beyond = column < value if query.descending else column > value
+        tie = number < last if query.descending else number > last
+        conditions.append(or_(beyond, (column == value) & tie))
+    order = (column.desc(), number.desc()) if query.descending else (column.asc(), number.asc())
+    statement = select(_TABLE, column.label("sort_value")).where(*conditions).order_by(*order).limit(query.limit + 1)
+    rows = (await connection.execute(statement)).all()
+    records = [_record(row, sealer) for row in rows[: query.limit]]
+    if len(rows) <= query.limit:
+        return records, None
+    last_row = rows[query.limit - 1]._mapping
+    return records, Position(last_row["sort_value"], last_row["number"])
+
+
+async def save(connection: AsyncConnection, record: SandboxRecord, sealer: Sealer) -> None:
+    """Write what an update may change: configuration, routes, `current_snapshot_id`, `updated_at`."""
+    values = config_values(record.config, record.id, sealer)
+    values["routes"] = [[route.port, route.subdomain] for route in record.routes]
+    values["current_snapshot_id"] = record.current_snapshot_id
+    values["updated_at"] = record.updated_at
+    await connection.execute(update(SandboxModel).where(SandboxModel.id == record.id).values(**values))
+    await connection.execute(delete(SandboxTagModel).where(SandboxTagModel.sandbox_id == record.id))
+    await _replace_tags(connection, record.id, record.config.tags)
+
+
+async def remove(connection: AsyncConnection, scope: Scope, sandbox_id: str, now: int) -> bool:
+    """Delete the record and free its name; its sessions stay for accounting. False when it was gone."""
+    await connection.execute(delete(SandboxTagModel).where(SandboxTagModel.sandbox_id == sandbox_id))
+    result = await connection.execute(delete(SandboxModel).where(*_scoped(scope), SandboxModel.id == sandbox_id))
+    if result.rowcount == 0:
+        return False
+    await connection.execute(update(SessionModel).where(SessionModel.sandbox_id == sandbox_id).values(deleted_at=now))
+    return True
+
+
+async def _replace_tags(connection: AsyncConnection, sandbox_id: str, tags: dict[str, str]) -> None:
+    if tags:
+        rows = [{"sandbox_id": sandbox_id, "key": key, "value": value} for key, value in tags.items()]
+        await connection.execute(insert(SandboxTagModel), rows)
