@@ -161,6 +161,10 @@ class Authenticator:
             await tokens.add(connection, record)
         return self._signer.sign(record)
 
+    def sign(self, record: TokenRecord) -> str:
+        """The token of a record that was issued before; signing is deterministic, so it is the same token."""
+        return self._signer.sign(record)
+
     async def revoke(self, token_id: str, team_id: str | None) -> TokenRecord | None:
         """Revoke a token of a team (None: any); it is refused from now on."""
         async with self._database.write() as connection:
@@ -201,7 +205,7 @@ class Authenticator:
         named = request.query_params.get("teamId") or request.query_params.get("slug")
         team = await self._team(named or principal.team_id)
         if team is None or (team.id != principal.team_id and not principal.is_admin):
-            raise _forbidden("team", named or "")
+            raise forbidden("team", named or "")
         return team
 
     async def scope(self, request: Request, principal: Principal, project: str | None, *, one: bool = True) -> Scope:
@@ -214,7 +218,7 @@ class Authenticator:
         if project:
             found = await self._project(team.id, project)
             if found is None or (principal.project_id not in (None, found.id) and not principal.is_admin):
-                raise _forbidden("project", project)
+                raise forbidden("project", project)
             return Scope(team.id, found.id)
         if own is None and one:
             raise BadRequestError("bad_request", "Invalid request: `projectId` is needed, because the token is not bound to a project.")
@@ -271,5 +275,5 @@ def new_token(
     return TokenRecord(ids.token_id(), team_id, project_id, role, name, now, now + ttl_ms)
 
 
-def _forbidden(kind: str, named: str) -> ForbiddenError:
+def forbidden(kind: str, named: str) -> ForbiddenError:
     return ForbiddenError("forbidden", f"The token has no access to the {kind} '{named[:64]}'.")

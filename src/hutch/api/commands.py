@@ -10,7 +10,7 @@ import codecs
 import contextlib
 import re
 from collections.abc import AsyncIterator, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -152,7 +152,7 @@ async def write_stdin(request: Request, session_id: str, command_id: str) -> Res
         with host_errors():
             await stream.send_data(data, channel=0)
             stream.send_end()
-            answer = await stream.reply()
+            answer: dict[str, Any] = await stream.reply()
     finally:
         stream.cancel()
     written = answer.get("written", 0)

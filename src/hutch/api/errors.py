@@ -44,8 +44,4 @@ def install(app: FastAPI) -> None:
         headers = [(key.lower().encode(), value.encode()) for key, value in (error.headers or {}).items()]
         return JsonResponse({"error": {"code": code, "message": message}}, error.status_code, headers)
 
-    async def fault(request: Request, error: Exception) -> Response:
-        return fault_response(error)
-
     app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(Exception, fault)

@@ -8,6 +8,7 @@ parameters, and returns a response; FastAPI only documents it. That keeps a comm
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -15,12 +16,14 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hutch import __version__
-from hutch.api.errors import error_response
+from hutch.api.errors import error_response, fault_response
 from hutch.errors import HutchError
+
+log = logging.getLogger(__name__)
 
 VERSION_KEY = "hutch.api_version"
 
@@ -58,7 +61,16 @@ class PlainRoute(APIRoute):
                 response = await endpoint(Request(scope, receive, send), **scope["path_params"])
             except HutchError as error:
                 response = error_response(error)
-            await response(scope, receive, send)
+            except ClientDisconnect:
+                return
+            except Exception as error:
+                response = fault_response(error)
+            try:
+                await response(scope, receive, send)
+            except HutchError as error:
+                # The head is out already, so the only way to say that the rest is missing is to end here: uvicorn then closes
+                # the connection, and the client sees an answer that broke off.
+                log.info("an answer broke off: %s", error)
 
         self.app = app
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from starlette.responses import Response
 
 from hutch import ids
 from hutch.api import paging
+from hutch.api.auth import Principal
 from hutch.api.body import read
 from hutch.api.responses import JsonResponse
 from hutch.api.routing import PlainRoute, api_version, documented
@@ -35,7 +37,7 @@ from hutch.control.requests import (
     SandboxFields,
     UpdateSandbox,
 )
-from hutch.errors import BadRequestError, GoneError, HutchError, NotFoundError, UnavailableError
+from hutch.errors import BadRequestError, GoneError, HutchError, NotFoundError, NotReadyError, UnavailableError
 from hutch.host.protocol import SessionRecord, SessionRef, SessionSpec, SessionStatus, StopRequest
 from hutch.storage import sandboxes as rows
 from hutch.storage import sessions as session_rows
@@ -164,12 +166,15 @@ async def list_sandboxes(request: Request) -> Response:
 async def get_sandbox(request: Request, name: str) -> Response:
     """A sandbox, its current session and its routes."""
     services = services_of(request)
-    scope = await _scope(request, services)
+    principal, scope = await _caller(request, services)
     resume = paging.flag(request, "resume")
     record, session = await find_with_session(services, scope, name)
     if resume:
-        record, session = await _resumed(services, scope, record, session)
-    return JsonResponse(_full(services, record, session) | {"resumed": False})
+        session = await _resumed(services, session)
+    answer = _full(services, record, session) | {"resumed": False}
+    if principal.is_admin and session is not None:
+        answer["sandbox"] |= {"cgroup": session.cgroup, "isolation": session.isolation}
+    return JsonResponse(answer)
 
 
 @router.patch("/v2/sandboxes/{name}", openapi_extra=documented(UpdateSandbox, query={"projectId": "Id or slug", "resume": "as in get"}))
@@ -181,8 +186,10 @@ async def update_sandbox(request: Request, name: str) -> Response:
     body = await read(request, UpdateSandbox)
     if body.currentSnapshotId is not None:
         raise unknown_snapshot(body.currentSnapshotId)
+    if not is_name(name):
+        raise unknown(name)
     async with services.database.write() as connection:
-        record = await rows.find(connection, scope, name, services.sealer)
+        record = await rows.find(connection, scope, name, services.sealer, lock=True)
         if record is None:
             raise unknown(name)
         config = configured(services, record.config, body)
@@ -195,7 +202,7 @@ async def update_sandbox(request: Request, name: str) -> Response:
         await rows.save(connection, record, services.sealer)
         session = await session_rows.find(connection, scope, record.current_session_id, services.sealer)
     if resume:
-        record, session = await _resumed(services, scope, record, session)
+        session = await _resumed(services, session)
         return JsonResponse(_full(services, record, session) | {"resumed": False})
     return JsonResponse({"sandbox": shapes.sandbox(record, session), "routes": routes(services, record)})
 
@@ -219,10 +226,14 @@ async def delete_sandbox(request: Request, name: str) -> Response:
 # -- finding ----------------------------------------------------------------------------------------
 
 
-async def _scope(request: Request, services: Services) -> Scope:
+async def _caller(request: Request, services: Services) -> tuple[Principal, Scope]:
     principal = await services.auth.principal(request)
     project = request.query_params.get("projectId") or request.query_params.get("project")
-    return await services.auth.scope(request, principal, project)
+    return principal, await services.auth.scope(request, principal, project)
+
+
+async def _scope(request: Request, services: Services) -> Scope:
+    return (await _caller(request, services))[1]
 
 
 async def find(services: Services, scope: Scope, name: str) -> SandboxRecord:
@@ -250,19 +261,19 @@ def _full(services: Services, record: SandboxRecord, session: SessionRow | None)
     return {"sandbox": shapes.sandbox(record, session), "session": shapes.session(session), "routes": routes(services, record)}
 
 
-async def _resumed(
-    services: Services, scope: Scope, record: SandboxRecord, session: SessionRow | None
-) -> tuple[SandboxRecord, SessionRow | None]:
-    """The sandbox if its session is alive, after waiting for one that is going down; otherwise there is nothing to start
-    from. Raises `BadRequestError`."""
+async def _resumed(services: Services, session: SessionRow | None) -> SessionRow:
+    """The session if it is alive, after waiting for one that is going down; otherwise there is nothing to start from.
+    Raises `BadRequestError`."""
     if session is not None and is_live(session.status):
         session = await _confirmed(services, session)
-    async with asyncio.timeout(RESUME_WAIT_S):
-        while session is not None and is_live(session.status) and sandbox_status(session.status) == "stopping":
-            await asyncio.sleep(RESUME_POLL_S)
-            session = await _confirmed(services, session)
+    deadline = time.monotonic() + RESUME_WAIT_S
+    while session is not None and is_live(session.status) and sandbox_status(session.status) == "stopping":
+        if time.monotonic() > deadline:
+            raise NotReadyError("sandbox_stopping", "Sandbox is stopping. Try again when it has stopped.", retry_after_s=5)
+        await asyncio.sleep(RESUME_POLL_S)
+        session = await _confirmed(services, session)
     if session is not None and is_live(session.status):
-        return record, session
+        return session
     raise BadRequestError("snapshot_not_found", "Cannot resume sandbox: no snapshot available.")
 
 
@@ -363,9 +374,6 @@ async def boot(
         updated_at=now,
         network_policy=config.network_policy,
     )
-    async with services.database.write() as connection:
-        await rows.add(connection, record, services.sealer)
-        await session_rows.add(connection, session, services.sealer)
     spec = SessionSpec(
         session_id=session_id,
         sandbox_name=sandbox_name,
@@ -379,11 +387,18 @@ async def boot(
         disk_bytes=config.disk_bytes,
         persistent=config.persistent,
     )
+    services.starting.add(session_id)
     try:
-        report = await services.host.call("session.create", spec, SessionRecord)
-    except BaseException as error:
-        await asyncio.shield(_undo(services, scope, record, error))
-        raise
+        async with services.database.write() as connection:
+            await rows.add(connection, record, services.sealer)
+            await session_rows.add(connection, session, services.sealer)
+        try:
+            report = await services.host.call("session.create", spec, SessionRecord)
+        except BaseException as error:
+            await asyncio.shield(_undo(services, scope, record, error))
+            raise
+    finally:
+        services.starting.discard(session_id)
     started = await services.apply(report) or session
     record = replace(
         record,

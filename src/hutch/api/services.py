@@ -10,6 +10,8 @@ from typing import Any
 from starlette.requests import Request
 
 from hutch.api.auth import Authenticator, Recent
+from hutch.api.metrics import Metrics
+from hutch.api.tickets import Tickets
 from hutch.clock import Clock, now_ms
 from hutch.control.lifecycle import lost, merge
 from hutch.control.records import SessionRow
@@ -70,7 +72,10 @@ class Services:
     default_team_id: str = ""
     default_project_id: str = ""
     draining: bool = False
-    tickets: dict[str, Any] = field(default_factory=dict)
+    starting: set[str] = field(default_factory=set)
+    """Sessions whose create has not been answered: the host need not know them yet."""
+    tickets: Tickets = field(default_factory=Tickets)
+    metrics: Metrics = field(default_factory=Metrics)
 
     async def apply(self, report: SessionRecord) -> SessionRow | None:
         """Write what the host says about a session. Idempotent; None when the session is not known."""

@@ -9,6 +9,8 @@ from hutch.errors import BadRequestError
 
 NAME_PATTERN = re.compile(r"^[a-zA-Z0-9_-]+$")
 MAX_NAME_LENGTH = 128
+RESERVED_NAMES = frozenset({"sessions", "snapshots", "drives"})
+"""Their paths belong to other resources, so a sandbox of such a name could never be reached."""
 SLUG_PATTERN = re.compile(r"^[a-z0-9](?:[a-z0-9-]{0,46}[a-z0-9])?$")
 
 _ADJECTIVES = (

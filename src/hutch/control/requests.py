@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from hutch.control.names import MAX_NAME_LENGTH, NAME_PATTERN
+from hutch.control.names import MAX_NAME_LENGTH, NAME_PATTERN, RESERVED_NAMES
 from hutch.control.network_policy import Policy, PolicyInvalid, check_policy
 from hutch.errors import BadRequestError, PayloadTooLargeError
 
@@ -27,8 +27,10 @@ MAX_PATH_BYTES = 4095
 MAX_ARGUMENTS = 32_768
 MAX_ARGUMENT_BYTES = 131_071
 MAX_ENV_ENTRIES = 4096
-MAX_STDIN_BYTES = 1_000_000
 """Linux refuses a longer path (PATH_MAX) and a longer argument or environment string (MAX_ARG_STRLEN)."""
+MAX_STDIN_BYTES = 1_000_000
+MIN_DISK_BYTES = 16 * 1024 * 1024
+MAX_DISK_BYTES = 64 * 1024**4
 
 B = TypeVar("B", bound="Body")
 
@@ -77,6 +79,12 @@ def _tags(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+def _name(value: str) -> str:
+    if value in RESERVED_NAMES:
+        raise PydanticCustomError("name", f"should NOT be a reserved name: {', '.join(sorted(RESERVED_NAMES))}")
+    return value
+
+
 def _ports(value: list[int]) -> list[int]:
     if len(set(value)) != len(value):
         raise PydanticCustomError("ports", "should NOT have duplicate items")
@@ -103,7 +111,7 @@ Env = Annotated[dict[str, str], AfterValidator(_env)]
 Tags = Annotated[dict[str, str], AfterValidator(_tags)]
 Port = Annotated[int, Field(ge=1024, le=65535)]
 Ports = Annotated[list[Port], Field(max_length=MAX_PORTS), AfterValidator(_ports)]
-Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^[a-zA-Z0-9_-]+\z")]
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^[a-zA-Z0-9_-]+\z"), AfterValidator(_name)]
 Region = Annotated[str, Field(min_length=1, max_length=32, pattern=r"^[a-z0-9-]+\z")]
 NetworkPolicy = Annotated[dict[str, Any], AfterValidator(_policy)]
 Expiration = Annotated[int, AfterValidator(_expiration)]
@@ -194,7 +202,7 @@ class CreateSandbox(SandboxFields):
     source: SandboxSource | None = None
     image: Text | None = Field(None, min_length=1, max_length=255)
     runtime: Runtime | None = None
-    disk_bytes: int | None = Field(None, ge=16 * 1024 * 1024)
+    disk_bytes: int | None = Field(None, ge=MIN_DISK_BYTES, le=MAX_DISK_BYTES)
 
     @model_validator(mode="after")
     def _exclusive(self) -> CreateSandbox:
@@ -210,7 +218,7 @@ class ForkSandbox(SandboxFields):
 
     name: Name | None = None
     image: Text | None = Field(None, min_length=1, max_length=255)
-    disk_bytes: int | None = Field(None, ge=16 * 1024 * 1024)
+    disk_bytes: int | None = Field(None, ge=MIN_DISK_BYTES, le=MAX_DISK_BYTES)
 
 
 class UpdateSandbox(SandboxFields):
@@ -292,7 +300,7 @@ class CreateToken(Body):
     project: Text | None = Field(None, min_length=1, max_length=64)
     role: Literal["member", "owner", "admin"] = "member"
     name: Text = Field("", max_length=128)
-    ttl_s: int | None = Field(None, ge=60)
+    ttl_s: int | None = Field(None, ge=60, le=2**40)
 
 
 class PtyStart(Body):

@@ -112,8 +112,10 @@ async def add(connection: AsyncConnection, record: SandboxRecord, sealer: Sealer
     await _replace_tags(connection, record.id, record.config.tags)
 
 
-async def find(connection: AsyncConnection, scope: Scope, name: str, sealer: Sealer) -> SandboxRecord | None:
-    row = (await connection.execute(select(_TABLE).where(*_scoped(scope), SandboxModel.name == name))).first()
+async def find(connection: AsyncConnection, scope: Scope, name: str, sealer: Sealer, *, lock: bool = False) -> SandboxRecord | None:
+    """The sandbox; with `lock` nobody else changes it until the transaction ends."""
+    query = select(_TABLE).where(*_scoped(scope), SandboxModel.name == name)
+    row = (await connection.execute(query.with_for_update() if lock else query)).first()
     return _record(row, sealer) if row is not None else None
 
 
@@ -127,8 +129,8 @@ async def page(
         # "{" follows "z", the last character a name can have.
         conditions += [SandboxModel.name >= query.name_prefix, SandboxModel.name < query.name_prefix + "{"]
     if query.tag is not None:
-        key, value = query.tag
-        tagged = select(SandboxTagModel.sandbox_id).where(SandboxTagModel.key == key, SandboxTagModel.value == value)
+        tag_key, tag_value = query.tag
+        tagged = select(SandboxTagModel.sandbox_id).where(SandboxTagModel.key == tag_key, SandboxTagModel.value == tag_value)
         conditions.append(SandboxModel.id.in_(tagged))
     if query.status is not None:
         conditions.append(SandboxModel.status == query.status)

@@ -6,6 +6,7 @@ with it, so that a sealed value can't be moved to another row.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -64,10 +65,8 @@ def read_or_create(path: Path, make: Any) -> bytes:
             file.write(make())
             file.flush()
             os.fsync(file.fileno())
-        try:
+        with contextlib.suppress(FileExistsError):
             os.link(temporary, path)
-        except FileExistsError:
-            pass
     finally:
         temporary.unlink()
     return path.read_bytes()

@@ -56,6 +56,12 @@ async def find(connection: AsyncConnection, scope: Scope, session_id: str, seale
     return _row(row, sealer) if row is not None else None
 
 
+async def find_any(connection: AsyncConnection, session_id: str, sealer: Sealer) -> SessionRow | None:
+    """A session of whatever team, also of a deleted sandbox: for comparing with a host, never for a caller."""
+    row = (await connection.execute(select(_TABLE).where(SessionModel.id == session_id))).first()
+    return _row(row, sealer) if row is not None else None
+
+
 async def find_many(connection: AsyncConnection, scope: Scope, session_ids: list[str], sealer: Sealer) -> dict[str, SessionRow]:
     if not session_ids:
         return {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hutch.control.records import TokenRecord, TokenRole
@@ -22,7 +23,7 @@ _COLUMNS = (
 )
 
 
-def _record(row: Row[Any]) -> TokenRecord:
+def _record(row: Sequence[Any]) -> TokenRecord:
     identifier, team_id, project_id, role, name, created_at, expires_at, revoked_at = row
     return TokenRecord(identifier, team_id, project_id, TokenRole(role), name, created_at, expires_at, revoked_at)
 

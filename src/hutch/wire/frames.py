@@ -1,14 +1,18 @@
-"""Frames: a 12-byte header and a payload. Pure functions and one decoder that holds a partial frame."""
+"""Frames: a 12-byte header and a payload. Pure functions and one decoder that holds what is not a whole frame yet."""
 
 from __future__ import annotations
 
 import enum
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 MAX_PAYLOAD_BYTES = 262_144
 HEADER = struct.Struct("<IBBHI")
+HEADER_BYTES = HEADER.size
+U32 = struct.Struct("<I")
+Bytes = bytes | bytearray | memoryview
 
 
 class WireViolation(Exception):
@@ -31,13 +35,11 @@ class Kind(enum.IntEnum):
 
 KIND_VALUES = {int(kind): kind for kind in Kind}
 STREAMLESS = frozenset({Kind.HELLO, Kind.PING, Kind.PONG})
-EMPTY = frozenset({Kind.END, Kind.CANCEL})
-EIGHT_BYTES = frozenset({Kind.PING, Kind.PONG})
-U32 = struct.Struct("<I")
+FIXED_BYTES = {Kind.END: 0, Kind.CANCEL: 0, Kind.CREDIT: 4, Kind.PING: 8, Kind.PONG: 8}
+"""Payload sizes of the kinds that have just one; all others carry at least one byte."""
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(msgspec.Struct, frozen=True, gc=False):
     """One frame as received. `payload` is a copy that the receiver owns."""
 
     kind: Kind
@@ -54,39 +56,70 @@ def encode_frame(kind: Kind, stream: int, payload: bytes = b"", channel: int = 0
 
 
 class FrameDecoder:
-    """Turns chunks of any size into frames; memory is bounded by one frame and one chunk."""
+    """Turns chunks of any size into frames: `feed` bytes, then take `frames`.
+
+    Memory is bounded by one frame and one chunk, and work by the bytes received, however small the chunks are: a
+    partial frame is looked at again only when all of it has arrived. Unusable after a `WireViolation`.
+    """
 
     def __init__(self) -> None:
-        self._partial = bytearray()
+        self._buffer: Bytes = b""
+        self._position = 0
+        self._needed = HEADER_BYTES
+        self.stopped = False
+        """Whether the last `frames` ended at its limit, with frames left."""
 
-    def feed(self, chunk: bytes | bytearray | memoryview) -> Iterator[Frame]:
-        """Yield the frames that `chunk` completes. Raises `WireViolation`; the decoder is unusable afterwards."""
-        if self._partial:
-            self._partial += chunk
-            buffer: bytes | bytearray | memoryview = self._partial
-        else:
-            buffer = chunk
-        position, available = 0, len(buffer)
-        view = memoryview(buffer)
-        try:
-            while available - position >= HEADER.size:
-                length, kind_value, channel, zero, stream = HEADER.unpack_from(view, position)
+    def feed(self, chunk: Bytes) -> None:
+        """Add bytes."""
+        if not chunk:
+            return
+        if self._position == len(self._buffer):
+            self._buffer, self._position = chunk, 0
+            return
+        if self._position or not isinstance(self._buffer, bytearray):
+            self._buffer, self._position = bytearray(memoryview(self._buffer)[self._position :]), 0
+        self._buffer += chunk
+
+    def frames(self, limit: int | None = None) -> Iterator[Frame]:
+        """Yield the frames that are complete, at most `limit`. Raises `WireViolation`."""
+        buffer, self.stopped = self._buffer, False
+        available = len(buffer)
+        if available - self._position < self._needed:
+            self._keep()
+            return
+        with memoryview(buffer) as view:
+            while available - self._position >= HEADER_BYTES:
+                begin = self._position + HEADER_BYTES
+                length, kind_value, channel, zero, stream = HEADER.unpack_from(view, self._position)
                 kind = check_header(length, kind_value, channel, zero, stream)
-                end = position + HEADER.size + length
+                end = begin + length
                 if end > available:
+                    self._needed = HEADER_BYTES + length
                     break
-                payload = bytes(view[position + HEADER.size : end])
-                position = end
-                yield Frame(kind, stream, channel, payload)
-            rest = bytes(view[position:])
-        finally:
-            view.release()
-        self._partial = bytearray(rest)
+                if limit is not None:
+                    if limit == 0:
+                        self._needed, self.stopped = HEADER_BYTES, True
+                        break
+                    limit -= 1
+                self._position = end
+                yield Frame(kind, stream, channel, bytes(view[begin:end]))
+            else:
+                self._needed = HEADER_BYTES
+        self._keep()
+
+    def _keep(self) -> None:
+        """Own the rest: a chunk that was fed belongs to the caller, and a whole one must not be kept for its end."""
+        if self._position == len(self._buffer):
+            self._buffer, self._position = b"", 0
+        elif self._position or not isinstance(self._buffer, bytearray):
+            self._buffer, self._position = bytearray(memoryview(self._buffer)[self._position :]), 0
 
 
 def check_header(length: int, kind_value: int, channel: int, zero: int, stream: int) -> Kind:
     """The kind of a header whose fields are all within their bounds; raises `WireViolation` otherwise."""
     kind = KIND_VALUES.get(kind_value)
+    if kind is Kind.DATA and 0 < length <= MAX_PAYLOAD_BYTES and channel <= 2 and zero == 0 and stream:
+        return kind  # What bulk data consists of, checked in one go.
     if kind is None:
         raise WireViolation(f"unknown frame kind {kind_value}")
     if length > MAX_PAYLOAD_BYTES:
@@ -97,10 +130,7 @@ def check_header(length: int, kind_value: int, channel: int, zero: int, stream: 
         raise WireViolation(f"channel {channel} on {kind.name}")
     if (stream == 0) != (kind in STREAMLESS):
         raise WireViolation(f"{kind.name} on stream {stream}")
-    if kind in EMPTY and length != 0:
+    fixed = FIXED_BYTES.get(kind)
+    if (length != fixed) if fixed is not None else (length == 0):
         raise WireViolation(f"{kind.name} with a payload of {length} bytes")
-    if kind in EIGHT_BYTES and length != 8:
-        raise WireViolation(f"{kind.name} of {length} bytes, not 8")
-    if kind is Kind.CREDIT and length != 4:
-        raise WireViolation(f"CREDIT of {length} bytes, not 4")
     return kind

@@ -1,0 +1,55 @@
+"""The base image: built once per content of `images/base` (and of what builds it), then found in the cache."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from scripts.setup import cache, recipe, shell
+from scripts.setup.report import Step
+
+_BUILDERS = ("recipe.py", "mirror.py", "wheels.py", "node.py", "rootfs.py", "pack.py", "image_build.py")
+# What the build may see of the caller's environment when it runs under sudo.
+_VARIABLES = ("HUTCH_DEBIAN_MIRROR", "HUTCH_DEBIAN_SECURITY_MIRROR", "HUTCH_IMAGE_STRICT", "http_proxy", "https_proxy", "no_proxy")
+
+
+def directory() -> Path:
+    """Where this recipe's image store is in the cache, made or not."""
+    files = cache.files_below(recipe.DIRECTORY, lambda path: path.suffix != ".md")
+    builders = [Path(__file__).with_name(name) for name in _BUILDERS]
+    return cache.root() / "images" / cache.content_key(os.environ.get("HUTCH_DEBIAN_MIRROR", ""), files=[*files, *builders])
+
+
+def ensure(step: Step) -> None:
+    """Build the images where the cache has none, and link `.hutch/images` to them."""
+    place = directory()
+    if not (place / "index.json").exists():
+        step.say("building it (a minute or two; once per recipe)")
+        with cache.building(place) as made:
+            store = cache.root() / "images" / "store"
+            store.mkdir(parents=True, exist_ok=True)
+            _as_root([store, made / "index.json"], step)
+            for name in ("blobs", "manifests"):
+                (made / name).symlink_to(Path("..") / "store" / name)
+        step.done = True
+    cache.link(shell.HUTCH_DIR / "images", place)
+    size = sum(path.stat().st_size for path in (place / "blobs" / "sha256").glob("*.erofs"))
+    step.detail = f".hutch/images ({size / 1e6:.0f} MB in the store)"
+
+
+def lock(step: Step) -> None:
+    """Write the current versions of the image's packages into `packages.lock`; the next setup builds with them."""
+    (cache.root() / "tmp").mkdir(parents=True, exist_ok=True)
+    place = recipe.DIRECTORY / "packages.lock"
+    # Made by the caller, so that it is the caller's and not root's.
+    place.touch()
+    _as_root(["lock", place], step)
+    step.made(f"{len(recipe.pinned_versions(place))} packages in images/base/packages.lock")
+
+
+def _as_root(arguments: list[str | Path], step: Step) -> None:
+    keep = [f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ]
+    keep += [f"HUTCH_CACHE_DIR={cache.root()}", f"PATH={os.environ['PATH']}:/usr/local/sbin:/usr/sbin:/sbin"]
+    command = ["env", *keep, "PYTHONDONTWRITEBYTECODE=1", sys.executable, "-m", "scripts.setup.image_build", *arguments]
+    shell.logged(shell.privileged(command), "image", say=step.say)

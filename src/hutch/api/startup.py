@@ -1,0 +1,104 @@
+"""From settings to running services, in two steps: what needs the right to read the installation, and the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from hutch.api.auth import Authenticator, TokenSigner, new_token
+from hutch.api.host_events import follow_host
+from hutch.api.services import Images, Services
+from hutch.clock import Clock, now_ms
+from hutch.control.records import Project, Team, TokenRecord, TokenRole
+from hutch.host.client import HostClient
+from hutch.settings import Settings
+from hutch.storage import tenants, tokens
+from hutch.storage.database import Database
+from hutch.storage.migrate import Migrations
+from hutch.storage.sealing import Sealer, load_or_create_key
+
+DEFAULT_TEAM = "default"
+DEFAULT_PROJECT = "default"
+SERVER_TOKEN_NAME = "hutch serve"
+"""The administrator's token that a server writes to its ready file; the same one as long as it is young enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What is read from the installation before the process gives up the right to read it."""
+
+    migrations: Migrations
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the ready file says about the server's own token."""
+
+    token: str
+    team_id: str
+    project_id: str
+
+
+@contextlib.asynccontextmanager
+async def started(settings: Settings, loaded: Loaded, images: Images, clock: Clock = now_ms) -> AsyncIterator[Services]:
+    """Services over an up-to-date database, following the host. Everything is closed at the end."""
+    settings.control_dir.mkdir(mode=0o700, exist_ok=True)
+    database = Database(settings.database_url())
+    host = HostClient(settings.host_socket)
+    follower: asyncio.Task[None] | None = None
+    try:
+        await database.open(loaded.migrations)
+        signer = TokenSigner(settings.control_dir / "token.key")
+        services = Services(
+            settings=settings,
+            database=database,
+            sealer=Sealer(load_or_create_key(settings.control_dir / "secrets.key")),
+            host=host,
+            auth=Authenticator(database, signer, clock),
+            images=images,
+            clock=clock,
+        )
+        team, project = await _default_tenant(services)
+        services.default_team_id, services.default_project_id = team.id, project.id
+        follower = asyncio.create_task(follow_host(services))
+        yield services
+    finally:
+        if follower is not None:
+            follower.cancel()
+            await asyncio.gather(follower, return_exceptions=True)
+        await host.close()
+        await database.close()
+
+
+async def _default_tenant(services: Services) -> tuple[Team, Project]:
+    now = services.clock()
+    async with services.database.write() as connection:
+        team = await tenants.ensure_team(connection, DEFAULT_TEAM, now)
+        return team, await tenants.ensure_project(connection, team.id, DEFAULT_PROJECT, now)
+
+
+async def identity(services: Services) -> Identity:
+    """The server's own administrator's token: the last one if less than half of its life is over, else a new one."""
+    now = services.clock()
+    life = services.settings.tokens.max_ttl_s * 1000
+    async with services.database.read() as connection:
+        known = await tokens.list_for_team(connection, services.default_team_id)
+    for record in known:
+        if _reusable(record, services.default_project_id, now):
+            return Identity(services.auth.sign(record), record.team_id, services.default_project_id)
+    record = new_token(
+        services.default_team_id, services.default_project_id, TokenRole.ADMIN, now=now, ttl_ms=life, name=SERVER_TOKEN_NAME
+    )
+    return Identity(await services.auth.issue(record), record.team_id, services.default_project_id)
+
+
+def _reusable(record: TokenRecord, project_id: str, now: int) -> bool:
+    return (
+        record.name == SERVER_TOKEN_NAME
+        and record.role is TokenRole.ADMIN
+        and record.project_id == project_id
+        and record.revoked_at is None
+        and now < (record.created_at + record.expires_at) // 2
+    )

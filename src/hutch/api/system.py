@@ -1,0 +1,111 @@
+"""The server about itself: who asks, images, health, metrics, and its own documentation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from hutch import __version__
+from hutch.api.metrics import CONTENT_TYPE
+from hutch.api.responses import JsonResponse
+from hutch.api.routing import PlainRoute, documented, openapi
+from hutch.api.services import Services, services_of
+from hutch.control.shapes import Json
+from hutch.errors import HutchError, UnavailableError
+from hutch.host.protocol import HostInfo
+from hutch.storage import tenants
+
+router = APIRouter(route_class=PlainRoute, tags=["system"])
+
+
+@router.get("/hutch/v1/whoami", openapi_extra=documented())
+async def whoami(request: Request) -> Response:
+    """The team, project and role of the token."""
+    services = services_of(request)
+    principal = await services.auth.principal(request)
+    async with services.database.read() as connection:
+        team = await tenants.find_team(connection, principal.team_id)
+        project = None
+        if principal.project_id is not None:
+            project = await tenants.find_project(connection, principal.team_id, principal.project_id)
+    answer: Json = {"token_id": principal.token_id, "role": str(principal.role), "version": __version__}
+    if team is not None:
+        answer["team"] = {"id": team.id, "slug": team.slug}
+    if project is not None:
+        answer["project"] = {"id": project.id, "slug": project.slug}
+    return JsonResponse(answer)
+
+
+@router.get("/hutch/v1/images", openapi_extra=documented())
+async def list_images(request: Request) -> Response:
+    """Images that sandboxes can start from."""
+    services = services_of(request)
+    await services.auth.principal(request)
+    return JsonResponse({"images": [_image(image) for image in services.images.list()]})
+
+
+def _image(image: Any) -> Json:
+    config = image.config
+    return {
+        "name": image.name,
+        "aliases": list(image.aliases),
+        "digest": image.digest,
+        "size_bytes": sum(layer.size for layer in image.layers),
+        "layers": [{"digest": layer.digest, "size_bytes": layer.size} for layer in image.layers],
+        "user": config.user,
+        "home": config.home,
+        "cwd": config.cwd,
+    }
+
+
+@router.get("/healthz", openapi_extra=documented(public=True))
+async def healthz(request: Request) -> Response:
+    """200 while this process answers."""
+    return JsonResponse({"status": "ok"})
+
+
+@router.get("/health", openapi_extra=documented(public=True))
+async def health(request: Request) -> Response:
+    """The same, where the vendor's terminal clients look for it."""
+    return JsonResponse({"status": "ok"})
+
+
+@router.get("/readyz", openapi_extra=documented(public=True))
+async def readyz(request: Request) -> Response:
+    """200 while a create would succeed; 503 with the reason otherwise."""
+    info = await ready(services_of(request))
+    return JsonResponse({"status": "ready", "isolation": info.isolation, "version": __version__})
+
+
+async def ready(services: Services) -> HostInfo:
+    """What the host says, if a create would succeed. Raises `UnavailableError`."""
+    if services.draining:
+        raise UnavailableError("shutting_down", "The server is shutting down.", retry_after_s=2)
+    async with services.database.read() as connection:
+        await tenants.find_team(connection, services.default_team_id)
+    info = await services.host_info()
+    if not info.ready:
+        raise UnavailableError("host_not_ready", f"The host can't start sandboxes yet: {info.reason or 'it is starting'}.", retry_after_s=1)
+    return info
+
+
+@router.get("/metrics", openapi_extra=documented(public=True, content="text/plain"))
+async def metrics(request: Request) -> Response:
+    """Metrics in the text format of Prometheus."""
+    services = services_of(request)
+    try:
+        services.metrics.set_host(await services.host_info())
+    except HutchError:
+        services.metrics.set_host(None)
+    response = Response(services.metrics.render())
+    response.headers["content-type"] = CONTENT_TYPE.decode()
+    return response
+
+
+@router.get("/openapi.json", openapi_extra=documented(public=True))
+async def openapi_document(request: Request) -> Response:
+    """This API, described by OpenAPI."""
+    return JsonResponse(openapi(request.app))

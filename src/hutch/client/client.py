@@ -1,0 +1,37 @@
+"""The client: one object per noun over one connection pool."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from hutch.client.commands import Commands
+from hutch.client.files import Files
+from hutch.client.places import Server
+from hutch.client.sandboxes import Sandboxes
+from hutch.client.tokens import Images, Tokens
+from hutch.client.transport import Http
+
+
+class Client:
+    """Use as `async with Client(find_server()) as client: …`. `transport` replaces the network, for tests."""
+
+    def __init__(self, server: Server, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self.server = server
+        self.http = Http(server, transport)
+        self.sandboxes = Sandboxes(self.http)
+        self.commands = Commands(self.http)
+        self.files = Files(self.http)
+        self.tokens = Tokens(self.http)
+        self.images = Images(self.http)
+
+    async def close(self) -> None:
+        await self.http.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()

@@ -1,0 +1,115 @@
+"""What the API answers. Times are integer milliseconds since the epoch, sizes bytes; unknown fields are ignored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Sandbox(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A named sandbox. Totals sum over its finished sessions."""
+
+    name: str
+    current_session_id: str
+    status: str
+    persistent: bool
+    created_at: int
+    updated_at: int
+    image: str = ""
+    runtime: str = ""
+    cwd: str = ""
+    vcpus: int = 0
+    memory: int = 0
+    timeout: int = 0
+    expires_at: int | None = None
+    tags: dict[str, str] = {}
+    total_active_cpu_duration_ms: int | None = None
+    total_duration_ms: int | None = None
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """One run of a sandbox. Usage is there once it ended."""
+
+    id: str
+    status: str
+    cwd: str
+    timeout: int
+    memory: int
+    vcpus: int
+    requested_at: int
+    source_sandbox_name: str = ""
+    started_at: int | None = None
+    stopped_at: int | None = None
+    stop_reason: str | None = None
+    duration: int | None = None
+    active_cpu_duration_ms: int | None = None
+    network_transfer: dict[str, int] | None = None
+
+
+class Route(msgspec.Struct, frozen=True):
+    url: str
+    subdomain: str
+    port: int
+
+
+class Created(msgspec.Struct, frozen=True, kw_only=True):
+    """A sandbox, its current session and its routes: the answer to create and get."""
+
+    sandbox: Sandbox
+    session: Session
+    routes: list[Route] = []
+
+
+class Stopped(msgspec.Struct, frozen=True, kw_only=True):
+    session: Session
+    sandbox: Sandbox | None = None
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A process that was started. `exit_code` None while it runs."""
+
+    id: str
+    name: str
+    args: list[str]
+    cwd: str
+    session_id: str
+    started_at: int
+    exit_code: int | None = None
+    duration_ms: int | None = None
+
+
+class Page(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of a list; `next` is the cursor of the following one."""
+
+    sandboxes: list[Sandbox]
+    pagination: Pagination
+
+
+class Pagination(msgspec.Struct, frozen=True):
+    count: int
+    next: str | None
+
+
+class Token(msgspec.Struct, frozen=True, kw_only=True):
+    """A token as it is listed; `token` itself is only in the answer to its creation."""
+
+    id: str
+    team_id: str
+    role: str
+    created_at: int
+    expires_at: int
+    project_id: str | None = None
+    name: str = ""
+    revoked: bool = False
+    token: str | None = None
+
+
+class Terminal(msgspec.Struct, frozen=True):
+    """Where a terminal's WebSocket is; the token is good for one connection."""
+
+    url: str
+    token: str
+
+
+Json = dict[str, Any]

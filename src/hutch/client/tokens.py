@@ -1,0 +1,44 @@
+"""Hutch's own part of the API: tokens and images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from hutch.client.models import Json, Token
+from hutch.client.transport import Http
+
+_BASE = "/hutch/v1"
+
+
+class _Tokens(msgspec.Struct):
+    tokens: list[Token]
+
+
+class _Images(msgspec.Struct):
+    images: list[Json]
+
+
+class Tokens:
+    def __init__(self, http: Http) -> None:
+        self._http = http
+
+    async def create(self, **fields: Any) -> Token:
+        """A new token. `fields`: `team`, `project` (ids or slugs; made if an administrator asks), `role`, `name`, `ttl_s`."""
+        body = {key: value for key, value in fields.items() if value is not None}
+        return await self._http.call("POST", f"{_BASE}/tokens", Token, body=body)
+
+    async def list(self) -> list[Token]:
+        return (await self._http.call("GET", f"{_BASE}/tokens", _Tokens)).tokens
+
+    async def revoke(self, token_id: str) -> None:
+        await self._http.call("DELETE", f"{_BASE}/tokens/{token_id}", dict[str, Any])
+
+
+class Images:
+    def __init__(self, http: Http) -> None:
+        self._http = http
+
+    async def list(self) -> list[Json]:
+        return (await self._http.call("GET", f"{_BASE}/images", _Images)).images

@@ -1,0 +1,125 @@
+"""Limits and counters of sandboxes, on cgroup version 1, version 2 and the hybrid of both.
+
+`runsc` makes a sandbox's cgroups from its bundle and puts every process of it there before any of them runs; what is read
+here are the kernel's own numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+CONTROLLERS = ("cpu", "cpuacct", "memory", "pids")
+
+
+class CgroupsMissing(OSError):
+    """The machine lacks a controller that limits or meters sandboxes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cgroups:
+    """Where the hierarchies are mounted. `roots` maps each controller to its hierarchy; on version 2 all to the same."""
+
+    version: int
+    roots: dict[str, Path]
+
+    @classmethod
+    def detect(cls, mountinfo: str | None = None) -> Cgroups:
+        """What this machine has. Raises `CgroupsMissing` with what is missing."""
+        text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace") if mountinfo is None else mountinfo
+        first, unified = {}, None
+        for line in text.splitlines():
+            fields = line.split()
+            dash = fields.index("-")
+            point, kind, options = Path(fields[4]), fields[dash + 1], fields[dash + 3].split(",")
+            if kind == "cgroup":
+                for controller in CONTROLLERS:
+                    if controller in options:
+                        first.setdefault(controller, point)
+            elif kind == "cgroup2" and unified is None:
+                unified = point
+        if len(first) == len(CONTROLLERS):
+            return cls(1, first)
+        if unified is not None and not first:
+            return cls(2, dict.fromkeys(CONTROLLERS, unified))
+        missing = ", ".join(controller for controller in CONTROLLERS if controller not in first)
+        raise CgroupsMissing(f"No cgroup hierarchy with the controllers {missing} is mounted.")
+
+    def directories(self, path: str) -> list[Path]:
+        """The directories of a cgroup, one per hierarchy."""
+        relative = path.lstrip("/")
+        return list(dict.fromkeys(root / relative for root in self.roots.values()))
+
+    def cpu_us(self, path: str) -> int | None:
+        """CPU time of all processes that ever were in a cgroup, in microseconds; None when it is gone."""
+        relative = path.lstrip("/")
+        try:
+            if self.version == 1:
+                return int((self.roots["cpuacct"] / relative / "cpuacct.usage").read_text()) // 1000
+            for line in (self.roots["cpu"] / relative / "cpu.stat").read_text().splitlines():
+                if line.startswith("usage_usec "):
+                    return int(line.split()[1])
+        except (FileNotFoundError, OSError):
+            return None
+        return None
+
+    def memory_bytes(self, path: str) -> int | None:
+        """Memory that a cgroup holds now, page cache included; None when it is gone."""
+        name = "memory.usage_in_bytes" if self.version == 1 else "memory.current"
+        try:
+            return int((self.roots["memory"] / path.lstrip("/") / name).read_text())
+        except OSError:
+            return None
+
+    def pids(self, path: str) -> list[int]:
+        """Processes in a cgroup."""
+        found: set[int] = set()
+        for directory in self.directories(path):
+            with contextlib.suppress(OSError):
+                found.update(int(line) for line in (directory / "cgroup.procs").read_text().split())
+        return sorted(found)
+
+    def oom_kills(self, path: str) -> int:
+        """How often the kernel killed something in a cgroup for lack of memory."""
+        name = "memory.oom_control" if self.version == 1 else "memory.events"
+        with contextlib.suppress(OSError):
+            for line in (self.roots["memory"] / path.lstrip("/") / name).read_text().splitlines():
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+        return 0
+
+    def kill_all(self, path: str, timeout_s: float) -> None:
+        """SIGKILL everything in a cgroup and wait until it is empty, at most `timeout_s`. Blocks."""
+        deadline = time.monotonic() + timeout_s
+        while pids := self.pids(path):
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if time.monotonic() > deadline:
+                return
+            # The kernel has no event for an empty version 1 cgroup.
+            time.sleep(0.002)
+
+    def remove(self, path: str) -> bool:
+        """Remove an empty cgroup; whether nothing of it is left."""
+        left = False
+        for directory in self.directories(path):
+            try:
+                directory.rmdir()
+            except FileNotFoundError:
+                continue
+            except OSError:
+                left = True
+        return not left
+
+    def children(self, path: str) -> set[str]:
+        """Names of the cgroups below one."""
+        found: set[str] = set()
+        for directory in self.directories(path):
+            with contextlib.suppress(OSError):
+                found.update(entry.name for entry in directory.iterdir() if entry.is_dir())
+        return found

@@ -1,0 +1,234 @@
+"""The host's journal: what it must know again after its own death.
+
+One SQLite file in WAL mode, written by one thread. Writes that are asked for while a transaction runs are put together in
+the next one, so a busy host pays one commit for many changes. An awaited write is acknowledged: it survives the death of
+every process of ours.
+
+Only what can't be found again is here: sessions with the machine they run on, and commands. Machines without a session (the
+pool) are not written down; after a restart they are orphans and are removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hutch.host.protocol import CommandRecord, SessionRecord
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+create table if not exists meta (key text primary key, value text not null) without rowid;
+create table if not exists sessions (
+    session_id text primary key,
+    seq integer not null unique,
+    record blob not null,
+    machine blob not null,
+    ended_at integer
+) without rowid;
+create index if not exists sessions_ended on sessions (ended_at) where ended_at is not null;
+create table if not exists commands (
+    command_id text primary key,
+    session_id text not null,
+    record blob not null
+) without rowid;
+create index if not exists commands_session on commands (session_id);
+"""
+
+
+class MachineEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """What is needed to find a session's machine again. `cpu_zero_us` is the cgroup's counter at the claim."""
+
+    machine_id: str
+    pid: int
+    start_ticks: int
+    network: int
+    token: str
+    cpu_zero_us: int
+    layer: str
+
+
+Operation = Callable[[sqlite3.Connection], None]
+
+
+class JournalDamaged(OSError):
+    """The journal can't be read."""
+
+
+class Journal:
+    """Opens, reads (before the writer runs) and writes the journal."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._queue: queue.SimpleQueue[tuple[Operation, asyncio.Future[None] | None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._seq = 0
+
+    # -- start and end -----------------------------------------------------------------------------
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=30)
+        connection.execute("pragma journal_mode=wal")
+        connection.execute("pragma synchronous=normal")
+        return connection
+
+    def open(self) -> None:
+        """Make or check the file. Raises `JournalDamaged`."""
+        try:
+            connection = self._connect()
+            try:
+                version = connection.execute("pragma user_version").fetchone()[0]
+                if version not in (0, SCHEMA_VERSION):
+                    raise JournalDamaged(f"{self._path} has version {version}; this release reads version {SCHEMA_VERSION}.")
+                connection.executescript(_SCHEMA)
+                connection.execute(f"pragma user_version={SCHEMA_VERSION}")
+                self._seq = connection.execute("select coalesce(max(seq), 0) from sessions").fetchone()[0]
+                stored = connection.execute("select value from meta where key = 'seq'").fetchone()
+                self._seq = max(self._seq, int(stored[0]) if stored else 0)
+            finally:
+                connection.close()
+        except sqlite3.DatabaseError as error:
+            raise JournalDamaged(
+                f"The host's journal {self._path} can't be read: {error}. Move it away to start without its sessions; "
+                "their sandboxes are then removed."
+            ) from error
+
+    def start(self) -> None:
+        """Start the writer; from here on reads are not allowed."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._write_all, name="journal", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Write what is queued, then end the writer. Blocks."""
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+            self._thread = None
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def sessions(self) -> list[tuple[int, SessionRecord, MachineEntry]]:
+        connection = self._connect()
+        try:
+            rows = connection.execute("select seq, record, machine from sessions order by seq").fetchall()
+            return [
+                (seq, msgspec.msgpack.decode(record, type=SessionRecord), msgspec.msgpack.decode(machine, type=MachineEntry))
+                for seq, record, machine in rows
+            ]
+        finally:
+            connection.close()
+
+    def commands(self) -> list[CommandRecord]:
+        connection = self._connect()
+        try:
+            rows = connection.execute("select record from commands").fetchall()
+            return [msgspec.msgpack.decode(record, type=CommandRecord) for (record,) in rows]
+        finally:
+            connection.close()
+
+    def meta(self, key: str) -> str | None:
+        connection = self._connect()
+        try:
+            row = connection.execute("select value from meta where key = ?", (key,)).fetchone()
+            return row[0] if row else None
+        finally:
+            connection.close()
+
+    # -- writing -----------------------------------------------------------------------------------
+
+    def next_seq(self) -> int:
+        """The number of the next change of a session."""
+        self._seq += 1
+        return self._seq
+
+    @property
+    def last_seq(self) -> int:
+        return self._seq
+
+    async def put_session(self, seq: int, record: SessionRecord, machine: MachineEntry) -> None:
+        values = (record.session_id, seq, msgspec.msgpack.encode(record), msgspec.msgpack.encode(machine), record.stopped_at)
+        await self._write(lambda c: _execute(c, "insert or replace into sessions values (?, ?, ?, ?, ?)", values))
+
+    async def put_command(self, record: CommandRecord) -> None:
+        values = (record.command_id, record.session_id, msgspec.msgpack.encode(record))
+        await self._write(lambda c: _execute(c, "insert or replace into commands values (?, ?, ?)", values))
+
+    async def delete_command(self, command_id: str) -> None:
+        await self._write(lambda c: _execute(c, "delete from commands where command_id = ?", (command_id,)))
+
+    async def put_meta(self, key: str, value: str) -> None:
+        await self._write(lambda c: _execute(c, "insert or replace into meta values (?, ?)", (key, value)))
+
+    async def delete_session(self, session_id: str) -> None:
+        """Forget an ended session and its commands; numbers go on from where they were."""
+        last = str(self._seq)
+
+        def delete(connection: sqlite3.Connection) -> None:
+            connection.execute("delete from commands where session_id = ?", (session_id,))
+            connection.execute("delete from sessions where session_id = ?", (session_id,))
+            connection.execute("insert or replace into meta values ('seq', ?)", (last,))
+
+        await self._write(delete)
+
+    async def _write(self, operation: Operation) -> None:
+        assert self._loop is not None, "the journal was not started"
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._queue.put((operation, future))
+        await future
+
+    def _write_all(self) -> None:
+        connection = self._connect()
+        loop = self._loop
+        assert loop is not None
+        ended = False
+        while not ended:
+            batch = []
+            item = self._queue.get()
+            while True:
+                if item is None:
+                    ended = True
+                    break
+                batch.append(item)
+                try:
+                    item = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+            if batch:
+                failure = _commit(connection, [operation for operation, _ in batch])
+                loop.call_soon_threadsafe(_acknowledge, [future for _, future in batch], failure)
+        connection.close()
+
+
+def _commit(connection: sqlite3.Connection, operations: list[Operation]) -> BaseException | None:
+    try:
+        connection.execute("begin immediate")
+        for operation in operations:
+            operation(connection)
+        connection.execute("commit")
+    except BaseException as error:
+        if connection.in_transaction:
+            connection.execute("rollback")
+        return error
+    return None
+
+
+def _acknowledge(futures: list[asyncio.Future[None] | None], failure: BaseException | None) -> None:
+    for future in futures:
+        if future is None or future.done():
+            continue
+        if failure is None:
+            future.set_result(None)
+        else:
+            future.set_exception(failure)
+
+
+def _execute(connection: sqlite3.Connection, statement: str, values: tuple[Any, ...]) -> None:
+    connection.execute(statement, values)

@@ -1,0 +1,244 @@
+"""System calls that Python's library does not have, and the few commands that stand in for netlink.
+
+Everything here blocks; callers on the event loop go through a thread. A failed call raises `OSError` with the kernel's
+reason, a failed command `CommandFailed` with what it printed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import select
+import signal
+import struct
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_BIND, MS_PRIVATE = 1, 2, 4, 4096, 1 << 18
+MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+CLONE_NEWNET = 0x40000000
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class CommandFailed(OSError):
+    """A command of the operating system failed."""
+
+    def __init__(self, command: Sequence[str], code: int, output: str) -> None:
+        super().__init__(f"`{' '.join(command)}` ended with {code}: {output.strip()[-2000:] or 'no output'}")
+
+
+def run(command: Sequence[str], stdin: str | None = None, timeout_s: float = 60.0) -> str:
+    """Run a command to its end; what it printed. Raises `CommandFailed`."""
+    try:
+        done = subprocess.run(
+            command, input=stdin, text=True, capture_output=True, timeout=timeout_s, check=False, env=command_environment()
+        )
+    except FileNotFoundError as error:
+        raise CommandFailed(command, 127, "it is not installed; run `make setup`") from error
+    except subprocess.TimeoutExpired as error:
+        raise CommandFailed(command, 124, f"no end after {timeout_s:.0f} s") from error
+    if done.returncode != 0:
+        raise CommandFailed(command, done.returncode, done.stdout + done.stderr)
+    return done.stdout
+
+
+def command_environment() -> dict[str, str]:
+    """What commands get: nothing of ours, so that no secret of the server reaches them."""
+    return {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/"}
+
+
+# -- mounts -----------------------------------------------------------------------------------------
+
+
+def mount(source: str, target: Path, kind: str, flags: int = 0, options: str = "") -> None:
+    if _libc.mount(source.encode(), os.fsencode(target), kind.encode(), ctypes.c_ulong(flags), options.encode()) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"mount {kind} on {target}: {os.strerror(number)}")
+
+
+def unmount(target: Path) -> None:
+    """Detach a mount; nothing happens where there is none."""
+    if _libc.umount2(os.fsencode(target), MNT_DETACH | UMOUNT_NOFOLLOW) != 0:
+        number = ctypes.get_errno()
+        if number not in (errno.ENOENT, errno.EINVAL):
+            raise OSError(number, f"umount {target}: {os.strerror(number)}")
+
+
+def mounts_below(directory: Path) -> list[Path]:
+    """Mount points at or below `directory`, innermost first."""
+    prefix, found = os.fspath(directory), []
+    with open("/proc/self/mountinfo", "rb") as table:
+        for line in table:
+            point = line.split()[4].decode("unicode_escape").encode("latin-1")
+            name = os.fsdecode(point)
+            if name == prefix or name.startswith(prefix + "/"):
+                found.append(Path(name))
+    return found[::-1]
+
+
+def is_mounted(point: Path) -> bool:
+    return point in mounts_below(point)
+
+
+# -- processes --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process that can't be confused with a later one of the same id."""
+
+    pid: int
+    start_ticks: int
+
+    def alive(self) -> bool:
+        return start_ticks(self.pid) == self.start_ticks
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Signal it; nothing happens when it is gone or its id belongs to another."""
+        with contextlib.suppress(ProcessLookupError), open_pidfd(self) as descriptor:
+            signal.pidfd_send_signal(descriptor.fd, number)
+
+    def wait_gone(self, timeout_s: float) -> bool:
+        """Whether it ended within the time."""
+        try:
+            with open_pidfd(self) as descriptor:
+                poller = select.poll()
+                poller.register(descriptor.fd, select.POLLIN)
+                return bool(poller.poll(timeout_s * 1000))
+        except ProcessLookupError:
+            return True
+
+
+class PidDescriptor:
+    """An open pidfd."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __enter__(self) -> PidDescriptor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def open_pidfd(process: Process) -> PidDescriptor:
+    """A pidfd of exactly this process. Raises `ProcessLookupError`."""
+    descriptor = PidDescriptor(os.pidfd_open(process.pid))
+    # Checked after opening: from here on the descriptor can't move to another process.
+    if start_ticks(process.pid) != process.start_ticks:
+        descriptor.close()
+        raise ProcessLookupError(f"process {process.pid} is another one now")
+    return descriptor
+
+
+def start_ticks(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None when it is gone or a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def process(pid: int) -> Process:
+    """The process that has this id now. Raises `ProcessLookupError`."""
+    ticks = start_ticks(pid)
+    if ticks is None:
+        raise ProcessLookupError(f"process {pid} is gone")
+    return Process(pid, ticks)
+
+
+# -- network namespaces -----------------------------------------------------------------------------
+
+
+def make_network_namespace(path: Path) -> None:
+    """A new network namespace, without IPv6, kept by a mount on `path`."""
+    failure: list[BaseException] = []
+
+    def make() -> None:
+        # A thread of its own: the namespace is the thread's, and it ends with the thread.
+        try:
+            if _libc.unshare(CLONE_NEWNET) != 0:
+                number = ctypes.get_errno()
+                raise OSError(number, f"unshare: {os.strerror(number)}")
+            for scope in ("all", "default"):
+                setting = Path(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6")
+                if setting.exists():
+                    setting.write_text("1")
+            path.touch(mode=0o600)
+            mount("/proc/thread-self/ns/net", path, "none", MS_BIND)
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=make, name="make-netns")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+
+
+# -- btrfs ------------------------------------------------------------------------------------------
+
+_SUBVOL_CREATE, _SNAP_DESTROY = 0x5000940E, 0x5000940F
+_QUOTA_CTL, _QGROUP_LIMIT, _INO_LOOKUP, _QGROUP_CREATE = 0xC0109428, 0x8030942B, 0xD0009412, 0x4010942A
+_QUOTA_ENABLE, _QUOTA_ENABLE_SIMPLE = 1, 4
+_LIMIT_REFERENCED = 1
+_FIRST_FREE_OBJECT = 256
+
+
+def btrfs_enable_quota(root: Path) -> str:
+    """Turn quotas on; `simple` where the kernel has them, else `full`."""
+    with _directory(root) as descriptor:
+        for name, command in (("simple", _QUOTA_ENABLE_SIMPLE), ("full", _QUOTA_ENABLE)):
+            try:
+                fcntl.ioctl(descriptor, _QUOTA_CTL, bytearray(struct.pack("QQ", command, 0)))
+            except OSError as error:
+                if error.errno == errno.EEXIST:
+                    return "on"
+                if name == "full":
+                    raise
+            else:
+                return name
+    raise AssertionError("unreachable")
+
+
+def btrfs_create_subvolume(parent: Path, name: str) -> None:
+    with _directory(parent) as descriptor:
+        fcntl.ioctl(descriptor, _SUBVOL_CREATE, bytearray(struct.pack("q4088s", 0, name.encode())))
+
+
+def btrfs_delete_subvolume(parent: Path, name: str) -> None:
+    with _directory(parent) as descriptor:
+        fcntl.ioctl(descriptor, _SNAP_DESTROY, bytearray(struct.pack("q4088s", 0, name.encode())))
+
+
+def btrfs_limit(subvolume: Path, size_bytes: int) -> None:
+    """Bound what a subvolume may hold; beyond it writes fail with EDQUOT."""
+    with _directory(subvolume) as descriptor:
+        lookup = bytearray(struct.pack("QQ4080s", 0, _FIRST_FREE_OBJECT, b""))
+        fcntl.ioctl(descriptor, _INO_LOOKUP, lookup)
+        identifier = struct.unpack_from("Q", lookup)[0]
+        fcntl.ioctl(descriptor, _QGROUP_LIMIT, bytearray(struct.pack("QQQQQQ", identifier, _LIMIT_REFERENCED, size_bytes, 0, 0, 0)))
+
+
+@contextlib.contextmanager
+def _directory(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

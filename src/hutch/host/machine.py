@@ -1,0 +1,346 @@
+"""One machine: a booted guest, its agent's channel, and what it holds on the host.
+
+    boot → ready (in the pool) → claimed by a session → removed
+
+`Machines` makes and removes them; it owns the order of steps, in which every failure leaves nothing behind. A `Machine`
+calls its agent: each call is bounded in time, and an agent that neither answers nor returns a ping is taken for dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hutch.errors import GoneError, HutchError, UnavailableError
+from hutch.host import channel, kernel
+from hutch.host.cgroups import Cgroups
+from hutch.host.journal import MachineEntry
+from hutch.host.kernel import Process
+from hutch.host.names import Names, machine_id
+from hutch.host.network import Network, Networks
+from hutch.host.storage import WritableLayers
+from hutch.images import Image
+from hutch.isolation.protocol import Isolation, MachinePlan
+from hutch.wire import Connection, Stream
+from hutch.wire.connection import ConnectionClosed
+
+T = TypeVar("T")
+
+BOOT_AGENT_TIMEOUT_S = 30.0
+ADOPT_AGENT_TIMEOUT_S = 8.0
+CALL_TIMEOUT_S = 30.0
+PING_AFTER_S = 4.0
+PING_TIMEOUT_S = 4.0
+EMPTY_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class MachineKind:
+    """What makes two machines interchangeable."""
+
+    image: Image
+    vcpus: int
+    memory_bytes: int
+    disk_bytes: int
+
+    @property
+    def key(self) -> tuple[str, int, int, int]:
+        return (self.image.digest, self.vcpus, self.memory_bytes, self.disk_bytes)
+
+
+@dataclass(slots=True)
+class Usage:
+    """Final counters of a machine since its claim."""
+
+    active_cpu_us: int
+    ingress_bytes: int
+    egress_bytes: int
+    oom_kills: int
+
+
+@dataclass(slots=True, eq=False)
+class Machine:
+    """A running guest. `died` is set, with a reason, when its process or its channel is gone."""
+
+    machine_id: str
+    directory: Path
+    cgroup: str
+    network: Network
+    process: Process
+    connection: Connection
+    token: str = ""
+    cpu_zero_us: int = 0
+    died: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    _pidfd: kernel.PidDescriptor | None = None
+
+    def watch(self) -> None:
+        """Notice the machine's death. Raises `ProcessLookupError` when it is dead already."""
+        loop = asyncio.get_running_loop()
+        self._pidfd = kernel.open_pidfd(self.process)
+        loop.add_reader(self._pidfd.fd, self._process_ended)
+        self.connection.closed.add_done_callback(lambda closed: self.dead(f"the agent's channel broke: {closed.result()}"))
+
+    def _process_ended(self) -> None:
+        self.unwatch()
+        self.dead("its sandbox process died")
+
+    def unwatch(self) -> None:
+        if self._pidfd is not None:
+            with contextlib.suppress(RuntimeError):
+                asyncio.get_running_loop().remove_reader(self._pidfd.fd)
+            self._pidfd.close()
+            self._pidfd = None
+
+    def dead(self, reason: str) -> None:
+        if not self.died.done():
+            self.died.set_result(reason)
+
+    def entry(self) -> MachineEntry:
+        """What the journal keeps."""
+        return MachineEntry(
+            machine_id=self.machine_id,
+            pid=self.process.pid,
+            start_ticks=self.process.start_ticks,
+            network=self.network.number,
+            token=self.token,
+            cpu_zero_us=self.cpu_zero_us,
+            layer=self.machine_id,
+        )
+
+    # -- the agent ---------------------------------------------------------------------------------
+
+    def open(self, method: str, params: object) -> Stream:
+        """A request whose stream the caller drives. Raises `GoneError` when the machine is dead."""
+        with gone_when_closed():
+            return self.connection.open(method, params)
+
+    async def call(self, method: str, params: object, kind: type[T] = dict[str, Any]) -> T:  # type: ignore[assignment]
+        """A request without a body, and its reply."""
+        stream = self.open(method, params)
+        stream.send_end()
+        try:
+            return await self.answer(stream.reply(kind))
+        finally:
+            stream.cancel()
+
+    async def answer(self, waiting: Awaitable[T], timeout_s: float = CALL_TIMEOUT_S) -> T:
+        """Wait for something that the agent does at once; when it takes long, find out whether the agent lives.
+
+        Raises `GoneError` when the machine died, `UnavailableError` (`guest_busy`) after `timeout_s`.
+        """
+        task = asyncio.ensure_future(waiting)
+        try:
+            with gone_when_closed():
+                done, _ = await asyncio.wait({task}, timeout=PING_AFTER_S)
+                if not done:
+                    await self._check()
+                    done, _ = await asyncio.wait({task}, timeout=timeout_s - PING_AFTER_S)
+                if not done:
+                    raise UnavailableError("guest_busy", f"The sandbox did not answer within {timeout_s:.0f} s. Try again.", retry_after_s=1)
+                return task.result()
+        finally:
+            task.cancel()
+
+    async def _check(self) -> None:
+        try:
+            await self.connection.ping(PING_TIMEOUT_S)
+        except TimeoutError as error:
+            self.dead("its agent does not answer")
+            raise gone() from error
+
+
+def gone() -> GoneError:
+    return GoneError("sandbox_stopped", "Sandbox has stopped execution and is no longer available")
+
+
+@contextlib.contextmanager
+def gone_when_closed() -> Iterator[None]:
+    """A broken channel means a dead machine to the caller."""
+    try:
+        yield
+    except ConnectionClosed as error:
+        raise gone() from error
+
+
+class Machines:
+    """Makes, finds again and removes machines."""
+
+    def __init__(
+        self,
+        directory: Path,
+        names: Names,
+        isolation: Isolation,
+        layers: WritableLayers,
+        networks: Networks,
+        agent: Path,
+        executor: Executor,
+    ) -> None:
+        self._directory = directory
+        self._names = names
+        self._isolation = isolation
+        self._layers = layers
+        self._networks = networks
+        self._agent = agent
+        self._executor = executor
+
+    @property
+    def cgroups(self) -> Cgroups:
+        return self._isolation.cgroups
+
+    async def _blocking(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+    async def boot(self, kind: MachineKind) -> Machine:
+        """Start a machine and wait for its agent. Raises `HutchError` or `OSError`; nothing is left then."""
+        identifier = machine_id()
+        async with contextlib.AsyncExitStack() as undo:
+            network = await self._networks.take()
+            undo.push_async_callback(self._networks.give_back, network)
+            undo.push_async_callback(self._blocking, self._remove_files, identifier)
+            layer = await self._blocking(self._layers.create, identifier, kind.disk_bytes)
+            directory = self._directory / identifier
+            await self._blocking(self._make_directory, directory)
+            plan = MachinePlan(
+                machine_id=identifier,
+                directory=directory,
+                lowers=tuple(layer.path for layer in kind.image.layers),
+                layer=layer,
+                channel_dir=directory / "channel",
+                agent=self._agent,
+                namespace=network.namespace_path,
+                nameserver=network.host_address,
+                cgroup=self._names.cgroup(identifier),
+                vcpus=kind.vcpus,
+                memory_bytes=kind.memory_bytes,
+            )
+            undo.push_async_callback(self._blocking, self._isolation.remove, identifier, directory, None)
+            agent = asyncio.ensure_future(channel.accept_agent(plan.channel_dir, "", BOOT_AGENT_TIMEOUT_S))
+            undo.callback(agent.cancel)
+            process = await self._boot_process(plan, agent)
+            undo.push_async_callback(self._blocking, self._isolation.kill, process)
+            connection = await agent
+            machine = Machine(identifier, directory, plan.cgroup, network, process, connection)
+            undo.callback(machine.unwatch)
+            machine.watch()
+            undo.pop_all()
+            return machine
+
+    async def _boot_process(self, plan: MachinePlan, agent: asyncio.Future[Connection]) -> Process:
+        # Not abandoned on cancellation: what the thread starts must be known before it is removed.
+        boot = asyncio.ensure_future(self._blocking(self._isolation.boot, plan))
+        try:
+            return await asyncio.shield(boot)
+        except asyncio.CancelledError:
+            with contextlib.suppress(OSError):
+                await self._blocking(self._isolation.kill, await boot)
+            raise
+
+    @staticmethod
+    def _make_directory(directory: Path) -> None:
+        directory.mkdir(mode=0o700)
+        (directory / "channel").mkdir(mode=0o755)
+
+    async def adopt(self, entry: MachineEntry) -> Machine:
+        """Find a machine again that a predecessor started. Raises `OSError` with the reason why it can't be."""
+        process = Process(entry.pid, entry.start_ticks)
+        if not process.alive():
+            raise ProcessLookupError("its sandbox process died while the host was down")
+        directory = self._directory / entry.machine_id
+        connection = await channel.accept_agent(directory / "channel", entry.token, ADOPT_AGENT_TIMEOUT_S)
+        network = self._networks.network(entry.network)
+        machine = Machine(entry.machine_id, directory, self._names.cgroup(entry.machine_id), network, process, connection)
+        machine.token, machine.cpu_zero_us = entry.token, entry.cpu_zero_us
+        machine.watch()
+        return machine
+
+    async def claim(self, machine: Machine, image: Image, hostname: str, env: dict[str, str]) -> None:
+        """Make a machine a session's. From here on its CPU time counts. Raises `HutchError`."""
+        user = image.config
+        machine.token = secrets.token_hex(16)
+        params = {
+            "hostname": hostname,
+            "env": {**user.env, **env},
+            "user": {"name": user.user, "uid": user.uid, "gid": user.gid, "groups": list(user.groups), "home": user.home.encode()},
+            "cwd": user.cwd.encode(),
+            "token": machine.token,
+            "entropy": os.urandom(64),
+            "time_ns": 0,
+        }
+        machine.cpu_zero_us = self.cgroups.cpu_us(machine.cgroup) or 0
+        await machine.call("claim", params)
+
+    # -- removal -----------------------------------------------------------------------------------
+
+    async def end(self, machine: Machine) -> Usage:
+        """Kill a machine; its final counters. What it holds is still there: `remove` it."""
+        machine.unwatch()
+        machine.dead("it was stopped")
+        usage = await self._blocking(self._end, machine)
+        machine.connection.close("the machine was stopped")
+        return usage
+
+    def _end(self, machine: Machine) -> Usage:
+        self._isolation.kill(machine.process)
+        # Stubs of the dead sentry still count for a moment; the last reading comes when all are gone.
+        self.cgroups.kill_all(machine.cgroup, EMPTY_TIMEOUT_S)
+        cpu = self.cgroups.cpu_us(machine.cgroup)
+        statistics = Path("/sys/class/net") / machine.network.link / "statistics"
+        return Usage(
+            active_cpu_us=max(0, cpu - machine.cpu_zero_us) if cpu is not None else 0,
+            ingress_bytes=_counter(statistics / "tx_bytes"),
+            egress_bytes=_counter(statistics / "rx_bytes"),
+            oom_kills=self.cgroups.oom_kills(machine.cgroup),
+        )
+
+    def cpu_of(self, entry: MachineEntry) -> int:
+        """Active CPU of a machine that may be gone, in microseconds; 0 when its counters are."""
+        cpu = self.cgroups.cpu_us(self._names.cgroup(entry.machine_id))
+        return max(0, cpu - entry.cpu_zero_us) if cpu is not None else 0
+
+    async def remove(self, machine: Machine) -> None:
+        """Remove what an ended machine holds."""
+        await self._blocking(self._isolation.remove, machine.machine_id, machine.directory, machine.process)
+        await self._blocking(self._remove_files, machine.machine_id)
+        await self._networks.give_back(machine.network)
+
+    def remove_by_id(self, identifier: str) -> None:
+        """Remove whatever there is of a machine that nobody uses; idempotent. Blocks."""
+        cgroup = self._names.cgroup(identifier)
+        self.cgroups.kill_all(cgroup, EMPTY_TIMEOUT_S)
+        self._isolation.remove(identifier, self._directory / identifier, None)
+        self._remove_files(identifier)
+
+    def _remove_files(self, identifier: str) -> None:
+        cgroup = self._names.cgroup(identifier)
+        self.cgroups.kill_all(cgroup, EMPTY_TIMEOUT_S)
+        self.cgroups.remove(cgroup)
+        directory = self._directory / identifier
+        for point in kernel.mounts_below(directory):
+            kernel.unmount(point)
+        shutil.rmtree(directory, ignore_errors=True)
+        self._layers.remove(identifier)
+
+    def left_behind(self) -> set[str]:
+        """Ids of every machine of which something is left. Blocks."""
+        found = set(os.listdir(self._directory)) if self._directory.is_dir() else set()
+        return found | self._isolation.machines() | self._layers.names() | self.cgroups.children(self._names.cgroup_parent)
+
+
+def _counter(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def reason_of(error: BaseException) -> str:
+    """An error as the reason in a record."""
+    return error.message if isinstance(error, HutchError) else str(error)

@@ -1,0 +1,141 @@
+"""`hutch host`: the privileged process that owns this machine's sandboxes. It has no network listener, only its socket.
+
+SIGTERM ends every sandbox, then the process. Any other death leaves the sandboxes running for the next start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import grp
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from uuid import uuid4
+
+import uvloop
+
+from hutch.errors import HutchError
+from hutch.host import storage
+from hutch.host.binaries import agent_path
+from hutch.host.journal import Journal
+from hutch.host.machine import Machines
+from hutch.host.names import Names
+from hutch.host.network import Networks
+from hutch.host.service import HELLO, Service
+from hutch.host.supervisor import Supervisor
+from hutch.images import ImageStore
+from hutch.isolation import choose
+from hutch.settings import Settings, load
+from hutch.wire import serve_unix
+
+log = logging.getLogger("hutch.host")
+
+THREADS = 16
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run until SIGTERM; the exit code."""
+    parser = argparse.ArgumentParser(prog="hutch host", description="Owns this machine's sandboxes; `hutch serve` starts it.")
+    parser.add_argument("--config", type=Path, help="configuration file")
+    parser.add_argument("--data-dir", type=Path, help="directory of all state")
+    parser.add_argument("--isolation", help="isolation backend")
+    options = parser.parse_args(argv)
+    try:
+        settings = load(options.config, flags={"server.data_dir": options.data_dir, "isolation.backend": options.isolation})
+        logging.basicConfig(
+            level=settings.server.log_level.value.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+        )
+        if os.geteuid() != 0:
+            raise PermissionError("`hutch host` needs root: it makes namespaces, mounts and cgroups.")
+        uvloop.run(serve(settings))
+    except (HutchError, OSError) as error:
+        print(f"hutch host: {error.message if isinstance(error, HutchError) else error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def serve(settings: Settings) -> None:
+    """Run a host until SIGTERM or SIGINT. Raises `HutchError` or `OSError` when it can't start."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with running(settings) as service:
+        socket = settings.host_socket
+        server = await serve_unix(socket, HELLO, service.handle, mode=0o660)
+        with contextlib.suppress(KeyError):
+            os.chown(socket, 0, grp.getgrnam(settings.server.user).gr_gid)
+        log.info("serving %s", socket)
+        await stop.wait()
+        log.info("stopping: ending all sandboxes")
+        server.close()
+        socket.unlink(missing_ok=True)
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Service]:
+    """A host without its socket: everything taken over and swept on entry, everything ended on exit."""
+    os.umask(0o077)
+    directory = settings.host_dir
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    settings.run_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
+    lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(f"Another `hutch host` runs with the data directory {settings.server.data_dir}.") from error
+        async with _opened(settings, directory) as service:
+            yield service
+    finally:
+        os.close(lock)
+
+
+@contextlib.asynccontextmanager
+async def _opened(settings: Settings, directory: Path) -> AsyncIterator[Service]:
+    names = Names.of(settings.server.data_dir)
+    journal = Journal(directory / "journal.db")
+    journal.open()
+    kept = Supervisor.machines_to_keep(journal)
+    stored_block = journal.meta("address_block")
+    executor = ThreadPoolExecutor(THREADS, thread_name_prefix="host")
+    isolation = await asyncio.to_thread(choose.choose, settings, directory)
+    layers = await asyncio.to_thread(storage.choose, directory / "layers")
+    await asyncio.to_thread(layers.open)
+    networks = Networks(names, executor)
+    block = await asyncio.to_thread(
+        networks.open, int(stored_block) if stored_block is not None else None, {entry.network for entry in kept.values()}
+    )
+    machines = Machines(directory / "machines", names, isolation, layers, networks, agent_path(settings), executor)
+    (directory / "machines").mkdir(exist_ok=True, mode=0o700)
+    supervisor = Supervisor(settings, journal, machines, networks, ImageStore(settings.image_dir()), isolation.name)
+    host_id = journal.meta("host_id") or f"host_{uuid4().hex[:20]}"
+    service = Service(supervisor, settings, host_id, isolation.name)
+    try:
+        await supervisor.start(block)
+        await journal.put_meta("host_id", host_id)
+        yield service
+    finally:
+        await supervisor.drain()
+        await asyncio.to_thread(executor.shutdown)
+        await asyncio.to_thread(_close, journal, networks, isolation, layers, names)
+
+
+def _close(journal: Journal, networks: Networks, isolation: choose.Isolation, layers: storage.WritableLayers, names: Names) -> None:
+    journal.close()
+    networks.close()
+    isolation.close()
+    layers.close()
+    isolation.cgroups.remove(names.cgroup_parent)
+    # The parent of all instances; another one may still need it.
+    isolation.cgroups.remove(str(Path(names.cgroup_parent).parent))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

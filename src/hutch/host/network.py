@@ -1,0 +1,255 @@
+"""A network per sandbox: a namespace, a pair of links, and a packet baseline that refuses everything.
+
+The host's end of a sandbox's link is the only way out of its namespace. Rules of the instance's own nft table match that
+link by name before any routing decision: a packet whose source is not the address bound to the interface is dropped, and
+everything else is refused at once, so that programs fail fast instead of waiting. Nothing is ever forwarded.
+
+Making a network costs about 30 ms, so a few are kept ready. A used one is not reused: `runsc` takes the addresses of the
+link away, and a fresh one has no history.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+
+from hutch.host import kernel
+from hutch.host.names import NAMESPACE_DIR, Names
+
+BLOCKS_DIR = Path("/run/hutch/net")
+BLOCKS = 64
+NETWORKS_PER_BLOCK = 2**14
+_RULES = """
+table inet {table}
+delete table inet {table}
+table inet {table} {{
+  set bound {{ type ifname . ipv4_addr; }}
+  counter spoofed {{ }}
+  counter refused {{ }}
+  chain before {{
+    type filter hook prerouting priority raw; policy accept;
+    iifname "{links}*" jump guard
+  }}
+  chain guard {{
+    meta nfproto != ipv4 counter name spoofed drop
+    iifname . ip saddr != @bound counter name spoofed drop
+  }}
+  chain refuse {{
+    type filter hook prerouting priority dstnat; policy accept;
+    iifname "{links}*" counter name refused jump answer
+  }}
+  chain answer {{
+    ip protocol tcp reject with tcp reset
+    reject with icmp type admin-prohibited
+  }}
+  chain input {{
+    type filter hook input priority filter; policy accept;
+    iifname "{links}*" drop
+  }}
+  chain forward {{
+    type filter hook forward priority filter; policy accept;
+    iifname "{links}*" drop
+    oifname "{links}*" drop
+  }}
+  chain output {{
+    type filter hook output priority filter; policy accept;
+    oifname "{links}*" meta nfproto ipv6 drop
+  }}
+}}
+"""
+
+
+class NoAddressBlock(OSError):
+    """Every block of addresses is in use by another instance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """One sandbox's network: a /30 out of 100.64.0.0/10."""
+
+    number: int
+    block: int
+    link: str
+    namespace: str
+
+    @property
+    def _base(self) -> int:
+        return (100 << 24) + (64 << 16) + (self.block << 16) + self.number * 4
+
+    @property
+    def host_address(self) -> str:
+        return _dotted(self._base + 1)
+
+    @property
+    def guest_address(self) -> str:
+        return _dotted(self._base + 2)
+
+    @property
+    def namespace_path(self) -> Path:
+        return NAMESPACE_DIR / self.namespace
+
+
+class Networks:
+    """Makes, keeps ready and removes the networks of one instance."""
+
+    def __init__(self, names: Names, executor: Executor, ready: int = 4) -> None:
+        self._names = names
+        self._executor = executor
+        self._ready_target = ready
+        self._ready: list[Network] = []
+        self._used: set[int] = set()
+        self._next = 1
+        self._block_file: int | None = None
+        self.block = -1
+        self._refill: asyncio.Task[None] | None = None
+
+    # -- the instance ------------------------------------------------------------------------------
+
+    def open(self, preferred_block: int | None, keep: set[int]) -> int:
+        """Take a block of addresses, set the rules, remove networks that are not in `keep`; the block. Blocks.
+
+        `preferred_block` is the one of the sandboxes that run on.
+        """
+        self.block = self._take_block(preferred_block)
+        self._used = set(keep)
+        existing = self._existing()
+        if not existing & keep or not self._has_table():
+            # With running sandboxes the table stays as it is: replacing it would open a gap.
+            kernel.run(["nft", "-f", "-"], stdin=_RULES.format(table=self._names.table, links=self._names.link_prefix))
+        for number in sorted(existing - keep):
+            self._remove(self.network(number))
+        for number in keep:
+            self._bind(self.network(number))
+        return self.block
+
+    def close(self) -> None:
+        """Remove what is left, the table too. Blocks."""
+        for number in sorted(self._existing()):
+            self._remove(self.network(number))
+        with contextlib.suppress(kernel.CommandFailed):
+            kernel.run(["nft", "delete", "table", "inet", self._names.table])
+        if self._block_file is not None:
+            os.ftruncate(self._block_file, 0)
+            os.close(self._block_file)
+            self._block_file = None
+
+    def network(self, number: int) -> Network:
+        return Network(number, self.block, self._names.link(number), self._names.namespace(number))
+
+    def _take_block(self, preferred: int | None) -> int:
+        BLOCKS_DIR.mkdir(parents=True, exist_ok=True, mode=0o700)
+        start = int(self._names.tag, 16) % BLOCKS
+        order = [preferred] if preferred is not None else [(start + offset) % BLOCKS for offset in range(BLOCKS)]
+        for block in order:
+            descriptor = os.open(BLOCKS_DIR / str(block), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                continue
+            owner = os.pread(descriptor, 64, 0).decode("ascii", "replace").strip()
+            if owner not in ("", self._names.tag) and self._alive(owner):
+                os.close(descriptor)
+                continue
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, self._names.tag.encode(), 0)
+            self._block_file = descriptor
+            return block
+        raise NoAddressBlock(f"No address block of {len(order)} is free; other instances of Hutch hold them ({BLOCKS_DIR}).")
+
+    @staticmethod
+    def _alive(tag: str) -> bool:
+        """Whether the sandboxes of a dead instance may still run with the block's addresses."""
+        return NAMESPACE_DIR.is_dir() and any(entry.name.startswith(Names(tag).namespace_prefix) for entry in NAMESPACE_DIR.iterdir())
+
+    def _has_table(self) -> bool:
+        try:
+            kernel.run(["nft", "list", "table", "inet", self._names.table])
+        except kernel.CommandFailed:
+            return False
+        return True
+
+    def _existing(self) -> set[int]:
+        found: set[int] = set()
+        for directory, prefix in ((NAMESPACE_DIR, self._names.namespace_prefix), (Path("/sys/class/net"), self._names.link_prefix)):
+            if directory.is_dir():
+                rests = (entry.name.removeprefix(prefix) for entry in directory.iterdir() if entry.name.startswith(prefix))
+                found.update(int(rest) for rest in rests if rest.isdecimal())
+        return found
+
+    # -- one network -------------------------------------------------------------------------------
+
+    async def take(self) -> Network:
+        """A network for a new sandbox."""
+        loop = asyncio.get_running_loop()
+        network = self._ready.pop() if self._ready else await loop.run_in_executor(self._executor, self._make, self._number())
+        return network
+
+    async def refill(self) -> None:
+        """Make networks until enough are ready."""
+        loop = asyncio.get_running_loop()
+        while len(self._ready) < self._ready_target:
+            self._ready.append(await loop.run_in_executor(self._executor, self._make, self._number()))
+
+    async def give_back(self, network: Network) -> None:
+        """Remove a network whose sandbox is gone."""
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._remove, network)
+
+    def _number(self) -> int:
+        while self._next in self._used:
+            self._next = self._next % (NETWORKS_PER_BLOCK - 1) + 1
+        number = self._next
+        self._used.add(number)
+        self._next = self._next % (NETWORKS_PER_BLOCK - 1) + 1
+        return number
+
+    def _make(self, number: int) -> Network:
+        network = self.network(number)
+        try:
+            NAMESPACE_DIR.mkdir(parents=True, exist_ok=True)
+            kernel.make_network_namespace(network.namespace_path)
+            # The rule stands before the link is up.
+            self._bind(network)
+            kernel.run(
+                ["ip", "-batch", "-"],
+                stdin=f"link add {network.link} type veth peer name eth0 netns {network.namespace}\n"
+                f"addr add {network.host_address}/30 dev {network.link}\n",
+            )
+            setting = Path(f"/proc/sys/net/ipv6/conf/{network.link}/disable_ipv6")
+            if setting.exists():
+                setting.write_text("1")
+            kernel.run(["ip", "link", "set", network.link, "up"])
+            kernel.run(
+                ["ip", "-n", network.namespace, "-batch", "-"],
+                stdin=f"link set lo up\naddr add {network.guest_address}/30 dev eth0\nlink set eth0 up\n"
+                f"route add default via {network.host_address}\n",
+            )
+        except BaseException:
+            self._remove(network)
+            raise
+        return network
+
+    def _bind(self, network: Network) -> None:
+        element = f'add element inet {self._names.table} bound {{ "{network.link}" . {network.guest_address} }}'
+        kernel.run(["nft", "-f", "-"], stdin=element)
+
+    def _remove(self, network: Network) -> None:
+        """Idempotent. The element goes first: a link that got the same name would inherit it."""
+        with contextlib.suppress(kernel.CommandFailed):
+            element = f'delete element inet {self._names.table} bound {{ "{network.link}" . {network.guest_address} }}'
+            kernel.run(["nft", "-f", "-"], stdin=element)
+        if Path(f"/sys/class/net/{network.link}").exists():
+            with contextlib.suppress(kernel.CommandFailed):
+                kernel.run(["ip", "link", "del", network.link])
+        kernel.unmount(network.namespace_path)
+        network.namespace_path.unlink(missing_ok=True)
+        self._used.discard(network.number)
+
+
+def _dotted(address: int) -> str:
+    return ".".join(str(address >> shift & 255) for shift in (24, 16, 8, 0))

@@ -1,0 +1,243 @@
+"""The host's end of its protocol: requests of the control plane → supervisor. One method of the protocol, one function."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import hutch
+from hutch.errors import HutchError, NotFoundError
+from hutch.host.commands import Command, Commands, relay
+from hutch.host.machine import Machine, gone_when_closed
+from hutch.host.protocol import (
+    ArchiveWrite,
+    CommandGet,
+    CommandKill,
+    CommandRef,
+    CommandStart,
+    CommandStdin,
+    ExtendRequest,
+    FileMkdir,
+    FileRead,
+    HostInfo,
+    PtyOpen,
+    SessionEvent,
+    SessionRef,
+    SessionSpec,
+    SessionStatus,
+    StopRequest,
+)
+from hutch.host.supervisor import Supervisor
+from hutch.settings import Settings
+from hutch.wire import Hello, Role, Stream
+from hutch.wire.connection import Data
+
+HELLO = Hello(version=1, role=Role.HOST, window=1024 * 1024, max_streams=4096)
+# A file request that makes no progress for this long gets the agent checked.
+PROGRESS_TIMEOUT_S = 60.0
+
+
+class Service:
+    """Answers every stream that the control plane opens."""
+
+    def __init__(self, supervisor: Supervisor, settings: Settings, host_id: str, isolation: str) -> None:
+        self._supervisor = supervisor
+        self._settings = settings
+        self._host_id = host_id
+        self._isolation = isolation
+        self._methods: dict[str, Callable[[Stream], Awaitable[None]]] = {
+            "host.info": self._info,
+            "session.create": self._create,
+            "session.get": self._get,
+            "session.list": self._list,
+            "session.stop": self._stop,
+            "session.extend": self._extend,
+            "events": self._events,
+            "command.start": self._command_start,
+            "command.get": self._command_get,
+            "command.list": self._command_list,
+            "command.logs": self._command_logs,
+            "command.kill": self._command_kill,
+            "command.stdin": self._command_stdin,
+            "pty.open": self._pty_open,
+            "file.read": self._file_read,
+            "file.mkdir": self._file_mkdir,
+            "archive.write": self._archive_write,
+        }
+
+    async def handle(self, stream: Stream) -> None:
+        """Answer one stream."""
+        method = self._methods.get(stream.method)
+        if method is None:
+            raise NotFoundError("unknown_method", f"The host has no method '{stream.method}'.")
+        await method(stream)
+
+    # -- sessions ----------------------------------------------------------------------------------
+
+    async def _info(self, stream: Stream) -> None:
+        supervisor = self._supervisor
+        stream.send_reply(
+            HostInfo(
+                host_id=self._host_id,
+                ready=not supervisor.ready_reason,
+                isolation=self._isolation,
+                version=hutch.__version__,
+                sessions=supervisor.live_sessions,
+                pooled=len(supervisor.pool),
+                max_timeout_ms=self._settings.sandbox.max_timeout_ms,
+                reason=supervisor.ready_reason,
+            )
+        )
+
+    async def _create(self, stream: Stream) -> None:
+        stream.send_reply(await self._supervisor.create(stream.params(SessionSpec)))
+
+    async def _get(self, stream: Stream) -> None:
+        stream.send_reply(self._supervisor.get(stream.params(SessionRef).session_id).record)
+
+    async def _list(self, stream: Stream) -> None:
+        stream.send_reply({})
+        for record in self._supervisor.records():
+            await stream.send_event(record)
+
+    async def _stop(self, stream: Stream) -> None:
+        request = stream.params(StopRequest)
+        session = self._supervisor.get(request.session_id)
+        stream.send_reply(await self._supervisor.end(session, SessionStatus.STOPPED, request.reason))
+
+    async def _extend(self, stream: Stream) -> None:
+        request = stream.params(ExtendRequest)
+        stream.send_reply(await self._supervisor.extend(request.session_id, request.duration_ms, request.max_timeout_ms))
+
+    async def _events(self, stream: Stream) -> None:
+        after = int(stream.params(dict[str, int]).get("after", 0))
+        stream.send_reply({})
+
+        async def send(event: SessionEvent) -> None:
+            await stream.send_event(event)
+
+        await self._supervisor.events(after, send)
+
+    # -- commands ----------------------------------------------------------------------------------
+
+    def _commands(self, session_id: str) -> Commands:
+        return self._supervisor.running(session_id)[1]
+
+    def _machine(self, session_id: str) -> Machine:
+        session, _ = self._supervisor.running(session_id)
+        assert session.machine is not None
+        return session.machine
+
+    async def _command_start(self, stream: Stream) -> None:
+        request = stream.params(CommandStart)
+        commands = self._commands(request.session_id)
+        command = await commands.start(request)
+        stream.send_reply(command.record)
+        if request.follow:
+            await commands.read(command, stream)
+            await self._final(command, stream)
+
+    async def _command_get(self, stream: Stream) -> None:
+        request = stream.params(CommandGet)
+        command = self._commands(request.session_id).get(request.command_id)
+        stream.send_reply(command.record)
+        if request.wait:
+            await self._final(command, stream)
+
+    @staticmethod
+    async def _final(command: Command, stream: Stream) -> None:
+        await stream.send_event(await asyncio.shield(command.finished))
+
+    async def _command_list(self, stream: Stream) -> None:
+        records = self._commands(stream.params(SessionRef).session_id).newest_first()
+        stream.send_reply({})
+        for record in records:
+            await stream.send_event(record)
+
+    async def _command_logs(self, stream: Stream) -> None:
+        request = stream.params(CommandRef)
+        commands = self._commands(request.session_id)
+        command = commands.get(request.command_id)
+        stream.send_reply({})
+        await commands.read(command, stream)
+        await asyncio.shield(command.finished)
+
+    async def _command_kill(self, stream: Stream) -> None:
+        request = stream.params(CommandKill)
+        commands = self._commands(request.session_id)
+        command = commands.get(request.command_id)
+        before = command.record
+        await commands.kill(command, request.signal)
+        stream.send_reply(before)
+
+    async def _command_stdin(self, stream: Stream) -> None:
+        request = stream.params(CommandStdin)
+        commands = self._commands(request.session_id)
+        params: dict[str, Any] = {
+            "id": request.command_id,
+            "offset": request.offset,
+            "timeout_ms": request.timeout_ms,
+            "close": request.close,
+        }
+        commands.get(request.command_id)
+        stream.send_reply(await commands.write_stdin(stream, params))
+
+    async def _pty_open(self, stream: Stream) -> None:
+        request = stream.params(PtyOpen)
+        await self._commands(request.session_id).terminal(request, stream)
+
+    # -- files -------------------------------------------------------------------------------------
+
+    async def _file_read(self, stream: Stream) -> None:
+        request = stream.params(FileRead)
+        machine = self._machine(request.session_id)
+        upward = machine.open("file.read", {"path": request.path, "cwd": request.cwd, "user": "default"})
+        upward.manual_credit = True
+        upward.send_end()
+        try:
+            stream.send_reply(await machine.answer(upward.reply(dict[str, int]), PROGRESS_TIMEOUT_S))
+            with gone_when_closed():
+                while (item := await machine.answer(upward.next(), PROGRESS_TIMEOUT_S)) is not None:
+                    if isinstance(item, Data):
+                        await stream.send_data(item.data, 1)
+                        upward.grant(len(item.data))
+        finally:
+            upward.cancel()
+
+    async def _file_mkdir(self, stream: Stream) -> None:
+        request = stream.params(FileMkdir)
+        params = {"path": request.path, "cwd": request.cwd, "user": "default", "recursive": request.recursive}
+        stream.send_reply(await self._machine(request.session_id).call("file.mkdir", params))
+
+    async def _archive_write(self, stream: Stream) -> None:
+        request = stream.params(ArchiveWrite)
+        machine = self._machine(request.session_id)
+        params = {
+            "cwd": request.cwd,
+            "user": "default",
+            "gzip": request.gzip,
+            "max_bytes": request.max_bytes,
+            "max_files": request.max_files,
+        }
+        upward = machine.open("archive.write", params)
+        try:
+            with gone_when_closed():
+                sending = asyncio.ensure_future(relay(stream, upward, channel=0))
+                answering = asyncio.ensure_future(upward.reply(dict[str, int]))
+                try:
+                    # A refusal may come before the client has sent everything.
+                    await asyncio.wait({sending, answering}, return_when=asyncio.FIRST_COMPLETED)
+                    if not answering.done():
+                        await sending
+                        upward.send_end()
+                    stream.send_reply(await answering)
+                finally:
+                    sending.cancel()
+                    answering.cancel()
+                    await asyncio.gather(sending, answering, return_exceptions=True)
+        finally:
+            upward.cancel()
+
+
+__all__ = ["HELLO", "HutchError", "Service"]

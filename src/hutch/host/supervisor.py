@@ -1,0 +1,457 @@
+"""Sessions of this machine: created, found again, timed out, stopped, and swept up after.
+
+    create ─▶ claim a pooled machine, or boot one ─▶ journal ─▶ running ─▶ stopping ─▶ stopped
+                                                                  └─ machine died ─▶ failed
+
+A session is acknowledged once it is in the journal. After the death of this process, sandboxes run on; its successor adopts
+the journal's live sessions, ends with a reason those whose machine is gone, and removes everything else of this instance.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import sqlite3
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+
+import msgspec
+
+from hutch.clock import now_ms
+from hutch.errors import BadRequestError, HutchError, NotFoundError, NotReadyError, UnavailableError
+from hutch.host.commands import Commands
+from hutch.host.journal import Journal, MachineEntry
+from hutch.host.machine import Machine, MachineKind, Machines, gone, reason_of
+from hutch.host.network import Networks
+from hutch.host.pool import Pool
+from hutch.host.protocol import LIVE, CommandRecord, SessionEvent, SessionRecord, SessionSpec, SessionStatus
+from hutch.images import Image, ImageStore
+from hutch.settings import Settings
+
+log = logging.getLogger(__name__)
+
+MIB = 1024 * 1024
+KEEP_RECORDS_MS = 24 * 3600 * 1000
+KEEP_LOGS_MS = 3600 * 1000
+TIDY_EVERY_S = 300.0
+ADOPT_AT_ONCE = 32
+
+
+@dataclass(slots=True)
+class Session:
+    """A session and, while it lives, its machine. `ended` is done with the final record."""
+
+    record: SessionRecord
+    seq: int
+    entry: MachineEntry | None = None
+    machine: Machine | None = None
+    commands: Commands | None = None
+    timer: asyncio.TimerHandle | None = None
+    ending: asyncio.Task[SessionRecord] | None = None
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    @property
+    def live(self) -> bool:
+        return self.record.status in LIVE
+
+
+class Supervisor:
+    """Owner of every sandbox of one instance on this machine."""
+
+    def __init__(
+        self, settings: Settings, journal: Journal, machines: Machines, networks: Networks, images: ImageStore, isolation_name: str
+    ) -> None:
+        self._settings = settings
+        self._journal = journal
+        self._machines = machines
+        self._networks = networks
+        self._images = images
+        self._isolation_name = isolation_name
+        self._logs = settings.host_dir / "logs"
+        self._sessions: dict[str, Session] = {}
+        self._creating: dict[str, asyncio.Task[SessionRecord]] = {}
+        self._background: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self.pool = Pool(self._kinds_to_pool(), self._boot, self._discard, settings.pool.refill_concurrency)
+        self.draining = False
+        self.ready_reason = "starting"
+
+    # -- start and end -----------------------------------------------------------------------------
+
+    async def start(self, block: int) -> None:
+        """Adopt, sweep, then fill the pool. `block` is the address block that was taken."""
+        self._journal.start()
+        await self._journal.put_meta("address_block", str(block))
+        self._logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+        await self._recover()
+        self._spawn(self._networks.refill())
+        self._spawn(self._tidy_for_ever())
+        self.pool.start()
+        self.ready_reason = ""
+
+    @staticmethod
+    def machines_to_keep(journal: Journal) -> dict[str, MachineEntry]:
+        """The machines of live sessions in a journal that was not started yet."""
+        return {entry.machine_id: entry for _, record, entry in journal.sessions() if record.status in LIVE}
+
+    async def _recover(self) -> None:
+        commands: dict[str, list[CommandRecord]] = {}
+        for command in self._journal.commands():
+            commands.setdefault(command.session_id, []).append(command)
+        live = []
+        for seq, record, entry in self._journal.sessions():
+            session = Session(record, seq, entry)
+            self._sessions[record.session_id] = session
+            if session.live:
+                live.append(session)
+        keep = {session.entry.machine_id for session in live if session.entry is not None}
+        left = await asyncio.to_thread(self._machines.left_behind)
+        for identifier in sorted(left - keep):
+            log.info("removing %s, which no session uses", identifier)
+            await asyncio.to_thread(self._machines.remove_by_id, identifier)
+        for name in set(os.listdir(self._logs)) - self._sessions.keys():
+            shutil.rmtree(self._logs / name, ignore_errors=True)
+        gate = asyncio.Semaphore(ADOPT_AT_ONCE)
+
+        async def adopt(session: Session) -> None:
+            async with gate:
+                await self._adopt(session, commands.get(session.record.session_id, []))
+
+        await asyncio.gather(*(adopt(session) for session in live))
+
+    async def _adopt(self, session: Session, commands: list[CommandRecord]) -> None:
+        assert session.entry is not None
+        try:
+            if session.record.status is not SessionStatus.RUNNING:
+                raise InterruptedError(session.record.stop_reason or "stop")
+            machine = await self._machines.adopt(session.entry)
+        except InterruptedError as interrupted:
+            # Its end had begun; it is carried through.
+            await self._after_death(session, SessionStatus.STOPPED, str(interrupted))
+            return
+        except OSError as error:
+            await self._after_death(session, SessionStatus.FAILED, f"The sandbox could not be adopted: {reason_of(error)}.")
+            return
+        self._attach(session, machine)
+        assert session.commands is not None
+        try:
+            await session.commands.adopt(commands)
+        except HutchError as error:
+            await self.end(session, SessionStatus.FAILED, f"The sandbox could not be adopted: {error.message}")
+            return
+        log.info("adopted session %s with %d commands", session.record.session_id, len(commands))
+
+    async def _after_death(self, session: Session, status: SessionStatus, reason: str) -> None:
+        """Write the end of a session whose machine is gone or unreachable, and remove what is left of it."""
+        assert session.entry is not None
+        entry = session.entry
+        cpu = self._machines.cpu_of(entry)
+        await asyncio.to_thread(self._machines.remove_by_id, entry.machine_id)
+        await self._networks.give_back(self._networks.network(entry.network))
+        now = now_ms()
+        await self._change(
+            session,
+            status=status,
+            stop_reason=reason,
+            requested_stop_at=session.record.requested_stop_at or now,
+            stopped_at=now,
+            active_cpu_us=cpu,
+            ingress_bytes=0,
+            egress_bytes=0,
+        )
+
+    async def drain(self) -> None:
+        """End everything: a clean stop of the host."""
+        self.draining, self.ready_reason = True, "stopping"
+        await asyncio.gather(*self._creating.values(), return_exceptions=True)
+        await asyncio.gather(
+            *(self.end(session, SessionStatus.STOPPED, "host_shutdown") for session in self._sessions.values() if session.live)
+        )
+        await self.pool.close()
+        for session in self._sessions.values():
+            await asyncio.gather(*session.tasks, return_exceptions=True)
+        for task in list(self._background):
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a background task failed: %s", error, exc_info=error)
+
+    # -- create ------------------------------------------------------------------------------------
+
+    async def create(self, spec: SessionSpec) -> SessionRecord:
+        """A running session; the same one when it was asked for before. Raises `HutchError`."""
+        session = self._sessions.get(spec.session_id)
+        if session is not None:
+            return session.record
+        task = self._creating.get(spec.session_id)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._create(spec))
+            self._creating[spec.session_id] = task
+            task.add_done_callback(lambda _: self._creating.pop(spec.session_id, None))
+        # The caller may go away: what it asked for is made all the same, and it is told when it asks again.
+        return await asyncio.shield(task)
+
+    async def _create(self, spec: SessionSpec) -> SessionRecord:
+        requested = now_ms()
+        if self.draining:
+            raise UnavailableError("host_stopping", "The host is stopping; it takes no new sandboxes.", retry_after_s=5)
+        alive = sum(session.live for session in self._sessions.values()) + len(self._creating)
+        if alive > self._settings.host.max_sessions:
+            raise UnavailableError(
+                "host_full", f"The host runs {self._settings.host.max_sessions} sandboxes, the most it may.", retry_after_s=5
+            )
+        image = self._images.resolve(spec.image)
+        kind = self._kind(image, spec.vcpus, spec.memory_mb, spec.disk_bytes)
+        machine = await self._claimed(kind, spec)
+        record = SessionRecord(
+            session_id=spec.session_id,
+            sandbox_name=spec.sandbox_name,
+            project_id=spec.project_id,
+            status=SessionStatus.RUNNING,
+            image=spec.image,
+            cwd=image.config.cwd,
+            vcpus=spec.vcpus,
+            memory_mb=spec.memory_mb,
+            timeout_ms=spec.timeout_ms,
+            requested_at=requested,
+            started_at=now_ms(),
+            cgroup=machine.cgroup,
+            isolation=self._isolation_name,
+        )
+        session = Session(record, 0, machine.entry())
+        try:
+            await self._put(session, record)
+        except BaseException:
+            await self._discard(machine)
+            raise
+        self._sessions[spec.session_id] = session
+        self._attach(session, machine)
+        self._announce()
+        return record
+
+    async def _claimed(self, kind: MachineKind, spec: SessionSpec) -> Machine:
+        """A machine that is this session's. A pooled one that fails is replaced by a fresh one, once."""
+        pooled = self.pool.take(kind)
+        if pooled is not None:
+            try:
+                await self._machines.claim(pooled, kind.image, spec.hostname, spec.env)
+            except HutchError as error:
+                log.warning("pooled machine %s could not be claimed: %s", pooled.machine_id, error)
+                await self._discard(pooled)
+            else:
+                return pooled
+        machine = await self._boot(kind)
+        try:
+            await self._machines.claim(machine, kind.image, spec.hostname, spec.env)
+        except BaseException:
+            await self._discard(machine)
+            raise
+        return machine
+
+    async def _boot(self, kind: MachineKind) -> Machine:
+        try:
+            machine = await self._machines.boot(kind)
+        except OSError as error:
+            log.error("a sandbox did not start: %s", error)
+            raise UnavailableError("sandbox_start_failed", f"The sandbox could not be started: {error}", retry_after_s=1) from error
+        self._spawn(self._networks.refill())
+        return machine
+
+    async def _discard(self, machine: Machine) -> None:
+        await self._machines.end(machine)
+        await self._machines.remove(machine)
+
+    def _kind(self, image: Image, vcpus: int, memory_mb: int, disk_bytes: int | None) -> MachineKind:
+        return MachineKind(image, vcpus, memory_mb * MIB, disk_bytes or self._settings.sandbox.disk_bytes)
+
+    def _kinds_to_pool(self) -> list[tuple[MachineKind, int]]:
+        size, vcpus = self._settings.pool.size, self._settings.sandbox.default_vcpus
+        if size == 0:
+            return []
+        return [(self._kind(self._images.resolve(name), vcpus, vcpus * 2048, None), size) for name in self._settings.pool_images()]
+
+    def _attach(self, session: Session, machine: Machine) -> None:
+        """Connect a running session with its machine: commands, deadline, death."""
+        record = session.record
+        directory = self._logs / record.session_id
+        directory.mkdir(exist_ok=True, mode=0o700)
+        session.machine = machine
+        session.commands = Commands(
+            record.session_id, machine, self._journal, directory, record.cwd, self._settings.sandbox.log_bytes
+        )
+        self._arm(session)
+        machine.died.add_done_callback(lambda died: self._on_death(session, died.result()))
+
+    def _on_death(self, session: Session, reason: str) -> None:
+        if session.ending is None:
+            self._spawn(self._fail(session, reason))
+
+    async def _fail(self, session: Session, reason: str) -> None:
+        await self.end(session, SessionStatus.FAILED, f"The sandbox failed: {reason}.")
+
+    # -- deadline ----------------------------------------------------------------------------------
+
+    def _arm(self, session: Session) -> None:
+        if session.timer is not None:
+            session.timer.cancel()
+        assert session.record.started_at is not None
+        left_s = max(0.0, (session.record.started_at + session.record.timeout_ms - now_ms()) / 1000)
+        session.timer = asyncio.get_running_loop().call_later(left_s, self._expire, session)
+
+    def _expire(self, session: Session) -> None:
+        assert session.record.started_at is not None
+        if session.record.started_at + session.record.timeout_ms > now_ms():
+            # The wall clock went back, or the loop's clock ran ahead.
+            self._arm(session)
+        elif session.live and session.ending is None:
+            self._spawn(self._time_out(session))
+
+    async def _time_out(self, session: Session) -> None:
+        await self.end(session, SessionStatus.STOPPED, "timeout")
+
+    async def extend(self, session_id: str, duration_ms: int, max_timeout_ms: int) -> SessionRecord:
+        """Move a session's deadline. Raises `BadRequestError` (`sandbox_timeout_invalid`) beyond the bound."""
+        session, _ = self.running(session_id)
+        timeout = session.record.timeout_ms + duration_ms
+        limit = min(max_timeout_ms, self._settings.sandbox.max_timeout_ms)
+        if timeout > limit:
+            raise BadRequestError(
+                "sandbox_timeout_invalid", f"The timeout would be {timeout} ms in total; the maximum is {limit} ms."
+            )
+        await self._change(session, timeout_ms=timeout)
+        self._arm(session)
+        return session.record
+
+    # -- end ---------------------------------------------------------------------------------------
+
+    async def end(self, session: Session, status: SessionStatus, reason: str) -> SessionRecord:
+        """End a session; its final record once its machine is dead. The first caller's status and reason count."""
+        if not session.live:
+            return session.record
+        if session.ending is None:
+            session.ending = asyncio.get_running_loop().create_task(self._end(session, status, reason))
+        return await asyncio.shield(session.ending)
+
+    async def _end(self, session: Session, status: SessionStatus, reason: str) -> SessionRecord:
+        if session.timer is not None:
+            session.timer.cancel()
+        machine, commands = session.machine, session.commands
+        assert machine is not None and commands is not None
+        if status is SessionStatus.STOPPED:
+            await self._write_end(session, status=SessionStatus.STOPPING, requested_stop_at=now_ms(), stop_reason=reason)
+        usage = await self._machines.end(machine)
+        if status is SessionStatus.FAILED and usage.oom_kills:
+            reason += f" The kernel ended {usage.oom_kills} of its processes because its memory limit was reached."
+        await commands.close()
+        now = now_ms()
+        await self._write_end(
+            session,
+            status=status,
+            stop_reason=reason,
+            stopped_at=now,
+            requested_stop_at=session.record.requested_stop_at or now,
+            active_cpu_us=usage.active_cpu_us,
+            ingress_bytes=usage.ingress_bytes,
+            egress_bytes=usage.egress_bytes,
+        )
+        session.machine = session.commands = None
+        removal = asyncio.get_running_loop().create_task(self._machines.remove(machine))
+        session.tasks.add(removal)
+        removal.add_done_callback(session.tasks.discard)
+        removal.add_done_callback(_log_failure)
+        return session.record
+
+    # -- looking up --------------------------------------------------------------------------------
+
+    def get(self, session_id: str) -> Session:
+        """Raises `NotFoundError`."""
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise NotFoundError("session_not_found", f"The host has no session '{session_id}'.")
+        return session
+
+    def running(self, session_id: str) -> tuple[Session, Commands]:
+        """A session that takes requests. Raises `GoneError` when it ended, `NotReadyError` while it ends."""
+        session = self.get(session_id)
+        if session.machine is not None and session.commands is not None and session.ending is None:
+            if session.machine.died.done():
+                raise gone()
+            return session, session.commands
+        if session.record.status is SessionStatus.STOPPING:
+            raise NotReadyError("sandbox_stopping", "Sandbox is stopping and no longer accepts commands.")
+        raise gone()
+
+    def records(self) -> list[SessionRecord]:
+        return [session.record for session in self._sessions.values()]
+
+    @property
+    def live_sessions(self) -> int:
+        return sum(session.live for session in self._sessions.values())
+
+    async def events(self, after: int, send: Callable[[SessionEvent], Awaitable[None]]) -> None:
+        """Send every change with a number above `after`, for ever; only the newest of each session."""
+        while True:
+            changed = sorted((s for s in self._sessions.values() if s.seq > after), key=lambda s: s.seq)
+            for session in changed:
+                after = max(after, session.seq)
+                await send(SessionEvent(session.seq, session.record))
+            if not any(session.seq > after for session in self._sessions.values()):
+                waiting = self._changed
+                await waiting.wait()
+
+    # -- the journal -------------------------------------------------------------------------------
+
+    async def _change(self, session: Session, **fields: object) -> None:
+        """Write a change, then make it known."""
+        await self._put(session, msgspec.structs.replace(session.record, **fields))
+        self._announce()
+
+    async def _write_end(self, session: Session, **fields: object) -> None:
+        """Like `_change`, but a journal that can't be written (a full disk) does not keep a sandbox alive."""
+        try:
+            await self._change(session, **fields)
+        except sqlite3.Error as error:
+            log.error("the end of session %s could not be written: %s", session.record.session_id, error)
+
+    async def _put(self, session: Session, record: SessionRecord) -> None:
+        assert session.entry is not None
+        seq = self._journal.next_seq()
+        session.record = record
+        await self._journal.put_session(seq, record, session.entry)
+        session.seq = seq
+
+    def _announce(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _tidy_for_ever(self) -> None:
+        while True:
+            await self.tidy(now_ms())
+            await asyncio.sleep(TIDY_EVERY_S)
+
+    async def tidy(self, now: int) -> None:
+        """Forget what ended long ago: output after an hour, records after a day."""
+        for session_id, session in list(self._sessions.items()):
+            if session.live or session.record.stopped_at is None:
+                continue
+            age = now - session.record.stopped_at
+            if age > KEEP_LOGS_MS:
+                await asyncio.to_thread(shutil.rmtree, self._logs / session_id, ignore_errors=True)
+            if age > KEEP_RECORDS_MS:
+                del self._sessions[session_id]
+                await self._journal.delete_session(session_id)
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a machine could not be removed completely: %s", error, exc_info=error)

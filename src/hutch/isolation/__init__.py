@@ -1,0 +1,8 @@
+"""Isolation backends: what stands between a guest and the machine.
+
+    protocol.py   what the host asks of a backend
+    gvisor.py     a user-space kernel (`runsc`), for machines with and without hardware virtualization
+    bundle.py     the OCI bundle of a gVisor sandbox, as a value
+
+The host knows only `protocol`; backends differ only in here. There is no backend that shares the host's kernel with guests.
+"""

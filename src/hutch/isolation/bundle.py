@@ -1,0 +1,75 @@
+"""The OCI bundle of a gVisor sandbox, as a value: a pure function of the plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hutch.isolation.protocol import MachinePlan
+
+CPU_PERIOD_US = 100_000
+# A backstop against fork bombs. It counts threads of the sentry and stubs too: tight limits crash the sentry.
+MAX_PIDS = 8192
+# What guest root may do inside its own kernel; none of it applies to the host.
+CAPABILITIES = [
+    f"CAP_{name}"
+    for name in (
+        "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE NET_RAW NET_ADMIN "
+        "SYS_CHROOT SYS_ADMIN SYS_PTRACE MKNOD AUDIT_WRITE SETFCAP SYS_RESOURCE SYS_NICE SYS_BOOT SYS_TIME IPC_LOCK"
+    ).split()
+]
+
+
+def config(plan: MachinePlan, root: Path, resolv: Path, hosts: Path) -> dict[str, Any]:
+    """`config.json` for `runsc run`."""
+    capabilities = dict.fromkeys(("bounding", "effective", "permitted", "inheritable"), CAPABILITIES)
+    # Shared memory is the sentry's, charged to the sandbox: filling it must stay far below the limit that kills the sentry.
+    shared = max(16, min(64, plan.memory_bytes // (16 * 1024 * 1024)))
+    return {
+        "ociVersion": "1.0.0",
+        "root": {"path": str(root), "readonly": False},
+        "hostname": "sandbox",
+        "process": {
+            "args": ["/run/hutch/agent", "--connect", "/run/hutch/host.sock"],
+            "cwd": "/",
+            "user": {"uid": 0, "gid": 0},
+            "noNewPrivileges": False,
+            "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"],
+            "capabilities": capabilities,
+            "rlimits": [
+                {"type": "RLIMIT_NOFILE", "soft": 65536, "hard": 1048576},
+                {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
+            ],
+        },
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=0755", "size=1m"]},
+            {
+                "destination": "/dev/pts",
+                "type": "devpts",
+                "source": "devpts",
+                "options": ["newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+            },
+            {"destination": "/dev/shm", "type": "tmpfs", "source": "tmpfs", "options": ["mode=1777", f"size={shared}m"]},
+            {"destination": "/run/hutch", "type": "bind", "source": str(plan.channel_dir), "options": ["bind", "ro"]},
+            {"destination": "/run/hutch/agent", "type": "bind", "source": str(plan.agent), "options": ["bind", "ro"]},
+            {"destination": "/etc/resolv.conf", "type": "bind", "source": str(resolv), "options": ["bind", "ro"]},
+            {"destination": "/etc/hosts", "type": "bind", "source": str(hosts), "options": ["bind"]},
+        ],
+        "linux": {
+            "cgroupsPath": plan.cgroup,
+            "resources": {
+                "cpu": {"quota": plan.vcpus * CPU_PERIOD_US, "period": CPU_PERIOD_US, "shares": 1024 * plan.vcpus},
+                "memory": {"limit": plan.memory_bytes},
+                "pids": {"limit": MAX_PIDS},
+            },
+            "namespaces": [
+                {"type": "pid"},
+                {"type": "ipc"},
+                {"type": "uts"},
+                {"type": "mount"},
+                {"type": "network", "path": str(plan.namespace)},
+            ],
+        },
+    }

@@ -1,0 +1,161 @@
+"""gVisor: every sandbox gets a user-space kernel (the *sentry*) that answers its system calls.
+
+The root file system is a host overlay: EROFS images below, mounted once per machine and shared by all sandboxes, and the
+sandbox's writable layer on top. What a guest writes is on the host at once, so it survives the sentry.
+
+`runsc` is only asked to start and to clean up. Whether a sandbox lives is told by its sentry's process, never by
+`runsc state`, which still says `running` after the sentry's death.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+from hutch.host import kernel
+from hutch.host.cgroups import Cgroups
+from hutch.host.kernel import Process
+from hutch.host.names import is_machine_id
+from hutch.isolation import bundle
+from hutch.isolation.protocol import BootFailed, MachinePlan
+
+PLATFORM = "systrap"
+BOOT_TIMEOUT_S = 60.0
+DEATH_TIMEOUT_S = 10.0
+_STATE = re.compile(r"(m[0-9a-f]{20})_sandbox:\1\.(state|lock)")
+
+
+class Gvisor:
+    """The `runsc` backend. `directory` holds its state and the mounts of shared images; root only."""
+
+    name = "gvisor"
+
+    def __init__(self, runsc: Path, directory: Path, cgroups: Cgroups) -> None:
+        self.runsc = runsc
+        self.cgroups = cgroups
+        self._state = directory / "runsc"
+        self._images = directory / "images"
+        self._image_lock = threading.Lock()
+
+    def probe(self) -> None:
+        """Run one program in a sandbox without network and cgroup."""
+        self._state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        probe_state = self._state.parent / "probe"
+        probe_state.mkdir(exist_ok=True, mode=0o700)
+        command = [str(self.runsc), f"--root={probe_state}", f"--platform={PLATFORM}", "--network=none", "--ignore-cgroups", "do"]
+        try:
+            printed = kernel.run([*command, "/bin/echo", "hutch-probe"], timeout_s=BOOT_TIMEOUT_S)
+        finally:
+            shutil.rmtree(probe_state, ignore_errors=True)
+        if "hutch-probe" not in printed:
+            raise OSError(f"a program in a gVisor sandbox printed {printed!r} instead of its line")
+
+    # -- boot --------------------------------------------------------------------------------------
+
+    def boot(self, plan: MachinePlan) -> Process:
+        lowers = [self._mounted(image) for image in plan.lowers]
+        root = plan.directory / "root"
+        root.mkdir(mode=0o755)
+        resolv, hosts = plan.directory / "resolv.conf", plan.directory / "hosts"
+        resolv.write_text(f"nameserver {plan.nameserver}\noptions timeout:2 attempts:2\n")
+        hosts.write_text("127.0.0.1 localhost\n127.0.1.1 sandbox\n")
+        # The mount point of the agent's own bind mount inside the channel's directory.
+        (plan.channel_dir / "agent").touch(mode=0o500)
+        options = f"lowerdir={':'.join(map(str, reversed(lowers)))},upperdir={plan.layer / 'u'},workdir={plan.layer / 'w'},volatile"
+        try:
+            kernel.mount("overlay", root, "overlay", kernel.MS_NODEV, options)
+            (plan.directory / "config.json").write_text(json.dumps(bundle.config(plan, root, resolv, hosts)))
+            self._run(plan)
+            return kernel.process(int((plan.directory / "pid").read_text()))
+        except (OSError, ValueError) as error:
+            raise BootFailed(f"The gVisor sandbox did not start: {error}{self._last_words(plan.directory)}") from error
+
+    def _run(self, plan: MachinePlan) -> None:
+        command = [
+            *self._command(),
+            "--network=sandbox",
+            "--overlay2=none",
+            "--allow-suid",
+            "--host-uds=open",
+            f"--panic-log={plan.directory / 'panic.log'}",
+            f"--log={plan.directory / 'runsc.log'}",
+            "run",
+            "-detach",
+            f"-bundle={plan.directory}",
+            f"-pid-file={plan.directory / 'pid'}",
+            plan.machine_id,
+        ]
+        with (plan.directory / "runsc.out").open("wb") as output:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=kernel.command_environment(),
+                timeout=BOOT_TIMEOUT_S,
+                check=False,
+                # Out of the server's session: a terminal's Ctrl-C must not reach sandboxes.
+                start_new_session=True,
+            )
+        if done.returncode != 0:
+            raise OSError(f"runsc ended with {done.returncode}")
+
+    @staticmethod
+    def _last_words(directory: Path) -> str:
+        words = []
+        for name in ("runsc.out", "runsc.log", "panic.log"):
+            with contextlib.suppress(OSError):
+                if text := (directory / name).read_text(errors="replace").strip():
+                    words.append(text[-800:])
+        return "; it printed: " + " | ".join(words) if words else ""
+
+    def _command(self) -> list[str]:
+        return [str(self.runsc), f"--root={self._state}", f"--platform={PLATFORM}"]
+
+    def _mounted(self, image: Path) -> Path:
+        """Where an EROFS image is mounted; it is, once, for all sandboxes."""
+        with self._image_lock:
+            point = self._images / image.stem
+            point.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not kernel.is_mounted(point):
+                kernel.run(["mount", "-t", "erofs", "-o", "loop,ro,nodev", str(image), str(point)])
+            return point
+
+    # -- end ---------------------------------------------------------------------------------------
+
+    def kill(self, process: Process) -> None:
+        process.kill()
+        process.wait_gone(DEATH_TIMEOUT_S)
+
+    def remove(self, machine_id: str, directory: Path, process: Process | None) -> None:
+        if process is not None:
+            self.kill(process)
+        if any(name.startswith(machine_id) for name in self._state_files()):
+            with contextlib.suppress(kernel.CommandFailed):
+                kernel.run([*self._command(), "delete", "-force", machine_id])
+            for name in self._state_files():
+                if name.startswith(machine_id):
+                    (self._state / name).unlink(missing_ok=True)
+        kernel.unmount(directory / "root")
+
+    def machines(self) -> set[str]:
+        found = {match.group(1) for name in self._state_files() if (match := _STATE.fullmatch(name))}
+        return found | {name[:21] for name in self._state_files() if is_machine_id(name[:21])}
+
+    def _state_files(self) -> list[str]:
+        return os.listdir(self._state) if self._state.is_dir() else []
+
+    def close(self) -> None:
+        # runsc keeps an empty network namespace mounted here, shared by all sandboxes.
+        for point in kernel.mounts_below(self._state.parent):
+            kernel.unmount(point)
+        shutil.rmtree(self._state, ignore_errors=True)
+        if self._images.is_dir():
+            for entry in self._images.iterdir():
+                entry.rmdir()

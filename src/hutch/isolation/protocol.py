@@ -1,0 +1,64 @@
+"""What the host asks of an isolation backend.
+
+A *machine* is one guest with its kernel boundary. The backend boots it from a `MachinePlan` and from then on the host knows
+it by the `Process` whose death is the machine's death. The agent inside connects to the channel by itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from hutch.host.cgroups import Cgroups
+from hutch.host.kernel import Process
+
+
+@dataclass(frozen=True, slots=True)
+class MachinePlan:
+    """Everything a machine is made of.
+
+    `lowers` are read-only EROFS images, the lowest first; `layer` is the writable layer's directory; `channel_dir` holds the
+    socket `host.sock` on which the host listens; `directory` is the machine's own, for files and logs of the backend.
+    """
+
+    machine_id: str
+    directory: Path
+    lowers: tuple[Path, ...]
+    layer: Path
+    channel_dir: Path
+    agent: Path
+    namespace: Path
+    nameserver: str
+    cgroup: str
+    vcpus: int
+    memory_bytes: int
+
+
+class BootFailed(OSError):
+    """A machine did not start; the text says what the backend printed."""
+
+
+class Isolation(Protocol):
+    """A backend. All methods block; all but `boot` and `probe` are idempotent."""
+
+    name: str
+    cgroups: Cgroups
+
+    def probe(self) -> None:
+        """Really start something under this backend. Raises `OSError` with the reason why it can't be used."""
+
+    def boot(self, plan: MachinePlan) -> Process:
+        """Start a machine. Raises `BootFailed`; what was made until then is removed by `remove`."""
+
+    def remove(self, machine_id: str, directory: Path, process: Process | None) -> None:
+        """Kill a machine and remove everything that `boot` made. The cgroup's counters are gone afterwards."""
+
+    def kill(self, process: Process) -> None:
+        """End a machine at once and wait until it is gone."""
+
+    def machines(self) -> set[str]:
+        """Ids of all machines that the backend still knows anything about."""
+
+    def close(self) -> None:
+        """Undo what the backend shares between machines; none may be left."""

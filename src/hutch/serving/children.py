@@ -1,0 +1,117 @@
+"""One child process: started, started again when it dies, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import time
+from asyncio.subprocess import Process
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from hutch.serving import kernel
+from hutch.settings import ENVIRONMENT_PREFIX, Settings, Source
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 5.0
+STEADY_S = 30.0
+"""A child that ran this long was well; the next restart is quick again."""
+
+
+def child_environment(settings: Settings, environment: Mapping[str, str], changed: Mapping[str, str]) -> dict[str, str]:
+    """`environment` in which `hutch.settings.load` finds these effective settings, with `changed` (`section.key` → text) over them."""
+    result = {
+        name: value for name, value in environment.items() if not (name.startswith(ENVIRONMENT_PREFIX) and "__" in name)
+    }
+    result["HUTCH_CONFIG"] = os.devnull
+    for section in type(settings).model_fields:
+        model = getattr(settings, section)
+        for key in type(model).model_fields:
+            value = getattr(model, key)
+            if settings.source_of(f"{section}.{key}")[0] is not Source.DEFAULT and value is not None:
+                result[_variable(f"{section}.{key}")] = json.dumps(value) if isinstance(value, tuple) else str(value)
+    return result | {_variable(key): value for key, value in changed.items()}
+
+
+def _variable(key: str) -> str:
+    return ENVIRONMENT_PREFIX + key.replace(".", "__").upper()
+
+
+def _prepare_child() -> None:
+    """Between fork and exec. The kernel ends the child with us, whatever happens to us."""
+    kernel.die_with_parent(signal.SIGKILL)
+
+
+class Child:
+    """A child that should be running. `started` counts its starts."""
+
+    def __init__(self, name: str, argv: Sequence[str], environment: Mapping[str, str]) -> None:
+        self.name = name
+        self._argv = tuple(argv)
+        self._environment = dict(environment)
+        self.process: Process | None = None
+        self.started = 0
+        self.quick_deaths = 0
+        """Deaths in a row that came soon after a start."""
+        self._stopping = False
+
+    async def start(self, *, extra: Sequence[str] = (), descriptors: Sequence[int] = ()) -> Process:
+        """Start it, with more arguments and inherited descriptors."""
+        process = await asyncio.create_subprocess_exec(
+            *self._argv,
+            *extra,
+            stdin=asyncio.subprocess.DEVNULL,
+            env=self._environment,
+            cwd="/",
+            pass_fds=tuple(descriptors),
+            # Its own process group: Ctrl-C on our terminal is for us alone, and stopping has an order.
+            process_group=0,
+            preexec_fn=_prepare_child,
+        )
+        self.process = process
+        self.started += 1
+        log.info("%s started, pid %d", self.name, process.pid)
+        return process
+
+    async def keep(self, start: StartChild) -> None:
+        """Run it until `stop`: start it with `start`, wait for its death, pause, start it again."""
+        pause = FIRST_PAUSE_S
+        while not self._stopping:
+            began = time.monotonic()
+            process = await start(self)
+            code = await process.wait()
+            if self._stopping:
+                return
+            if time.monotonic() - began > STEADY_S:
+                pause, self.quick_deaths = FIRST_PAUSE_S, 0
+            self.quick_deaths += 1
+            log.error("%s ended with %s; starting it again in %.1f s", self.name, _cause(code), pause)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE_S)
+
+    async def stop(self, grace_s: float) -> bool:
+        """SIGTERM, and SIGKILL after `grace_s` seconds. False when it had to be killed."""
+        self._stopping = True
+        process = self.process
+        if process is None or process.returncode is not None:
+            return True
+        process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), grace_s)
+        except TimeoutError:
+            log.error("%s did not end within %.0f s of SIGTERM; killing it", self.name, grace_s)
+            process.kill()
+            await process.wait()
+            return False
+        return True
+
+
+StartChild = Callable[[Child], Awaitable[Process]]
+
+
+def _cause(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"

@@ -1,0 +1,190 @@
+"""The supervisor of `hutch serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from asyncio.subprocess import Process
+from collections.abc import Iterator
+from pathlib import Path
+
+from hutch.errors import BadRequestError, ConflictError
+from hutch.serving import layout, ready
+from hutch.serving.children import Child, child_environment
+from hutch.settings import Settings, split_listen
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 2048
+HOST_STOP_S = 180.0
+API_STOP_MARGIN_S = 5.0
+GIVE_UP_AFTER = 3
+"""A child that dies this often before the server was ever ready will not do better the next time."""
+
+
+@contextlib.contextmanager
+def locked(settings: Settings) -> Iterator[None]:
+    """The lock of the data directory; the kernel releases it with this process. Raises `ConflictError`."""
+    path = settings.run_dir / "serve.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConflictError(
+                "server_running",
+                f"A server already runs on {settings.server.data_dir}. Stop it, or choose another directory with --data-dir.",
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The listening socket. Raises `BadRequestError`."""
+    host, port = split_listen(settings.server.listen)
+    listener: socket.socket | None = None
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        hint = " Another program uses it." if error.errno == errno.EADDRINUSE else ""
+        raise BadRequestError(
+            "listen_failed", f"The server can't listen on {settings.server.listen}: {error.strerror or error}.{hint}"
+        ) from error
+    return listener
+
+
+def base_url(settings: Settings, listener: socket.socket) -> str:
+    """The base URL for clients: the configured one, or that of the socket (a wildcard address is reached by loopback)."""
+    if settings.server.public_url is not None:
+        return settings.server.public_url
+    return f"http://{_bound(listener)}".replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+
+
+def _bound(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class Supervisor:
+    """Both children, from the first start to the end."""
+
+    def __init__(self, settings: Settings, listener: socket.socket, ready_file: Path | None) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._url = base_url(settings, listener)
+        self._files = [ready.server_file(settings), *([ready_file] if ready_file is not None else [])]
+        changed = {
+            "server.data_dir": str(settings.server.data_dir),
+            "server.listen": _bound(listener),
+        }
+        environment = child_environment(settings, os.environ, changed)
+        hutch = [sys.executable, "-P", "-m", "hutch"]
+        data_dir = ["--data-dir", str(settings.server.data_dir)]
+        self._host = Child("the host", [*hutch, "host", *data_dir], environment)
+        self._api = Child("the API process", [sys.executable, "-P", "-m", "hutch.api.main"], environment)
+        self._stop = asyncio.Event()
+        self._ready = False
+
+    async def run(self) -> int:
+        """Serve until SIGTERM or SIGINT; the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        keepers = [
+            asyncio.create_task(self._keep(self._host)),
+            asyncio.create_task(self._keep(self._api)),
+        ]
+        waiting = asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait((waiting, *keepers), return_when=asyncio.FIRST_COMPLETED)
+            failed = not self._stop.is_set()
+        finally:
+            for path in self._files:
+                ready.remove(path, os.getpid())
+            clean = await self._end()
+            for task in (waiting, *keepers):
+                task.cancel()
+            outcomes = await asyncio.gather(*keepers, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                log.error("%s", outcome)
+        return 0 if clean and not failed else 1
+
+    async def _end(self) -> bool:
+        """From the outside in: the API answers what it has begun, then the host stops its sandboxes."""
+        api = await self._api.stop(self._settings.server.shutdown_grace_s + API_STOP_MARGIN_S)
+        self._listener.close()
+        host = await self._host.stop(HOST_STOP_S)
+        return api and host
+
+    async def _keep(self, child: Child) -> None:
+        await child.keep(self._start)
+
+    async def _start(self, child: Child) -> Process:
+        if not self._ready and child.quick_deaths >= GIVE_UP_AFTER:
+            raise RuntimeError(f"{child.name} ended {child.quick_deaths} times before the server was ready; giving up")
+        if child is self._host:
+            return await child.start()
+        reading, writing = os.pipe()
+        try:
+            listener = self._listener.fileno()
+            process = await child.start(
+                extra=["--fd", str(listener), "--report-fd", str(writing)], descriptors=(listener, writing)
+            )
+        except BaseException:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+        loop = asyncio.get_running_loop()
+        buffer = bytearray()
+
+        def readable() -> None:
+            chunk = os.read(reading, 65536)
+            buffer.extend(chunk)
+            if not chunk:
+                loop.remove_reader(reading)
+                os.close(reading)
+                if buffer:
+                    self._now_ready(bytes(buffer))
+
+        loop.add_reader(reading, readable)
+        return process
+
+    def _now_ready(self, report: bytes) -> None:
+        """The API process says that a create would succeed."""
+        if self._stop.is_set():
+            return
+        said = json.loads(report)
+        content = ready.Ready(
+            url=self._url,
+            token=said["token"],
+            team_id=said["team_id"],
+            project_id=said["project_id"],
+            dashboard_url=None,
+            ingress_url=None,
+            isolation=said["isolation"],
+            pid=os.getpid(),
+        )
+        for path in self._files:
+            ready.write(path, content)
+        if not self._ready:
+            self._ready = True
+            log.info("ready at %s (isolation: %s)", self._url, content.isolation)

@@ -1,0 +1,148 @@
+"""Fixtures that many tests share: a real server, clients of it, and the check that nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hutch.client import Client, Server
+from hutch.client.places import find_server, server_file
+from tests import leaks
+
+START_S = 120.0
+STOP_S = 60.0
+SETTLE_S = 60.0
+POLL_S = 0.02
+SPARE_NETWORKS = 5
+"""Networks that a host keeps ready, and one more while a machine starts: they come and go without a sandbox."""
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(slots=True)
+class RunningServer:
+    """A real `hutch serve`. `where` has URL, token, team and project; `idle` what it holds in the kernel without sandboxes."""
+
+    process: subprocess.Popen[bytes]
+    data_dir: Path
+    log: Path
+    where: Server
+    pool_size: int
+    idle: leaks.Snapshot
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """This process's environment, and what finds the server."""
+        own = {key: value for key, value in os.environ.items() if not key.startswith(("HUTCH_", "VERCEL_"))}
+        return own | {"HUTCH_URL": self.where.url, "HUTCH_TOKEN": self.where.token}
+
+
+def wait_until(condition: Callable[[], bool], deadline_s: float, what: str) -> None:
+    """Wait for something that has no event of its own. Fails with `what`."""
+    end = time.monotonic() + deadline_s
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail(f"not within {deadline_s:g} s: {what}")
+        time.sleep(POLL_S)
+
+
+def start_server(data_dir: Path, log: Path, *flags: str, environment: dict[str, str] | None = None) -> tuple[subprocess.Popen[bytes], Server]:
+    """Start `hutch serve` on a free port and wait until a create would succeed."""
+    ready_file = data_dir.parent / f"{data_dir.name}.ready.json"
+    ready_file.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "hutch", "serve", "--data-dir", str(data_dir), "--listen", "127.0.0.1:0"]
+    own = {key: value for key, value in os.environ.items() if not key.startswith("HUTCH_") or key == "HUTCH_CACHE_DIR"}
+    with open(log, "ab") as output:
+        process = subprocess.Popen(
+            [*command, "--ready-file", str(ready_file), *flags],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=CHECKOUT,
+            env=own | (environment or {}),
+        )
+    end = time.monotonic() + START_S
+    while not ready_file.exists():
+        if process.poll() is not None:
+            pytest.fail(f"hutch serve ended with {process.returncode} before it was ready:\n{tail(log)}")
+        if time.monotonic() > end:
+            stop_server(process, log, check=False)
+            pytest.fail(f"hutch serve was not ready within {START_S:g} s:\n{tail(log)}")
+        time.sleep(POLL_S)
+    return process, find_server(data_dir, {})
+
+
+def stop_server(process: subprocess.Popen[bytes], log: Path, *, check: bool = True) -> None:
+    """SIGTERM, and wait; the exit code must be 0."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        code = process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        pytest.fail(f"hutch serve did not stop within {STOP_S:g} s:\n{tail(log)}")
+    if check and code != 0:
+        pytest.fail(f"hutch serve ended with {code}:\n{tail(log)}")
+
+
+def tail(log: Path, lines: int = 60) -> str:
+    """The end of a log."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.exists() else "(no log)"
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A real server for the whole run, on a free port with a data directory of its own. Leaves nothing behind, or fails."""
+    if os.geteuid() != 0:
+        pytest.fail("This test starts a real server, which needs root. Run `make test` as root or with sudo.")
+    base = tmp_path_factory.mktemp("server")
+    data_dir, log = base / "data", base / "serve.log"
+    data_dir.mkdir()
+    before = leaks.snapshot(data_dir)
+    process, where = start_server(data_dir, log)
+    pool_size = 2
+    wait_until(lambda: len(leaks.machines(data_dir)) >= pool_size, SETTLE_S, f"a pool of {pool_size} machines\n{tail(log)}")
+    running = RunningServer(process, data_dir, log, where, pool_size, leaks.snapshot(data_dir))
+    yield running
+    died = process.poll()
+    stop_server(process, log)
+    assert died is None, f"hutch serve died with {died} during the tests:\n{tail(log)}"
+    left = leaks.new(before, leaks.snapshot(data_dir))
+    assert not left, "the server left behind:\n" + "\n".join(left)
+    assert not server_file(data_dir).exists(), "a stopped server must not say where it is"
+
+
+@pytest.fixture
+def leak_check(server: RunningServer) -> Iterator[None]:
+    """Fails a test after which the server holds more than it did when it was idle."""
+    yield
+    found: list[str] = []
+
+    def settled() -> bool:
+        found[:] = leaks.grown(server.idle, leaks.snapshot(server.data_dir), slack={"namespace": SPARE_NETWORKS, "link": SPARE_NETWORKS})
+        return not found
+
+    end = time.monotonic() + SETTLE_S
+    while not settled():
+        if time.monotonic() > end:
+            pytest.fail("left behind:\n" + "\n".join(found))
+        time.sleep(POLL_S)
+
+
+@pytest.fixture
+async def client(server: RunningServer, leak_check: None) -> AsyncIterator[Client]:
+    """A client of the real server; deletes what the test created and did not delete."""
+    async with Client(server.where) as made:
+        before = {sandbox.name async for sandbox in made.sandboxes.all()}
+        yield made
+        async for sandbox in made.sandboxes.all():
+            if sandbox.name not in before:
+                await made.sandboxes.delete(sandbox.name)

@@ -1,0 +1,159 @@
+"""What a Hutch instance leaves behind in the kernel: processes, mounts, namespaces, links, tables, cgroups, loop devices.
+
+`snapshot` before and after, `new` for the difference. With the data directory of an instance only its things count, so that
+tests that run beside each other do not see each other's; without, everything that could be Hutch's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hutch.host.names import NAMESPACE_DIR, Names, is_machine_id
+
+PROGRAMS = frozenset({"runsc", "runsc-sandbox", "runsc-gofer", "hutch", "hutch-agent"})
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Names of things, by kind."""
+
+    things: dict[str, frozenset[str]]
+
+    def count(self, kind: str) -> int:
+        return len(self.things[kind])
+
+
+def snapshot(data_dir: Path | None = None) -> Snapshot:
+    """Everything there is now. Needs root, or it sees less."""
+    names = Names.of(data_dir) if data_dir is not None else None
+    mark = str(data_dir.resolve()) if data_dir is not None else "hutch"
+    return Snapshot(
+        {
+            "process": frozenset(_processes(names, mark)),
+            "mount": frozenset(_mounts(mark)),
+            "namespace": frozenset(_namespaces(names)),
+            "link": frozenset(_links(names)),
+            "table": frozenset(_tables(names)),
+            "cgroup": frozenset(_cgroups(names)),
+            "loop": frozenset(_loops(mark)),
+        }
+    )
+
+
+def new(before: Snapshot, after: Snapshot) -> list[str]:
+    """What is there after and was not before, as `kind: name`."""
+    return [f"{kind}: {name}" for kind, found in after.things.items() for name in sorted(found - before.things.get(kind, frozenset()))]
+
+
+def grown(before: Snapshot, after: Snapshot, slack: Mapping[str, int] | None = None) -> list[str]:
+    """Kinds of which there are more than before (and `slack`), with what is new: for a server whose pool replaces its machines."""
+    lines = []
+    for kind, found in after.things.items():
+        old = before.things.get(kind, frozenset())
+        if len(found) > len(old) + (slack or {}).get(kind, 0):
+            lines.append(f"{len(found)} instead of {len(old)} {kind}: {', '.join(sorted(found - old))}")
+    return lines
+
+
+def machines(data_dir: Path) -> set[str]:
+    """Ids of the machines that an instance has, pooled ones included, by their cgroups."""
+    return {name for path in _cgroups(Names.of(data_dir)) if is_machine_id(name := os.path.basename(path))}
+
+
+def _processes(names: Names | None, mark: str) -> Iterator[str]:
+    group = names.cgroup_parent if names is not None else "/hutch"
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
+            continue
+        try:
+            argv = (entry / "cmdline").read_bytes().decode("utf-8", "replace").rstrip("\0").split("\0")
+            cgroups = (entry / "cgroup").read_text()
+            state, started = _stat(entry)
+        except OSError:
+            continue
+        if state == "Z":
+            # Dead; it holds nothing but its number until its parent asks.
+            continue
+        inside = any(line.partition(":")[2].partition(":")[2].startswith(f"{group}/") for line in cgroups.splitlines())
+        if inside or _is_ours(argv, mark, names is not None):
+            yield f"{entry.name} (started {started}) {' '.join(argv)[:200]}"
+
+
+def _is_ours(argv: list[str], mark: str, exact: bool) -> bool:
+    program = os.path.basename(argv[0])
+    module = any(pair == ("-m", "hutch") for pair in zip(argv, argv[1:], strict=False))
+    if not (program in PROGRAMS or module or any(os.path.basename(part) == "hutch" for part in argv[1:2])):
+        return False
+    return not exact or any(mark in part for part in argv)
+
+
+def _stat(process: Path) -> tuple[str, str]:
+    """State and start time; the command's name before them may hold anything, so they are counted from its end."""
+    fields = (process / "stat").read_text(errors="replace").rpartition(")")[2].split()
+    return fields[0], fields[19]
+
+
+def _mounts(mark: str) -> Iterator[str]:
+    for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
+        point = line.split()[4].replace("\\040", " ")
+        if mark in point:
+            yield point
+
+
+def _namespaces(names: Names | None) -> Iterator[str]:
+    prefix = names.namespace_prefix if names is not None else "hutch-"
+    if NAMESPACE_DIR.is_dir():
+        yield from (entry.name for entry in NAMESPACE_DIR.iterdir() if entry.name.startswith(prefix))
+
+
+def _links(names: Names | None) -> Iterator[str]:
+    prefix = names.link_prefix if names is not None else "h"
+    for entry in Path("/sys/class/net").iterdir():
+        if entry.name.startswith(prefix) and not (entry / "device").exists():
+            yield entry.name
+
+
+def _tables(names: Names | None) -> Iterator[str]:
+    if os.geteuid() != 0:
+        return
+    listed = subprocess.run(["nft", "-j", "list", "tables"], capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        return
+    for item in json.loads(listed.stdout)["nftables"]:
+        table = item.get("table", {}).get("name", "")
+        if table == names.table if names is not None else table.startswith("hutch"):
+            yield table
+
+
+def _cgroups(names: Names | None) -> Iterator[str]:
+    parent = names.cgroup_parent.lstrip("/") if names is not None else "hutch"
+    seen: set[Path] = set()
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        if not fields[fields.index("-") + 1].startswith("cgroup"):
+            continue
+        root = Path(fields[4]) / parent
+        real = root.resolve()
+        if real in seen or not root.is_dir():
+            continue
+        seen.add(real)
+        # The directory that all instances share may stay; what is below it belongs to one.
+        if names is not None:
+            yield str(root)
+        for directory, children, _ in os.walk(root):
+            yield from (os.path.join(directory, child) for child in children)
+
+
+def _loops(mark: str) -> Iterator[str]:
+    for entry in Path("/sys/block").glob("loop*"):
+        try:
+            backing = (entry / "loop" / "backing_file").read_text().strip()
+        except OSError:
+            continue
+        if mark in backing:
+            yield f"{entry.name} {backing}"
