@@ -59,7 +59,7 @@ impl Kind {
         !matches!(self, Self::Hello | Self::Ping | Self::Pong)
     }
 
-    /// The only payload size that this kind may have, if there is just one.
+    /// The only payload size that this kind may have, if there is just one; all others carry at least one byte.
     fn fixed_length(self) -> Option<u32> {
         match self {
             Self::End | Self::Cancel => Some(0),
@@ -117,7 +117,8 @@ impl Header {
         if (stream != 0) != kind.has_stream() {
             return violation(format!("{kind:?} on stream {stream}"));
         }
-        if kind.fixed_length().is_some_and(|fixed| fixed != length) {
+        // Empty DATA or EVENT would cost the sender no credit, and the receiver something.
+        if kind.fixed_length().map_or(length == 0, |fixed| fixed != length) {
             return violation(format!("{kind:?} with a payload of {length} bytes"));
         }
         Ok(Self {

@@ -111,9 +111,12 @@ fn is_map(payload: &[u8]) -> bool {
     matches!(payload.first(), Some(0x80..=0x8f | 0xde | 0xdf))
 }
 
-/// Check that `payload` is exactly one well-formed value, that every map has `str` keys and that nothing is nested
-/// deeper than [`MAX_NESTING`]. Allocates nothing.
+/// Check that `payload` is exactly one well-formed map, that every map has `str` keys and that nothing is nested deeper
+/// than [`MAX_NESTING`]. Allocates nothing.
 pub fn check_message(payload: &[u8]) -> Result<(), Violation> {
+    if !is_map(payload) {
+        return Err(Violation("a message that is not a MessagePack map".to_owned()));
+    }
     let mut reader = Reader { rest: payload };
     reader.skip(0)?;
     if reader.rest.is_empty() {

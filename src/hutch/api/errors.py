@@ -14,13 +14,18 @@ from hutch.errors import HutchError, InternalError, UnauthorizedError
 
 log = logging.getLogger(__name__)
 
+DEFAULT_RETRY_AFTER_S = 1
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
 
 
 def error_response(error: HutchError) -> JsonResponse:
     headers: Headers = []
-    if error.retry_after_s is not None:
-        headers.append((b"retry-after", str(error.retry_after_s).encode()))
+    retry_after_s = error.retry_after_s
+    if retry_after_s is None and error.retryable:
+        # Errors that came from the host have lost theirs on the way.
+        retry_after_s = DEFAULT_RETRY_AFTER_S
+    if retry_after_s is not None:
+        headers.append((b"retry-after", str(retry_after_s).encode()))
     if isinstance(error, UnauthorizedError):
         headers.append((b"www-authenticate", b"Bearer"))
     return JsonResponse(error.body(), error.status, headers)

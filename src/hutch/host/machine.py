@@ -246,7 +246,9 @@ class Machines:
     @staticmethod
     def _make_directory(directory: Path) -> None:
         directory.mkdir(mode=0o700)
-        (directory / "channel").mkdir(mode=0o755)
+        (directory / "channel").mkdir()
+        # Seen by the guest, whatever our umask is.
+        (directory / "channel").chmod(0o755)
 
     async def adopt(self, entry: MachineEntry) -> Machine:
         """Find a machine again that a predecessor started. Raises `OSError` with the reason why it can't be."""

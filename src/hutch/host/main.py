@@ -32,6 +32,7 @@ from hutch.host.service import HELLO, Service
 from hutch.host.supervisor import Supervisor
 from hutch.images import ImageStore
 from hutch.isolation import choose
+from hutch.isolation.protocol import Isolation
 from hutch.settings import Settings, load
 from hutch.wire import serve_unix
 
@@ -79,8 +80,11 @@ async def serve(settings: Settings) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Service]:
-    """A host without its socket: everything taken over and swept on entry, everything ended on exit."""
+async def running(settings: Settings, *, end_all: bool = True) -> AsyncIterator[Service]:
+    """A host without its socket: everything taken over and swept on entry, everything ended on exit.
+
+    Without `end_all` its sandboxes run on, as after a crash.
+    """
     os.umask(0o077)
     directory = settings.host_dir
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -91,14 +95,14 @@ async def running(settings: Settings) -> AsyncIterator[Service]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BlockingIOError(f"Another `hutch host` runs with the data directory {settings.server.data_dir}.") from error
-        async with _opened(settings, directory) as service:
+        async with _opened(settings, directory, end_all=end_all) as service:
             yield service
     finally:
         os.close(lock)
 
 
 @contextlib.asynccontextmanager
-async def _opened(settings: Settings, directory: Path) -> AsyncIterator[Service]:
+async def _opened(settings: Settings, directory: Path, *, end_all: bool) -> AsyncIterator[Service]:
     names = Names.of(settings.server.data_dir)
     journal = Journal(directory / "journal.db")
     journal.open()
@@ -122,13 +126,18 @@ async def _opened(settings: Settings, directory: Path) -> AsyncIterator[Service]
         await journal.put_meta("host_id", host_id)
         yield service
     finally:
-        await supervisor.drain()
+        if end_all:
+            await supervisor.drain()
+        else:
+            await supervisor.leave()
         await asyncio.to_thread(executor.shutdown)
-        await asyncio.to_thread(_close, journal, networks, isolation, layers, names)
+        await asyncio.to_thread(journal.close)
+        if end_all:
+            await asyncio.to_thread(_close, networks, isolation, layers, names)
+        networks.release()
 
 
-def _close(journal: Journal, networks: Networks, isolation: choose.Isolation, layers: storage.WritableLayers, names: Names) -> None:
-    journal.close()
+def _close(networks: Networks, isolation: Isolation, layers: storage.WritableLayers, names: Names) -> None:
     networks.close()
     isolation.close()
     layers.close()

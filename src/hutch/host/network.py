@@ -135,6 +135,11 @@ class Networks:
             kernel.run(["nft", "delete", "table", "inet", self._names.table])
         if self._block_file is not None:
             os.ftruncate(self._block_file, 0)
+        self.release()
+
+    def release(self) -> None:
+        """Let go without removing anything; the next start takes the same block."""
+        if self._block_file is not None:
             os.close(self._block_file)
             self._block_file = None
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import hutch
-from hutch.errors import HutchError, NotFoundError
+from hutch.errors import NotFoundError
 from hutch.host.commands import Command, Commands, relay
 from hutch.host.machine import Machine, gone_when_closed
 from hutch.host.protocol import (
@@ -42,7 +42,7 @@ class Service:
     """Answers every stream that the control plane opens."""
 
     def __init__(self, supervisor: Supervisor, settings: Settings, host_id: str, isolation: str) -> None:
-        self._supervisor = supervisor
+        self.supervisor = self._supervisor = supervisor
         self._settings = settings
         self._host_id = host_id
         self._isolation = isolation
@@ -238,6 +238,3 @@ class Service:
                     await asyncio.gather(sending, answering, return_exceptions=True)
         finally:
             upward.cancel()
-
-
-__all__ = ["HELLO", "HutchError", "Service"]

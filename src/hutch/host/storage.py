@@ -205,5 +205,9 @@ def make_directories(layer: Path) -> None:
     """`u` and a fresh `w`: the kernel refuses a work directory that was mounted `volatile` before."""
     work = layer / "w"
     shutil.rmtree(work, ignore_errors=True)
-    (layer / "u").mkdir(mode=0o755, exist_ok=True)
+    upper = layer / "u"
+    if not upper.exists():
+        upper.mkdir()
+        # The guest's root directory has the mode of this one, whatever our umask is.
+        upper.chmod(0o755)
     work.mkdir(mode=0o700)

@@ -169,8 +169,15 @@ class Supervisor:
         await asyncio.gather(
             *(self.end(session, SessionStatus.STOPPED, "host_shutdown") for session in self._sessions.values() if session.live)
         )
+        await self.leave()
+
+    async def leave(self) -> None:
+        """Stop working; live sessions run on and are adopted by the next start."""
+        self.draining, self.ready_reason = True, "stopping"
         await self.pool.close()
         for session in self._sessions.values():
+            if session.timer is not None:
+                session.timer.cancel()
             await asyncio.gather(*session.tasks, return_exceptions=True)
         for task in list(self._background):
             task.cancel()

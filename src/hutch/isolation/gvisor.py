@@ -65,8 +65,10 @@ class Gvisor:
         resolv, hosts = plan.directory / "resolv.conf", plan.directory / "hosts"
         resolv.write_text(f"nameserver {plan.nameserver}\noptions timeout:2 attempts:2\n")
         hosts.write_text("127.0.0.1 localhost\n127.0.1.1 sandbox\n")
+        for file in (resolv, hosts):
+            file.chmod(0o644)
         # The mount point of the agent's own bind mount inside the channel's directory.
-        (plan.channel_dir / "agent").touch(mode=0o500)
+        (plan.channel_dir / "agent").touch()
         options = f"lowerdir={':'.join(map(str, reversed(lowers)))},upperdir={plan.layer / 'u'},workdir={plan.layer / 'w'},volatile"
         try:
             kernel.mount("overlay", root, "overlay", kernel.MS_NODEV, options)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hutch.errors import BadRequestError, ConflictError
-from hutch.serving import layout, ready
+from hutch.serving import ready
 from hutch.serving.children import Child, child_environment
 from hutch.settings import Settings, split_listen
 

@@ -51,7 +51,7 @@ class OpenMessage(msgspec.Struct, frozen=True):
     p: msgspec.Raw
 
 
-class ErrorMessage(msgspec.Struct, frozen=True):
+class ErrorMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     """The payload of ERROR: HTTP status, code, message, and further fields for the caller."""
 
     s: int

@@ -1,0 +1,416 @@
+"""A host that speaks the real protocol over a real socket, with scripted machines instead of sandboxes.
+
+Programs it knows, by `argv[0]`: `echo` (prints its arguments), `both` (both streams), `exit N`, `pieces` (a character in two
+pieces), `nul` (bytes that are not text), `cat` (standard input to output), `wait` (until killed), `flood N` (N MiB), `die` (prints,
+then the host's connection breaks), `gone` (prints, then the session ends). Everything else does not exist.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import io
+import tarfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hutch.errors import BadRequestError, GoneError, HutchError, NotFoundError, UnavailableError
+from hutch.host.protocol import (
+    LIVE,
+    ArchiveWrite,
+    CommandGet,
+    CommandKill,
+    CommandRecord,
+    CommandRef,
+    CommandStart,
+    CommandStdin,
+    ExtendRequest,
+    FileMkdir,
+    FileRead,
+    HostInfo,
+    PtyOpen,
+    SessionEvent,
+    SessionRecord,
+    SessionRef,
+    SessionSpec,
+    SessionStatus,
+    StopRequest,
+)
+from hutch.wire import Hello, Role, Stream, serve_unix
+from hutch.wire.connection import Data, Message
+
+HELLO = Hello(version=1, role=Role.HOST, window=256 * 1024, max_streams=4096)
+
+
+@dataclass
+class FakeCommand:
+    record: CommandRecord
+    output: list[tuple[int, bytes]] = field(default_factory=list)
+    stdin: bytearray = field(default_factory=bytearray)
+    has_stdin: bool = False
+    stdin_closed: bool = False
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def emit(self, channel: int, data: bytes) -> None:
+        async with self.changed:
+            self.output.append((channel, data))
+            self.changed.notify_all()
+
+    async def finish(self, code: int) -> None:
+        async with self.changed:
+            if self.record.exit_code is None:
+                self.record = msgspec.structs.replace(self.record, exit_code=code, duration_ms=7)
+            self.changed.notify_all()
+
+    async def finished(self) -> CommandRecord:
+        async with self.changed:
+            await self.changed.wait_for(lambda: self.record.exit_code is not None)
+        return self.record
+
+
+class FakeHost:
+    """Start with `await start()`; tests look at and change its attributes."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self.path = socket_path
+        self.host_id = "host_fake"
+        self.ready = True
+        self.sessions: dict[str, SessionRecord] = {}
+        self.specs: dict[str, SessionSpec] = {}
+        self.commands: dict[str, dict[str, FakeCommand]] = {}
+        self.files: dict[str, dict[bytes, bytes]] = {}
+        self.events: list[SessionEvent] = []
+        self.calls: list[str] = []
+        self.refuse_create: HutchError | None = None
+        self.break_create = False
+        self.stall_stdin = False
+        self.create_gate = asyncio.Event()
+        self.create_gate.set()
+        self.creating = asyncio.Event()
+        self.sizes: list[list[int]] = []
+        self.pty_closed = asyncio.Event()
+        self._event_added = asyncio.Condition()
+        self._server: asyncio.AbstractServer | None = None
+        self._connections: set[Any] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        self._server = await serve_unix(self.path, HELLO, self._handle, mode=0o660)
+
+    async def stop(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for connection in list(self._connections):
+            connection.close("stopped")
+        self._connections.clear()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.path.unlink(missing_ok=True)
+
+    def drop_connections(self) -> None:
+        for connection in list(self._connections):
+            connection.close("dropped")
+        self._connections.clear()
+
+    # -- what tests do -------------------------------------------------------------------------------
+
+    async def end(self, session_id: str, status: SessionStatus = SessionStatus.STOPPED, reason: str = "timeout") -> None:
+        """A session ends by itself."""
+        await self._end(session_id, status, reason)
+
+    def forget(self, session_id: str) -> None:
+        del self.sessions[session_id]
+
+    # -- protocol -----------------------------------------------------------------------------------
+
+    async def _handle(self, stream: Stream) -> None:
+        self._connections.add(stream.connection)
+        self.calls.append(stream.method)
+        handler = getattr(self, "_on_" + stream.method.replace(".", "_"), None)
+        if handler is None:
+            raise BadRequestError("bad_request", f"unknown method {stream.method}")
+        await handler(stream)
+
+    def _session(self, session_id: str) -> SessionRecord:
+        record = self.sessions.get(session_id)
+        if record is None:
+            raise NotFoundError("session_not_found", "no such session")
+        return record
+
+    def _live(self, session_id: str) -> SessionRecord:
+        record = self._session(session_id)
+        if record.status is not SessionStatus.RUNNING:
+            raise GoneError("sandbox_stopped", "Sandbox has stopped execution and is no longer available")
+        return record
+
+    async def _set(self, record: SessionRecord) -> SessionRecord:
+        self.sessions[record.session_id] = record
+        async with self._event_added:
+            self.events.append(SessionEvent(len(self.events) + 1, record))
+            self._event_added.notify_all()
+        return record
+
+    async def _on_host_info(self, stream: Stream) -> None:
+        live = sum(record.status in LIVE for record in self.sessions.values())
+        stream.send_reply(
+            HostInfo(
+                host_id=self.host_id, ready=self.ready, isolation="gvisor", version="1", sessions=live, pooled=2,
+                max_timeout_ms=86_400_000, reason="" if self.ready else "filling the pool",
+            )
+        )
+
+    async def _on_session_create(self, stream: Stream) -> None:
+        spec = stream.params(SessionSpec)
+        self.creating.set()
+        await self.create_gate.wait()
+        if self.refuse_create is not None:
+            raise self.refuse_create
+        now = int(time.time() * 1000)
+        record = SessionRecord(
+            session_id=spec.session_id, sandbox_name=spec.sandbox_name, project_id=spec.project_id,
+            status=SessionStatus.RUNNING, image=spec.image, cwd="/vercel", vcpus=spec.vcpus, memory_mb=spec.memory_mb,
+            timeout_ms=spec.timeout_ms, requested_at=now, started_at=now, cgroup="/hutch/x", isolation="gvisor",
+        )
+        self.specs[spec.session_id] = spec
+        self.commands[spec.session_id] = {}
+        self.files[spec.session_id] = {}
+        await self._set(record)
+        if self.break_create:
+            self.break_create = False
+            self.drop_connections()
+            return
+        stream.send_reply(record)
+
+    async def _on_session_get(self, stream: Stream) -> None:
+        stream.send_reply(self._session(stream.params(SessionRef).session_id))
+
+    async def _on_session_list(self, stream: Stream) -> None:
+        stream.send_reply({"sessions": [record for record in self.sessions.values() if record.status in LIVE]})
+
+    async def _on_session_stop(self, stream: Stream) -> None:
+        request = stream.params(StopRequest)
+        record = self._session(request.session_id)
+        if record.status in LIVE:
+            record = await self._end(request.session_id, SessionStatus.STOPPED, request.reason)
+        stream.send_reply(record)
+
+    async def _end(self, session_id: str, status: SessionStatus, reason: str) -> SessionRecord:
+        record = self.sessions[session_id]
+        assert record.started_at is not None
+        stopped = max(int(time.time() * 1000), record.started_at)
+        return await self._set(
+            msgspec.structs.replace(
+                record, status=status, stopped_at=stopped, requested_stop_at=stopped, stop_reason=reason,
+                active_cpu_us=1_500, ingress_bytes=10, egress_bytes=20,
+            )
+        )
+
+    async def _on_session_extend(self, stream: Stream) -> None:
+        request = stream.params(ExtendRequest)
+        record = self._live(request.session_id)
+        stream.send_reply(await self._set(msgspec.structs.replace(record, timeout_ms=record.timeout_ms + request.duration_ms)))
+
+    async def _on_events(self, stream: Stream) -> None:
+        after = stream.params(dict[str, int])["after"]
+        stream.send_reply({})
+        while True:
+            for event in self.events:
+                if event.seq > after:
+                    after = event.seq
+                    await stream.send_event(event)
+            async with self._event_added:
+                await self._event_added.wait_for(lambda: bool(self.events) and self.events[-1].seq > after)
+
+    # -- commands -----------------------------------------------------------------------------------
+
+    def _command(self, session_id: str, command_id: str) -> FakeCommand:
+        self._live(session_id)
+        command = self.commands[session_id].get(command_id)
+        if command is None:
+            raise NotFoundError("command_not_found", f"Command '{command_id}' not found.")
+        return command
+
+    async def _on_command_start(self, stream: Stream) -> None:
+        start = stream.params(CommandStart)
+        session = self._live(start.session_id)
+        program = start.argv[0].decode()
+        if program not in ("echo", "both", "exit", "pieces", "nul", "cat", "wait", "flood", "die", "gone", "env"):
+            raise BadRequestError("executable_not_found", f"[invalid_argument] executable file not found in $PATH: {program}")
+        record = CommandRecord(
+            command_id=start.command_id, session_id=start.session_id, argv=start.argv,
+            cwd=start.cwd or session.cwd.encode(), started_at=int(time.time() * 1000),
+        )
+        command = FakeCommand(record, has_stdin=start.stdin)
+        self.commands[start.session_id] = {start.command_id: command, **self.commands[start.session_id]}
+        stream.send_reply(record)
+        task = asyncio.create_task(self._run(command, start))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if start.follow:
+            await self._follow(stream, command)
+            await stream.send_event(command.record)
+
+    async def _run(self, command: FakeCommand, start: CommandStart) -> None:
+        program, arguments = start.argv[0].decode(), [argument.decode() for argument in start.argv[1:]]
+        code = 0
+        if program == "echo":
+            await command.emit(1, " ".join(arguments).encode() + b"\n")
+        elif program == "env":
+            merged = self.specs[start.session_id].env | start.env
+            await command.emit(1, "".join(f"{key}={value}\n" for key, value in sorted(merged.items())).encode())
+        elif program == "both":
+            await command.emit(2, b"err\n")
+            await command.emit(1, b"out\n")
+        elif program == "exit":
+            code = int(arguments[0])
+        elif program == "pieces":
+            for byte in "größe €".encode():
+                await command.emit(1, bytes([byte]))
+                await asyncio.sleep(0)
+        elif program == "nul":
+            await command.emit(1, b"a\x00b\xff\xfe\n")
+        elif program == "cat":
+            async with command.changed:
+                await command.changed.wait_for(lambda: command.stdin_closed)
+            await command.emit(1, bytes(command.stdin))
+        elif program == "wait":
+            return
+        elif program == "flood":
+            for _ in range(int(arguments[0]) * 4):
+                await command.emit(1, b"y" * 262_143 + b"\n")
+        elif program == "die":
+            await command.emit(1, b"last words\n")
+            await asyncio.sleep(0.05)
+            self.drop_connections()
+            return
+        elif program == "gone":
+            await command.emit(1, b"last words\n")
+            await self._end(start.session_id, SessionStatus.STOPPED, "timeout")
+            await command.finish(-1)
+            return
+        await command.finish(code)
+
+    async def _follow(self, stream: Stream, command: FakeCommand) -> None:
+        sent = 0
+        while True:
+            while sent < len(command.output):
+                channel, data = command.output[sent]
+                sent += 1
+                await stream.send_data(data, channel)
+            async with command.changed:
+                if sent == len(command.output) and command.record.exit_code is not None:
+                    break
+                at = sent
+                await command.changed.wait_for(lambda: len(command.output) > at or command.record.exit_code is not None)
+        if command.record.exit_code == -1:
+            raise GoneError("sandbox_stopped", "Sandbox has stopped execution and is no longer available")
+
+    async def _on_command_get(self, stream: Stream) -> None:
+        request = stream.params(CommandGet)
+        command = self._command(request.session_id, request.command_id)
+        stream.send_reply(command.record)
+        if request.wait:
+            await stream.send_event(await command.finished())
+
+    async def _on_command_list(self, stream: Stream) -> None:
+        session_id = stream.params(SessionRef).session_id
+        self._live(session_id)
+        stream.send_reply({"commands": [command.record for command in self.commands[session_id].values()]})
+
+    async def _on_command_logs(self, stream: Stream) -> None:
+        reference = stream.params(CommandRef)
+        command = self._command(reference.session_id, reference.command_id)
+        stream.send_reply({})
+        await self._follow(stream, command)
+
+    async def _on_command_kill(self, stream: Stream) -> None:
+        request = stream.params(CommandKill)
+        command = self._command(request.session_id, request.command_id)
+        if command.record.exit_code is not None:
+            raise NotFoundError("command_not_found_or_exited", "The command has exited.")
+        stream.send_reply(command.record)
+        await command.finish(128 + request.signal)
+
+    async def _on_command_stdin(self, stream: Stream) -> None:
+        request = stream.params(CommandStdin)
+        command = self._command(request.session_id, request.command_id)
+        if not command.has_stdin or command.stdin_closed:
+            raise BadRequestError("command_stdin_unavailable", "The command has no standard input.")
+        data = b"".join([item.data async for item in stream if isinstance(item, Data)])
+        start = request.offset if request.offset is not None else len(command.stdin)
+        skip = len(command.stdin) - start
+        if self.stall_stdin:
+            stream.send_reply({"written": len(command.stdin), "stalled": True})
+            return
+        async with command.changed:
+            command.stdin += data[skip:]
+            command.stdin_closed = request.close
+            command.changed.notify_all()
+        stream.send_reply({"written": len(command.stdin), "stalled": False})
+
+    async def _on_pty_open(self, stream: Stream) -> None:
+        """A terminal that shows what is typed; `exit N` ends it with that code."""
+        request = stream.params(PtyOpen)
+        self._live(request.session_id)
+        if request.argv[0] != b"sh":
+            raise BadRequestError("executable_not_found", "[invalid_argument] executable file not found in $PATH: nosuch")
+        self.sizes.append([request.cols, request.rows])
+        stream.send_reply({})
+        await stream.send_data(b"$ ")
+        try:
+            async for item in stream:
+                if isinstance(item, Message):
+                    self.sizes.append(item.decode(dict[str, list[int]])["resize"])
+                    await stream.send_data(b"resized\r\n")
+                elif item.data.startswith(b"exit "):
+                    await stream.send_event({"exit_code": int(item.data[5:])})
+                    return
+                else:
+                    await stream.send_data(item.data)
+        finally:
+            self.pty_closed.set()
+
+    # -- files --------------------------------------------------------------------------------------
+
+    async def _on_file_read(self, stream: Stream) -> None:
+        request = stream.params(FileRead)
+        self._live(request.session_id)
+        path = request.path if request.path.startswith(b"/") else b"/vercel/" + request.path
+        content = self.files[request.session_id].get(path)
+        if content is None:
+            raise NotFoundError("not_found", "No such file or directory")
+        stream.send_reply({"size": len(content)})
+        await stream.send_data(content)
+
+    async def _on_file_mkdir(self, stream: Stream) -> None:
+        request = stream.params(FileMkdir)
+        self._live(request.session_id)
+        if request.path == b"/exists":
+            raise BadRequestError("file_error", "error creating directory: /exists: File exists")
+        stream.send_reply({})
+
+    async def _on_archive_write(self, stream: Stream) -> None:
+        request = stream.params(ArchiveWrite)
+        self._live(request.session_id)
+        raw = b"".join([item.data async for item in stream if isinstance(item, Data)])
+        try:
+            with tarfile.open(fileobj=io.BytesIO(gzip.decompress(raw) if request.gzip else raw)) as archive:
+                members = archive.getmembers()
+                for member in members:
+                    content = archive.extractfile(member)
+                    assert content is not None
+                    path = request.cwd.rstrip(b"/") + b"/" + member.name.encode()
+                    self.files[request.session_id][path] = content.read()
+        except (OSError, EOFError, tarfile.TarError) as error:
+            raise BadRequestError("invalid_archive", f"The archive can't be read: {error}.") from error
+        stream.send_reply({"files": len(members), "bytes": len(raw)})
+
+
+HOST_FULL = UnavailableError("host_full", "The host has no room for another session.", retry_after_s=5)
+
+__all__ = ["HOST_FULL", "FakeCommand", "FakeHost"]

@@ -1,0 +1,33 @@
+"""The real, unmodified `@vercel/sandbox` against a real server: one file of `js/` per behaviour."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.clients.conftest import JAVASCRIPT
+from tests.conftest import RunningServer, tail
+
+TIMEOUT_S = 240
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in JAVASCRIPT.glob("*.test.mjs")))
+def test_javascript_sdk(
+    script: str, server: RunningServer, javascript_sdk: Path, client_environment: dict[str, str], leak_check: None
+) -> None:
+    node = shutil.which("node")
+    assert node is not None, "node is not installed; `make setup` installs it."
+    done = subprocess.run(
+        [node, "--test", "--test-reporter=spec", script],
+        cwd=javascript_sdk,
+        env=client_environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n--- server ---\n{tail(server.log)}"
+    assert "pass 0" not in done.stdout, "a file without tests passes for nothing"
