@@ -107,6 +107,6 @@ def _require_rust(have: tuple[int, ...], step: Step) -> None:
     found = f"rustc {'.'.join(map(str, have))}" if have else "no rustc"
     raise SetupError(
         f"The agent is built from source, which needs Rust {number} or newer with cargo; there is {found} in "
-        f"{os.environ.get('PATH', '')}, and this distribution's is too old. Install Rust as its site describes (rust-lang.org/tools/install), "
-        "put it in PATH and run `make setup` again."
+        f"{os.environ.get('PATH', '')}, and this distribution's is too old. Install Rust as its site describes "
+        "(rust-lang.org/tools/install), put it in PATH and run `make setup` again."
     )

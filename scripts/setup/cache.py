@@ -90,7 +90,7 @@ def sweep() -> None:
 
 def link(place: Path, target: Path) -> bool:
     """Make `place` a symbolic link to `target`, in one step. False where it was one already."""
-    if place.is_symlink() and os.readlink(place) == str(target):
+    if place.is_symlink() and place.readlink() == target:
         return False
     place.parent.mkdir(parents=True, exist_ok=True)
     if place.is_dir() and not place.is_symlink():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -11,7 +12,14 @@ from scripts.setup.report import Step
 
 _BUILDERS = ("recipe.py", "mirror.py", "wheels.py", "node.py", "rootfs.py", "pack.py", "image_build.py")
 # What the build may see of the caller's environment when it runs under sudo.
-_VARIABLES = ("HUTCH_DEBIAN_MIRROR", "HUTCH_DEBIAN_SECURITY_MIRROR", "HUTCH_IMAGE_STRICT", "http_proxy", "https_proxy", "no_proxy")
+_VARIABLES = (
+    "HUTCH_DEBIAN_MIRROR",
+    "HUTCH_DEBIAN_SECURITY_MIRROR",
+    "HUTCH_IMAGE_STRICT",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+)
 
 
 def directory() -> Path:
@@ -30,12 +38,23 @@ def ensure(step: Step) -> None:
             store = cache.root() / "images" / "store"
             store.mkdir(parents=True, exist_ok=True)
             _as_root([store, made / "index.json"], step)
-            for name in ("blobs", "manifests"):
-                (made / name).symlink_to(Path("..") / "store" / name)
+            _share(store, made)
         step.done = True
     cache.link(shell.HUTCH_DIR / "images", place)
     size = sum(path.stat().st_size for path in (place / "blobs" / "sha256").glob("*.erofs"))
     step.detail = f".hutch/images ({size / 1e6:.0f} MB in the store)"
+
+
+def _share(store: Path, made: Path) -> None:
+    """Hard-link what the index of `made` names out of the store, so that the directory is complete in itself."""
+    for entry in json.loads((made / "index.json").read_text())["images"]:
+        manifest = Path("manifests") / f"{entry['manifest'].removeprefix('sha256:')}.json"
+        layers = json.loads((store / manifest).read_text())["layers"]
+        blobs = [Path("blobs") / "sha256" / f"{layer['digest'].removeprefix('sha256:')}.erofs" for layer in layers]
+        for path in (manifest, *blobs):
+            (made / path).parent.mkdir(parents=True, exist_ok=True)
+            if not (made / path).exists():
+                (made / path).hardlink_to(store / path)
 
 
 def lock(step: Step) -> None:

@@ -55,7 +55,12 @@ def build(store: Path, index: Path) -> None:
         _report(rootfs.drift(plan.pinned, packages))
         say("packing")
         base = pack.layer(root, store / "blobs" / "sha256", plan.epoch_s, plan.uuid, LOG)
-        contents: dict[str, object] = {"epoch_s": plan.epoch_s, "suite": plan.suite, "debian": packages, "tools": rootfs.locked_versions()}
+        contents: dict[str, object] = {
+            "epoch_s": plan.epoch_s,
+            "suite": plan.suite,
+            "debian": packages,
+            "tools": rootfs.locked_versions(),
+        }
         entries: list[dict[str, object]] = []
         for number, image in enumerate(plan.images):
             layers = [base]
@@ -95,7 +100,9 @@ def lock(place: Path) -> None:
     try:
         rootfs.bootstrap(plan, scratch / "root", LOG, pin=False)
         lines = [f"{name}={version}\n" for name, version in rootfs.installed(scratch / "root").items()]
-        place.write_text("# Written by `make image-lock`: every Debian package of the base image.\n" + "".join(lines), encoding="utf-8")
+        place.write_text(
+            "# Written by `make image-lock`: every Debian package of the base image.\n" + "".join(lines), encoding="utf-8"
+        )
     finally:
         cache.discard(scratch)
 

@@ -99,7 +99,9 @@ def kernel_problems() -> list[str]:
         if not _has_file_system(name):
             _, said = _as_root("modprobe", name)
             if not _has_file_system(name):
-                problems.append(f"The kernel has no {name} file system, which {use} (modprobe {name}: {said or 'no such module'}).")
+                problems.append(
+                    f"The kernel has no {name} file system, which {use} (modprobe {name}: {said or 'no such module'})."
+                )
     if not Path("/dev/loop-control").exists():
         _, said = _as_root("modprobe", "loop")
         if not Path("/dev/loop-control").exists():
@@ -108,7 +110,9 @@ def kernel_problems() -> list[str]:
     works, said = _as_root("unshare", "--net", "ip", "link", "add", "hutch0", "type", "veth", "peer", "name", "hutch1")
     if not works:
         problems.append(f"The kernel makes no veth pair in a network namespace, the sandboxes' only link ({said}).")
-    works, said = _as_root("unshare", "--net", "nft", "add table inet hutch; add chain inet hutch probe { type nat hook prerouting priority -100; }")
+    works, said = _as_root(
+        "unshare", "--net", "nft", "add table inet hutch; add chain inet hutch probe { type nat hook prerouting priority -100; }"
+    )
     if not works:
         problems.append(f"nftables with NAT does not work, and no sandbox may run without packet rules ({said}).")
     return problems

@@ -25,10 +25,7 @@ class Mirror:
 
 def parse_sources(text: str, codename: str) -> list[tuple[str, str]]:
     """`(address, suite)` pairs for `codename` in apt sources, in either of apt's two formats."""
-    found: list[tuple[str, str]] = []
-    for line in text.splitlines():
-        if match := _ONE_LINE.match(line.strip()):
-            found.append((match[1], match[2]))
+    found = [(match[1], match[2]) for line in text.splitlines() if (match := _ONE_LINE.match(line.strip()))]
     for stanza in re.split(r"\n\s*\n", text):
         fields: dict[str, str] = {}
         key = ""

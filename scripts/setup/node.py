@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,6 +10,8 @@ from scripts.setup import cache, recipe, shell, wheels
 from scripts.setup.report import SetupError, Step
 
 VERSIONS = ("24", "22")
+# Command → its script below lib/node_modules.
+_SCRIPTS = {"npm": "npm/bin/npm-cli.js", "npx": "npm/bin/npx-cli.js", "corepack": "corepack/dist/corepack.js"}
 
 
 def directory(version: str) -> Path:
@@ -48,10 +49,10 @@ def install(wheel: Path, into: Path) -> None:
     (into / "bin").mkdir()
     shutil.copy2(wheel / "bin" / "node", into / "bin" / "node")
     shutil.copytree(wheel / "lib" / "node_modules", into / "lib" / "node_modules", symlinks=True)
-    for name, script in {"npm": "npm/bin/npm-cli.js", "npx": "npm/bin/npx-cli.js", "corepack": "corepack/dist/corepack.js"}.items():
+    for name, script in _SCRIPTS.items():
         target = into / "lib" / "node_modules" / script
         if target.exists():
             target.chmod(0o755)
-            os.symlink(f"../lib/node_modules/{script}", into / "bin" / name)
+            (into / "bin" / name).symlink_to(f"../lib/node_modules/{script}")
     for unread in ("docs", "man"):
         shutil.rmtree(into / "lib" / "node_modules" / "npm" / unread, ignore_errors=True)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable
+from pathlib import Path
 
 from scripts.setup import shell
 from scripts.setup.report import SetupError, Step
@@ -31,7 +32,7 @@ _SEARCH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/
 
 def there(program: str) -> bool:
     """Whether a program (or, with a leading slash, a file) exists."""
-    return os.path.exists(program) if program.startswith("/") else shutil.which(program, path=_SEARCH) is not None
+    return Path(program).exists() if program.startswith("/") else shutil.which(program, path=_SEARCH) is not None
 
 
 def ensure(step: Step) -> None:

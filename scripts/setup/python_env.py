@@ -85,10 +85,10 @@ def _install_python(step: Step) -> str:
 def _install(step: Step) -> None:
     python = VENV / "bin" / "python"
     step.say("installing the locked packages")
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    pip: list[str | Path] = [python, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     if shell.output_of([VENV / "bin" / "uv", "--version"]) is None:
         shell.logged([*pip, "install", "--require-hashes", "--no-deps", "-r", _UV_LOCK], "python")
-    uv = [VENV / "bin" / "uv", "pip", "install", "--quiet", "--python", python]
+    uv: list[str | Path] = [VENV / "bin" / "uv", "pip", "install", "--quiet", "--python", python]
     lock = shell.CHECKOUT / "requirements-dev.txt"
     shell.logged([*uv, "--require-hashes", "--no-deps", "-r", lock], "python", env=_index_for_uv())
     # Without isolation: hatchling is in the lock file, and nothing unchecked is fetched to build with.
@@ -100,6 +100,6 @@ def _index_for_uv() -> dict[str, str]:
     if any(name in os.environ for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL")):
         return {}
     listed = shell.output_of([VENV / "bin" / "python", "-m", "pip", "config", "list"]) or ""
-    found = {key: value for key, value in re.findall(r"(?m)^[^.=\s]+\.(index-url|extra-index-url|cert)='(.*)'$", listed)}
+    found = dict(re.findall(r"(?m)^[^.=\s]+\.(index-url|extra-index-url|cert)='(.*)'$", listed))
     names = {"index-url": "UV_DEFAULT_INDEX", "extra-index-url": "UV_INDEX", "cert": "SSL_CERT_FILE"}
     return {names[key]: value for key, value in found.items() if names[key] not in os.environ}

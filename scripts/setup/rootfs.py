@@ -44,7 +44,9 @@ def bootstrap(recipe: Recipe, root: Path, log: str, *, pin: bool) -> None:
     scratch.mkdir()
     try:
         # Priority over 1000: apt takes that version even when a newer one is there, and ignores the line when it is gone.
-        pins = "".join(f"Package: {name}\nPin: version {version}\nPin-Priority: 1001\n\n" for name, version in recipe.pinned.items())
+        pins = "".join(
+            f"Package: {name}\nPin: version {version}\nPin-Priority: 1001\n\n" for name, version in recipe.pinned.items()
+        )
         (scratch / "preferences").write_text(pins if pin else "", encoding="utf-8")
         command: list[str | Path] = ["mmdebstrap", "--mode=root", "--variant=apt", "--format=directory", "--components=main"]
         command += [f"--include={','.join(recipe.packages)}", '--aptopt=APT::Install-Recommends "false"']
@@ -56,7 +58,9 @@ def bootstrap(recipe: Recipe, root: Path, log: str, *, pin: bool) -> None:
         if source is not None:
             (scratch / "hutch.sources").write_text(mirror.sources(source, recipe.suite), encoding="utf-8")
             command.append(scratch / "hutch.sources")
-        shell.logged(command, log, env={"SOURCE_DATE_EPOCH": str(recipe.epoch_s), "LC_ALL": "C.UTF-8", "TMPDIR": str(root.parent)})
+        shell.logged(
+            command, log, env={"SOURCE_DATE_EPOCH": str(recipe.epoch_s), "LC_ALL": "C.UTF-8", "TMPDIR": str(root.parent)}
+        )
     finally:
         shutil.rmtree(scratch)
     (root / _PREFERENCES).unlink()
@@ -114,8 +118,8 @@ def add_languages(root: Path, log: str) -> dict[str, str]:
     finally:
         shutil.rmtree(scratch)
     default = root / "opt" / f"node{node.VERSIONS[0]}"
-    for name in sorted(os.listdir(default / "bin")):
-        (root / "usr/local/bin" / name).symlink_to(f"/opt/{default.name}/bin/{name}")
+    for program in sorted((default / "bin").iterdir()):
+        (root / "usr/local/bin" / program.name).symlink_to(f"/opt/{default.name}/bin/{program.name}")
     for name in ("pnpm", "pnpx"):
         script = root / "opt/pnpm/bin" / f"{name}.mjs"
         script.chmod(0o755)
@@ -252,7 +256,17 @@ def compile_python(recipe: Recipe, root: Path, log: str) -> None:
         if not path.is_symlink():
             os.utime(path, (recipe.epoch_s, recipe.epoch_s))
     places = ["/usr/lib/python3", "/usr/lib/python3.13"]
-    command = ["chroot", root, "/usr/bin/python3", "-m", "compileall", "-q", "-f", "--invalidation-mode=timestamp", *places]
+    command: list[str | Path] = [
+        "chroot",
+        root,
+        "/usr/bin/python3",
+        "-m",
+        "compileall",
+        "-q",
+        "-f",
+        "--invalidation-mode=timestamp",
+        *places,
+    ]
     shell.logged(command, log, env={"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
 
 
@@ -262,7 +276,7 @@ def check(root: Path, log: str) -> None:
         "set -e; node --version; npm --version; pnpm --version; /opt/node22/bin/node --version; uv --version; pip --version; "
         "python -c 'import ssl, sqlite3, venv, ensurepip, zoneinfo'; git --version; curl --version; jq --version; rg --version; "
         "sqlite3 --version; openssl version; zip --version; wget --version; dig -v; ip -V; "
-        "test \"$(locale charmap)\" = UTF-8; test \"$(id -un)\" = ubuntu; test \"$(sudo -n id -u)\" = 0"
+        'test "$(locale charmap)" = UTF-8; test "$(id -un)" = ubuntu; test "$(sudo -n id -u)" = 0'
     )
     image = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     # All mounts are in a namespace of their own, gone with the last process in it.
@@ -271,6 +285,6 @@ def check(root: Path, log: str) -> None:
         'for name in null zero random urandom; do touch "$0/dev/$name"; mount --bind "/dev/$name" "$0/dev/$name"; done; '
         f'exec chroot --userspec={UID}:{GID} --groups={SUDO_GID} "$0" "$@"'
     )
-    command = ["unshare", "--mount", "--pid", "--fork", "sh", "-c", inside, root]
+    command: list[str | Path] = ["unshare", "--mount", "--pid", "--fork", "sh", "-c", inside, root]
     command += ["env", "-i", f"PATH={image}", "HOME=/tmp", "LANG=C.UTF-8", "sh", "-c", script]
     shell.logged(command, log)

@@ -77,9 +77,10 @@ def _require_go(have: tuple[int, ...], step: Step) -> None:
         return
     found = f"go {'.'.join(map(str, have))}" if have else "no go"
     raise SetupError(
-        f"runsc is built from source, which needs Go {number} or newer (or 1.21 or newer with GOTOOLCHAIN=auto, which then fetches it); "
-        f"there is {found} here, and this distribution's is too old. Install Go as its site describes (go.dev/doc/install), put it in PATH "
-        "and run `make setup` again. On Debian 12, `apt-get install -t bookworm-backports golang-go` does as well, with backports enabled."
+        f"runsc is built from source, which needs Go {number} or newer (or 1.21 or newer with GOTOOLCHAIN=auto, which then "
+        f"fetches it); there is {found} here, and this distribution's is too old. Install Go as its site describes "
+        "(go.dev/doc/install), put it in PATH and run `make setup` again. On Debian 12 with backports enabled, "
+        "`apt-get install -t bookworm-backports golang-go` does as well."
     )
 
 

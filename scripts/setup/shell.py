@@ -66,7 +66,9 @@ def logged(
                 if say is not None and line.startswith(PROGRESS):
                     say(line.removeprefix(PROGRESS).rstrip())
     if process.returncode != 0:
-        raise SetupError(f"`{' '.join(words)}` failed ({process.returncode}); the whole log is {path}. It ended with:\n{''.join(tail)}")
+        raise SetupError(
+            f"`{' '.join(words)}` failed ({process.returncode}); the whole log is {path}. It ended with:\n{''.join(tail)}"
+        )
 
 
 def privileged(command: Sequence[str | Path]) -> list[str]:

@@ -190,7 +190,10 @@ class FakeHost:
         stream.send_reply(self._session(stream.params(SessionRef).session_id))
 
     async def _on_session_list(self, stream: Stream) -> None:
-        stream.send_reply({"sessions": [record for record in self.sessions.values() if record.status in LIVE]})
+        stream.send_reply({})
+        for record in list(self.sessions.values()):
+            if record.status in LIVE:
+                await stream.send_event(record)
 
     async def _on_session_stop(self, stream: Stream) -> None:
         request = stream.params(StopRequest)
@@ -320,7 +323,9 @@ class FakeHost:
     async def _on_command_list(self, stream: Stream) -> None:
         session_id = stream.params(SessionRef).session_id
         self._live(session_id)
-        stream.send_reply({"commands": [command.record for command in self.commands[session_id].values()]})
+        stream.send_reply({})
+        for command in list(self.commands[session_id].values()):
+            await stream.send_event(command.record)
 
     async def _on_command_logs(self, stream: Stream) -> None:
         reference = stream.params(CommandRef)

@@ -34,7 +34,8 @@ def create_app(services: Services) -> ASGIApp:
     app = FastAPI(title="Hutch", version=__version__, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.services = services
     for router in ROUTERS:
-        app.include_router(router)
+        # Not `include_router`: it wraps each route in FastAPI's own machinery again, which `PlainRoute` exists to avoid.
+        app.router.routes.extend(router.routes)
     app.router.routes.append(interactive.route)
     errors.install(app)
     return VersionedPaths(Front(app, services))

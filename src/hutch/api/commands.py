@@ -86,8 +86,9 @@ async def list_commands(request: Request, session_id: str) -> Response:
     """The commands of a session, newest first."""
     services = services_of(request)
     await services.auth.session(request, session_id)
-    answer = await call(services, "command.list", SessionRef(session_id), dict[str, list[CommandRecord]])
-    return JsonResponse({"commands": [shapes.command(record) for record in answer["commands"]]})
+    with host_errors():
+        records = await services.host.collect("command.list", SessionRef(session_id), CommandRecord)
+    return JsonResponse({"commands": [shapes.command(record) for record in records]})
 
 
 @router.get("/v2/sandboxes/sessions/{session_id}/cmd/{command_id}", openapi_extra=documented(query={"wait": "`true` waits for the exit"}))

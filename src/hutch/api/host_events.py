@@ -91,8 +91,7 @@ async def reconcile(services: Services) -> None:
     """Make what we believe about live sessions what the host says."""
     async with services.database.read() as connection:
         believed = {row.id: row for row in await sessions.live(connection, services.sealer)}
-    listing = await services.host.call("session.list", {}, dict[str, list[SessionRecord]])
-    reports = {report.session_id: report for report in listing["sessions"]}
+    reports = {report.session_id: report for report in await services.host.collect("session.list", {}, SessionRecord)}
     for row in believed.values():
         if row.id in reports:
             await services.apply(reports[row.id])

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from hutch.errors import UnavailableError
 from hutch.wire import Connection, Hello, Role, Stream, connect_unix
-from hutch.wire.connection import ConnectionClosed
+from hutch.wire.connection import ConnectionClosed, Message
 
 T = TypeVar("T")
 HELLO = Hello(version=1, role=Role.CONTROL, window=1024 * 1024, max_streams=1)
@@ -45,6 +45,16 @@ class HostClient:
     async def call(self, method: str, params: object, kind: type[T] = dict[str, Any]) -> T:  # type: ignore[assignment]
         """A request and its reply."""
         return await (await self._connected()).call(method, params, kind)
+
+    async def collect(self, method: str, params: object, kind: type[T]) -> list[T]:
+        """A request that is answered with a list: one event per entry, because a frame is bounded and a list is not."""
+        stream = await self.open(method, params)
+        stream.send_end()
+        try:
+            await stream.reply()
+            return [item.decode(kind) async for item in stream if isinstance(item, Message)]
+        finally:
+            stream.cancel()
 
     async def close(self) -> None:
         if self._connection is not None:

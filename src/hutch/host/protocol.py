@@ -5,13 +5,13 @@ Methods over `hutch.wire` (client = control plane):
     host.info        {}                         → HostInfo
     session.create   SessionSpec                → SessionRecord (answers when a command would succeed)
     session.get      SessionRef                 → SessionRecord
-    session.list     {}                         → {"sessions": [SessionRecord]}
+    session.list     {}                         → {}, EVENT SessionRecord …
     session.stop     StopRequest                → SessionRecord (answers when it is down)
     session.extend   ExtendRequest              → SessionRecord
     events           {"after": seq}             → {}, then EVENT SessionEvent …, for ever
     command.start    CommandStart               → CommandRecord; with `follow`: DATA 1/2 …, EVENT CommandRecord (final)
     command.get      CommandGet                 → CommandRecord; with `wait` an EVENT CommandRecord (final) follows
-    command.list     SessionRef                 → {"commands": [CommandRecord]} newest first
+    command.list     SessionRef                 → {}, EVENT CommandRecord …, newest first
     command.logs     CommandRef                 → {}, DATA 1/2 … until the command ended
     command.kill     CommandKill                → CommandRecord
     command.stdin    CommandStdin, DATA 0, END  → {"written": int, "stalled": bool}

@@ -197,9 +197,10 @@ class Mux:
                 events.append(EventReceived(stream, payload))
         elif kind is Kind.CREDIT:
             if (state := self._live(stream, kind)) is not None:
-                state.send_credit += U32.unpack(payload)[0]
-                if state.send_credit > MAX_OUTSTANDING_CREDIT:
+                credit = state.send_credit + U32.unpack(payload)[0]
+                if credit > MAX_OUTSTANDING_CREDIT:
                     raise WireViolation(f"stream {stream} was given more than {MAX_OUTSTANDING_CREDIT} bytes of credit")
+                state.send_credit = credit
                 events.append(CreditReceived(stream))
         elif kind is Kind.END:
             if (state := self._live(stream, kind)) is not None:

@@ -1,0 +1,73 @@
+# Every command of this project, one target each. `make` alone prints them.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON := .venv/bin/python
+# Sandboxes need root. Setup itself asks for it where it has to, so that the checkout stays its owner's.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=HUTCH_CACHE_DIR,HUTCH_CAMPAIGN,CI,PATH)
+
+# Compiled Rust lies outside the checkout, where setup has it too: a fresh checkout is warm.
+export HUTCH_CACHE_DIR ?= $(HOME)/.cache/hutch
+export CARGO_TARGET_DIR := $(HUTCH_CACHE_DIR)/cargo-target
+
+PYTHON_SOURCES := $(wildcard src scripts tests bench examples)
+
+.PHONY: help setup setup-test demo test test-all serve lint format bench docs lock image-lock clean
+
+help:  ## Print the targets
+	@sed -nE 's/^([a-z-]+):.*  ## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup:  ## Install and build everything that is missing
+	@scripts/setup/run
+
+setup-test: setup  ## … and what only the tests need
+	@scripts/setup/run test-tools
+
+demo: setup  ## A throw-away server, driven by the real JavaScript client
+	@$(SUDO) examples/demo/run
+
+test: setup-test lint  ## Every test, the long campaigns with small counts
+	cargo test --locked --workspace --quiet
+	$(SUDO) $(PYTHON) -m pytest
+
+test-all: export HUTCH_CAMPAIGN := full
+test-all: test  ## Every test, the long campaigns in full
+
+serve: setup  ## A server on this machine, its state in .hutch/data
+	$(SUDO) .venv/bin/hutch serve --data-dir .hutch/data
+
+lint: setup  ## Formatting, lint and types
+	$(PYTHON) -m ruff check $(PYTHON_SOURCES)
+	$(PYTHON) -m ruff format --check --quiet $(PYTHON_SOURCES)
+	$(PYTHON) -m mypy
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets --quiet -- -D warnings
+
+format: setup  ## Lay all sources out as lint wants them
+	$(PYTHON) -m ruff check --fix --quiet $(PYTHON_SOURCES)
+	$(PYTHON) -m ruff format --quiet $(PYTHON_SOURCES)
+	cargo fmt --all
+
+bench: setup  ## Measure (ID=… for one benchmark)
+	$(SUDO) $(PYTHON) -m bench $(if $(ID),--id $(ID))
+
+docs: setup  ## The documentation as a site in site/
+	$(PYTHON) -m mkdocs build --strict
+
+UV_COMPILE := .venv/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--universal --python-version 3.11 --custom-compile-command "make lock"
+
+lock: setup  ## Write the lock files of the Python packages anew (UPGRADE=1 for the newest versions)
+	$(UV_COMPILE) $(if $(UPGRADE),--upgrade) requirements.in -o requirements.txt
+	$(UV_COMPILE) $(if $(UPGRADE),--upgrade) -c requirements.txt requirements-dev.in -o requirements-dev.txt
+	@for tool in node22 node24 uv; do \
+		$(UV_COMPILE) images/base/tools/$$tool.in -o images/base/tools/$$tool.txt; \
+	done
+
+image-lock: setup  ## Write the base image's package versions anew, as the mirror has them now
+	@scripts/setup/run image-lock
+
+clean:  ## Remove what was built in the checkout (the cache directory stays)
+	rm -rf .hutch/bin .hutch/images .hutch/node .hutch/log site .mypy_cache .ruff_cache .pytest_cache .hypothesis
