@@ -19,6 +19,13 @@ STEPS: dict[str, Callable[[Step], None]] = {
     "image": image.ensure,
     "user": service_user.ensure,
 }
+# What a step named alone finds missing: done first.
+NEEDS = {
+    "node": ("python",),
+    "image": ("packages", "python", "node"),
+    "test-tools": ("python", "node"),
+    "image-lock": ("packages",),
+}
 # Only when they are named.
 EXTRA: dict[str, Callable[[Step], None]] = {"test-tools": test_tools.ensure, "image-lock": image.lock}
 
@@ -29,7 +36,9 @@ def main(arguments: list[str]) -> int:
     if unknown:
         print(f"setup: there is no step {', '.join(unknown)}; steps: {', '.join(known)}", file=sys.stderr)
         return 2
-    names = arguments or list(STEPS)
+    wanted = arguments or list(STEPS)
+    # Each once, with what it needs before it.
+    names = list(dict.fromkeys(each for name in wanted for each in (*NEEDS.get(name, ()), name)))
     started = time.monotonic()
     try:
         machine.require_supported()

@@ -41,20 +41,19 @@ def ensure(step: Step) -> None:
             _share(store, made)
         step.done = True
     cache.link(shell.HUTCH_DIR / "images", place)
-    size = sum(path.stat().st_size for path in (place / "blobs" / "sha256").glob("*.erofs"))
-    step.detail = f".hutch/images ({size / 1e6:.0f} MB in the store)"
+    entries = json.loads((place / "index.json").read_text(encoding="utf-8"))["images"]
+    step.detail = f".hutch/images ({', '.join(entry['name'] for entry in entries)})"
 
 
 def _share(store: Path, made: Path) -> None:
-    """Hard-link what the index of `made` names out of the store, so that the directory is complete in itself."""
-    for entry in json.loads((made / "index.json").read_text())["images"]:
-        manifest = Path("manifests") / f"{entry['manifest'].removeprefix('sha256:')}.json"
-        layers = json.loads((store / manifest).read_text())["layers"]
-        blobs = [Path("blobs") / "sha256" / f"{layer['digest'].removeprefix('sha256:')}.erofs" for layer in layers]
-        for path in (manifest, *blobs):
-            (made / path).parent.mkdir(parents=True, exist_ok=True)
-            if not (made / path).exists():
-                (made / path).hardlink_to(store / path)
+    """Hard-link the store's files, so that the directory is complete in itself and holds earlier builds as well.
+
+    A sandbox made from an earlier image names it by its digest, and has to find it after a rebuild.
+    """
+    for path in cache.files_below(store):
+        place = made / path.relative_to(store)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.hardlink_to(path)
 
 
 def lock(step: Step) -> None:

@@ -120,15 +120,22 @@ async def api(tmp_path: Path, host: FakeHost, environment: dict[str, str]) -> As
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     async with started(settings, Loaded(Migrations()), FakeImages()) as services:  # type: ignore[arg-type]
         server = ApiServer(server_config(services), services)
-        task = asyncio.create_task(server._serve([listener]))
+        # uvicorn's own loop only looks for signals and takes a while to end; tests do without it.
+        server.config.load()
+        server.lifespan = server.config.lifespan_class(server.config)
+        await server.startup(sockets=[listener])
         own = await identity(services)
         clients: list[httpx.AsyncClient] = []
         running = Api(url, services, host, own, httpx.AsyncClient(), server, clients)
         running.http = running.client(own.token)
-        while not server.started:
-            await asyncio.sleep(0)
         yield running
         for client in clients:
             await client.aclose()
-        server.should_exit = True
-        await task
+        for listening in server.servers:
+            listening.close()
+        for connection in list(server.server_state.connections):
+            connection.transport.close()
+        tasks = list(server.server_state.tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

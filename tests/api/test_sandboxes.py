@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 
 import pytest
@@ -146,7 +147,7 @@ async def test_of_many_creates_of_one_name_one_wins(api: Api) -> None:
     ],
 )
 async def test_bad_creates_are_400_and_start_nothing(api: Api, body: dict[str, object], message: str | None) -> None:
-    response = await api.http.post("/v3/sandboxes", content=__import__("json").dumps(body))
+    response = await api.http.post("/v3/sandboxes", content=json.dumps(body))
     assert response.status_code == 400, response.text
     assert response.json()["error"]["code"] == "bad_request"
     if message is not None:

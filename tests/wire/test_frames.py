@@ -7,7 +7,7 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from hutch.wire.frames import (
@@ -21,7 +21,7 @@ from hutch.wire.frames import (
     WireViolation,
     encode_frame,
 )
-from tests.wire.campaign import examples
+from tests.wire.campaign import campaign
 
 
 @st.composite
@@ -51,7 +51,8 @@ def encode(frame: Frame) -> bytes:
 
 def decode(chunks: list[Any], limit: int | None = None) -> tuple[list[Frame], bool]:
     """The frames before the first violation, and whether there was one."""
-    decoder, found = FrameDecoder(), []
+    decoder = FrameDecoder()
+    found: list[Frame] = []
     try:
         for chunk in chunks:
             decoder.feed(chunk)
@@ -63,14 +64,14 @@ def decode(chunks: list[Any], limit: int | None = None) -> tuple[list[Frame], bo
     return found, False
 
 
-@settings(max_examples=examples(200))
+@campaign(200)
 @given(st.data(), st.lists(frames(), max_size=8), st.sampled_from([bytes, bytearray, memoryview]))
 def test_encoded_frames_decode_to_themselves_however_they_are_split(data: st.DataObject, sent: list[Frame], kind: Any) -> None:
     chunks = data.draw(splits(b"".join(map(encode, sent))))
     assert decode([kind(chunk) for chunk in chunks]) == (sent, False)
 
 
-@settings(max_examples=examples(200))
+@campaign(200)
 @given(st.data(), st.lists(frames(), max_size=4), st.binary(max_size=80))
 def test_any_split_of_any_bytes_decodes_the_same(data: st.DataObject, sent: list[Frame], rest: bytes) -> None:
     stream = b"".join(map(encode, sent)) + rest
@@ -82,7 +83,7 @@ def test_any_split_of_any_bytes_decodes_the_same(data: st.DataObject, sent: list
     assert whole[: len(sent)] == sent or violated
 
 
-@settings(max_examples=examples(100))
+@campaign(100)
 @given(st.lists(frames(), min_size=1, max_size=20), st.integers(1, 5))
 def test_a_limit_holds_frames_back_and_loses_none(sent: list[Frame], limit: int) -> None:
     decoder = FrameDecoder()
@@ -93,7 +94,7 @@ def test_a_limit_holds_frames_back_and_loses_none(sent: list[Frame], limit: int)
     assert found + list(decoder.frames()) == sent
 
 
-@settings(max_examples=examples(100))
+@campaign(100)
 @given(st.lists(frames(), min_size=2, max_size=20), st.integers(1, 3))
 def test_bytes_that_come_while_frames_are_held_back_follow_them(sent: list[Frame], limit: int) -> None:
     decoder = FrameDecoder()
@@ -103,7 +104,7 @@ def test_bytes_that_come_while_frames_are_held_back_follow_them(sent: list[Frame
     assert found + list(decoder.frames()) == [*sent, sent[0]]
 
 
-@settings(max_examples=examples(300))
+@campaign(300)
 @given(st.binary(min_size=12, max_size=12))
 def test_a_header_is_taken_only_with_every_field_in_its_bounds(header: bytes) -> None:
     length, kind, channel, zero, stream = HEADER.unpack(header)
@@ -118,7 +119,7 @@ def test_a_header_is_taken_only_with_every_field_in_its_bounds(header: bytes) ->
     assert decode([header])[1] == (not allowed)
 
 
-@settings(max_examples=examples(200))
+@campaign(200)
 @given(st.lists(frames(), min_size=1, max_size=6), st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), min_size=1))
 def test_mutated_frames_are_frames_or_violations(sent: list[Frame], changes: list[tuple[int, int]]) -> None:
     stream = bytearray(b"".join(map(encode, sent)))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -27,7 +28,7 @@ from hutch.wire.mux import (
     ReplyReceived,
     Role,
 )
-from tests.wire.campaign import examples
+from tests.wire.campaign import campaign, examples
 from tests.wire.vectors import SESSIONS, encoded, received_bytes
 
 WINDOW = 16 * 1024
@@ -117,27 +118,39 @@ def test_details_that_cannot_be_encoded_are_left_out_of_an_error() -> None:
     assert event.error.d == {}
 
 
-@pytest.mark.parametrize("act", ["second reply", "end first", "no credit", "after end", "empty", "too large"])
-def test_the_owner_is_told_of_its_own_mistakes(act: str) -> None:
+def end_first(server: Mux, stream: int) -> None:
+    server.streams[stream].replied = False
+    server.send_end(stream)
+
+
+def send_after_end(server: Mux, stream: int) -> None:
+    server.send_end(stream)
+    server.send_data(stream, b"x", 1)
+
+
+def send_too_much_at_once(server: Mux, stream: int) -> None:
+    server.streams[stream].send_credit = 2 * MAX_PAYLOAD_BYTES
+    server.send_data(stream, bytes(MAX_PAYLOAD_BYTES + 1), 1)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        end_first,
+        send_after_end,
+        send_too_much_at_once,
+        lambda server, stream: server.send_reply(stream, {}),
+        lambda server, stream: server.send_data(stream, bytes(WINDOW + 1), 1),
+        lambda server, stream: server.send_data(stream, b"", 1),
+        lambda server, stream: server.send_event(stream, bytes(WINDOW + 1)),
+    ],
+)
+def test_the_owner_is_told_of_its_own_mistakes(act: Callable[[Mux, int], None]) -> None:
     _client, server, stream = opened()
+    server.send_reply(stream, {})
     with pytest.raises((RuntimeError, ValueError)):
-        if act == "end first":
-            server.send_end(stream)
-        server.send_reply(stream, {})
-        if act == "second reply":
-            server.send_reply(stream, {})
-        elif act == "no credit":
-            server.send_data(stream, bytes(WINDOW + 1), 1)
-        elif act == "after end":
-            server.send_end(stream)
-            server.send_data(stream, b"x", 1)
-        elif act == "empty":
-            server.send_data(stream, b"", 1)
-        elif act == "too large":
-            server.streams[stream].send_credit = 2 * MAX_PAYLOAD_BYTES
-            server.send_data(stream, bytes(MAX_PAYLOAD_BYTES + 1), 1)
-    state = server.streams[stream]
-    assert state.send_credit >= WINDOW, "a refused send costs no credit"
+        act(server, stream)
+    assert server.streams[stream].send_credit >= WINDOW, "a refused send costs no credit"
 
 
 def test_what_is_sent_on_a_stream_that_is_over_is_dropped() -> None:
@@ -306,7 +319,7 @@ class Honest(RuleBasedStateMachine):
 
 
 TestHonest = Honest.TestCase
-TestHonest.settings = settings(max_examples=examples(60), stateful_step_count=60)
+TestHonest.settings = campaign(60, steps=60)
 
 
 # -- a peer that is not honest ------------------------------------------------------------------------
@@ -352,7 +365,7 @@ def survive(mux: Mux, data: bytes, sizes: random.Random) -> None:
         assert state.send_credit <= 16 * 1024 * 1024
 
 
-@settings(max_examples=examples(150))
+@campaign(150)
 @given(st.booleans(), st.binary(max_size=400), st.integers())
 def test_random_bytes_are_violations_at_worst(client: bool, data: bytes, seed: int) -> None:
     survive(prepared(client), data, random.Random(seed))
@@ -375,8 +388,11 @@ def hostile(rng: random.Random) -> bytes:
                 rng.randbytes(rng.randrange(1, 20_000)),
             ]
         )
-        payload = {Kind.END: b"", Kind.CANCEL: b"", Kind.PING: payload.ljust(8)[:8], Kind.PONG: payload.ljust(8)[:8]}.get(kind, payload)
-        if kind is Kind.CREDIT:
+        if kind in (Kind.PING, Kind.PONG):
+            payload = payload.ljust(8)[:8]
+        elif kind in (Kind.END, Kind.CANCEL):
+            payload = b""
+        elif kind is Kind.CREDIT:
             payload = rng.choice([b"\1\0\0\0", b"\xff\xff\xff\xff", rng.randbytes(4)])
         stream = 0 if kind in (Kind.HELLO, Kind.PING, Kind.PONG) else rng.choice([1, 2, 3, 4, rng.randrange(1, 2**32)])
         out.append(encode_frame(kind, stream, payload, rng.randrange(3) if kind is Kind.DATA else 0))

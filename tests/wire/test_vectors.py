@@ -11,7 +11,7 @@ from hutch.wire.mux import Hello, Mux, Role
 from tests.wire.vectors import FRAMES, SESSIONS, Item, described, encoded
 
 
-def named(vectors: list[dict[str, Any]]) -> Any:
+def named(vectors: list[dict[str, Any]]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("vector", vectors, ids=[vector["name"] for vector in vectors])
 
 

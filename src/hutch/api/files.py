@@ -16,7 +16,7 @@ from hutch.api.responses import JsonResponse, StreamResponse
 from hutch.api.routing import PlainRoute, documented
 from hutch.api.services import Services, services_of
 from hutch.control.requests import MAX_PATH_BYTES, MakeDirectory, ReadFile
-from hutch.errors import BadRequestError, HutchError, NotFoundError
+from hutch.errors import BadRequestError, HutchError, NotFoundError, PayloadTooLargeError
 from hutch.host.protocol import ArchiveWrite, FileMkdir, FileRead, SessionRecord, SessionRef
 from hutch.wire import Stream
 from hutch.wire.connection import Data
@@ -24,6 +24,8 @@ from hutch.wire.connection import Data
 router = APIRouter(route_class=PlainRoute, tags=["files"])
 
 GZIP_MAGIC = b"\x1f\x8b"
+COMPRESSION_SLACK_BYTES = 64 * 1024 * 1024
+"""What an archive may be larger than its contents: headers, and what gzip adds to noise."""
 
 
 @router.post("/v2/sandboxes/sessions/{session_id}/fs/write", openapi_extra=documented())
@@ -31,17 +33,25 @@ async def write_files(request: Request, session_id: str) -> Response:
     """Unpack a tar archive, gzipped or not, below the directory of the `x-cwd` header (default: the session's)."""
     services = services_of(request)
     await services.auth.session(request, session_id)
+    limits = services.settings.sandbox
+    most = limits.max_archive_bytes + COMPRESSION_SLACK_BYTES
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > most:
+        raise _too_large(most)
     cwd = await _target(request, services, session_id)
     chunks = request.stream()
     head = await _first_bytes(chunks)
-    limits = services.settings.sandbox
     gzip = head.startswith(GZIP_MAGIC) or "gzip" in request.headers.get("content-type", "")
     params = ArchiveWrite(session_id, cwd, gzip, limits.max_archive_bytes, limits.max_archive_files)
     stream = await open_stream(services, "archive.write", params)
     try:
         with host_errors():
             await stream.send_data(head, channel=0)
+            received = len(head)
             async for chunk in chunks:
+                received += len(chunk)
+                if received > most:
+                    raise _too_large(most)
                 if chunk:
                     await stream.send_data(chunk, channel=0)
             stream.send_end()
@@ -118,6 +128,10 @@ async def _first_bytes(chunks: AsyncIterator[bytes]) -> bytes:
         if len(head) >= len(GZIP_MAGIC):
             break
     return head
+
+
+def _too_large(most: int) -> PayloadTooLargeError:
+    return PayloadTooLargeError("payload_too_large", f"The archive is larger than {most} bytes, the most that is taken.")
 
 
 def disposition(path: str) -> bytes:

@@ -31,7 +31,8 @@ class Cgroups:
     def detect(cls, mountinfo: str | None = None) -> Cgroups:
         """What this machine has. Raises `CgroupsMissing` with what is missing."""
         text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace") if mountinfo is None else mountinfo
-        first, unified = {}, None
+        first: dict[str, Path] = {}
+        unified: Path | None = None
         for line in text.splitlines():
             fields = line.split()
             dash = fields.index("-")

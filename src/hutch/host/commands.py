@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,7 @@ class Command:
 class Commands:
     """All commands of one session."""
 
-    def __init__(
-        self, session_id: str, machine: Machine, journal: Journal, directory: Path, cwd: str, log_bytes: int
-    ) -> None:
+    def __init__(self, session_id: str, machine: Machine, journal: Journal, directory: Path, cwd: str, log_bytes: int) -> None:
         self._session_id = session_id
         self._machine = machine
         self._journal = journal
@@ -239,7 +238,7 @@ class Commands:
         )
         try:
             await self._journal.put_command(final)
-        except Exception as error:
+        except sqlite3.Error as error:
             log.error("the exit of command %s could not be written: %s", command.record.command_id, error)
             command.finished.set_exception(gone())
             return

@@ -74,7 +74,9 @@ async def _call(settings: Settings, options: argparse.Namespace) -> int:
         else:
             last = False
             for record in supervisor.records():
-                print(json.dumps({"id": record.session_id, "status": record.status, "image": record.image, "cgroup": record.cgroup}))
+                print(
+                    json.dumps({"id": record.session_id, "status": record.status, "image": record.image, "cgroup": record.cgroup})
+                )
     if last:
         async with running(settings):
             pass

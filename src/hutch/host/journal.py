@@ -213,7 +213,7 @@ def _commit(connection: sqlite3.Connection, operations: list[Operation]) -> Base
         for operation in operations:
             operation(connection)
         connection.execute("commit")
-    except BaseException as error:
+    except sqlite3.Error as error:
         if connection.in_transaction:
             connection.execute("rollback")
         return error

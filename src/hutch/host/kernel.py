@@ -167,7 +167,7 @@ def process(pid: int) -> Process:
 
 def make_network_namespace(path: Path) -> None:
     """A new network namespace, without IPv6, kept by a mount on `path`."""
-    failure: list[BaseException] = []
+    failure: list[OSError] = []
 
     def make() -> None:
         # A thread of its own: the namespace is the thread's, and it ends with the thread.
@@ -181,7 +181,7 @@ def make_network_namespace(path: Path) -> None:
                     setting.write_text("1")
             path.touch(mode=0o600)
             mount("/proc/thread-self/ns/net", path, "none", MS_BIND)
-        except BaseException as error:
+        except OSError as error:
             failure.append(error)
 
     thread = threading.Thread(target=make, name="make-netns")
@@ -232,7 +232,9 @@ def btrfs_limit(subvolume: Path, size_bytes: int) -> None:
         lookup = bytearray(struct.pack("QQ4080s", 0, _FIRST_FREE_OBJECT, b""))
         fcntl.ioctl(descriptor, _INO_LOOKUP, lookup)
         identifier = struct.unpack_from("Q", lookup)[0]
-        fcntl.ioctl(descriptor, _QGROUP_LIMIT, bytearray(struct.pack("QQQQQQ", identifier, _LIMIT_REFERENCED, size_bytes, 0, 0, 0)))
+        fcntl.ioctl(
+            descriptor, _QGROUP_LIMIT, bytearray(struct.pack("QQQQQQ", identifier, _LIMIT_REFERENCED, size_bytes, 0, 0, 0))
+        )
 
 
 @contextlib.contextmanager

@@ -144,7 +144,9 @@ class Machine:
                     await self._check()
                     done, _ = await asyncio.wait({task}, timeout=timeout_s - PING_AFTER_S)
                 if not done:
-                    raise UnavailableError("guest_busy", f"The sandbox did not answer within {timeout_s:.0f} s. Try again.", retry_after_s=1)
+                    raise UnavailableError(
+                        "guest_busy", f"The sandbox did not answer within {timeout_s:.0f} s. Try again.", retry_after_s=1
+                    )
                 return task.result()
         finally:
             task.cancel()
@@ -224,7 +226,7 @@ class Machines:
             undo.push_async_callback(self._blocking, self._isolation.remove, identifier, directory, None)
             agent = asyncio.ensure_future(channel.accept_agent(plan.channel_dir, "", BOOT_AGENT_TIMEOUT_S))
             undo.callback(agent.cancel)
-            process = await self._boot_process(plan, agent)
+            process = await self._boot_process(plan)
             undo.push_async_callback(self._blocking, self._isolation.kill, process)
             connection = await agent
             machine = Machine(identifier, directory, plan.cgroup, network, process, connection)
@@ -233,7 +235,7 @@ class Machines:
             undo.pop_all()
             return machine
 
-    async def _boot_process(self, plan: MachinePlan, agent: asyncio.Future[Connection]) -> Process:
+    async def _boot_process(self, plan: MachinePlan) -> Process:
         # Not abandoned on cancellation: what the thread starts must be known before it is removed.
         boot = asyncio.ensure_future(self._blocking(self._isolation.boot, plan))
         try:
@@ -270,7 +272,13 @@ class Machines:
         params = {
             "hostname": hostname,
             "env": {**user.env, **env},
-            "user": {"name": user.user, "uid": user.uid, "gid": user.gid, "groups": list(user.groups), "home": user.home.encode()},
+            "user": {
+                "name": user.user,
+                "uid": user.uid,
+                "gid": user.gid,
+                "groups": list(user.groups),
+                "home": user.home.encode(),
+            },
             "cwd": user.cwd.encode(),
             "token": machine.token,
             "entropy": os.urandom(64),
@@ -332,7 +340,7 @@ class Machines:
 
     def left_behind(self) -> set[str]:
         """Ids of every machine of which something is left. Blocks."""
-        found = set(os.listdir(self._directory)) if self._directory.is_dir() else set()
+        found = {entry.name for entry in self._directory.iterdir()} if self._directory.is_dir() else set()
         return found | self._isolation.machines() | self._layers.names() | self.cgroups.children(self._names.cgroup_parent)
 
 

@@ -51,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = load(options.config, flags={"server.data_dir": options.data_dir, "isolation.backend": options.isolation})
         logging.basicConfig(
-            level=settings.server.log_level.value.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+            level=settings.server.log_level.value.upper(),
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+            stream=sys.stderr,
         )
         if os.geteuid() != 0:
             raise PermissionError("`hutch host` needs root: it makes namespaces, mounts and cgroups.")

@@ -170,7 +170,9 @@ class Networks:
     @staticmethod
     def _alive(tag: str) -> bool:
         """Whether the sandboxes of a dead instance may still run with the block's addresses."""
-        return NAMESPACE_DIR.is_dir() and any(entry.name.startswith(Names(tag).namespace_prefix) for entry in NAMESPACE_DIR.iterdir())
+        return NAMESPACE_DIR.is_dir() and any(
+            entry.name.startswith(Names(tag).namespace_prefix) for entry in NAMESPACE_DIR.iterdir()
+        )
 
     def _has_table(self) -> bool:
         try:
@@ -181,7 +183,10 @@ class Networks:
 
     def _existing(self) -> set[int]:
         found: set[int] = set()
-        for directory, prefix in ((NAMESPACE_DIR, self._names.namespace_prefix), (Path("/sys/class/net"), self._names.link_prefix)):
+        for directory, prefix in (
+            (NAMESPACE_DIR, self._names.namespace_prefix),
+            (Path("/sys/class/net"), self._names.link_prefix),
+        ):
             if directory.is_dir():
                 rests = (entry.name.removeprefix(prefix) for entry in directory.iterdir() if entry.name.startswith(prefix))
                 found.update(int(rest) for rest in rests if rest.isdecimal())
@@ -192,8 +197,11 @@ class Networks:
     async def take(self) -> Network:
         """A network for a new sandbox."""
         loop = asyncio.get_running_loop()
-        network = self._ready.pop() if self._ready else await loop.run_in_executor(self._executor, self._make, self._number())
-        return network
+        return self._ready.pop() if self._ready else await loop.run_in_executor(self._executor, self._make, self._number())
+
+    def make(self) -> Network:
+        """A new network. Blocks."""
+        return self._make(self._number())
 
     async def refill(self) -> None:
         """Make networks until enough are ready."""

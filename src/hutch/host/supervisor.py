@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import shutil
 import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine
@@ -61,7 +60,13 @@ class Supervisor:
     """Owner of every sandbox of one instance on this machine."""
 
     def __init__(
-        self, settings: Settings, journal: Journal, machines: Machines, networks: Networks, images: ImageStore, isolation_name: str
+        self,
+        settings: Settings,
+        journal: Journal,
+        machines: Machines,
+        networks: Networks,
+        images: ImageStore,
+        isolation_name: str,
     ) -> None:
         self._settings = settings
         self._journal = journal
@@ -111,7 +116,7 @@ class Supervisor:
         for identifier in sorted(left - keep):
             log.info("removing %s, which no session uses", identifier)
             await asyncio.to_thread(self._machines.remove_by_id, identifier)
-        for name in set(os.listdir(self._logs)) - self._sessions.keys():
+        for name in {entry.name for entry in self._logs.iterdir()} - self._sessions.keys():
             shutil.rmtree(self._logs / name, ignore_errors=True)
         gate = asyncio.Semaphore(ADOPT_AT_ONCE)
 
@@ -270,7 +275,9 @@ class Supervisor:
             machine = await self._machines.boot(kind)
         except OSError as error:
             log.error("a sandbox did not start: %s", error)
-            raise UnavailableError("sandbox_start_failed", f"The sandbox could not be started: {error}", retry_after_s=1) from error
+            raise UnavailableError(
+                "sandbox_start_failed", f"The sandbox could not be started: {error}", retry_after_s=1
+            ) from error
         self._spawn(self._networks.refill())
         return machine
 
@@ -285,7 +292,9 @@ class Supervisor:
         size, vcpus = self._settings.pool.size, self._settings.sandbox.default_vcpus
         if size == 0:
             return []
-        return [(self._kind(self._images.resolve(name), vcpus, vcpus * 2048, None), size) for name in self._settings.pool_images()]
+        return [
+            (self._kind(self._images.resolve(name), vcpus, vcpus * 2048, None), size) for name in self._settings.pool_images()
+        ]
 
     def _attach(self, session: Session, machine: Machine) -> None:
         """Connect a running session with its machine: commands, deadline, death."""
@@ -353,7 +362,8 @@ class Supervisor:
         if session.timer is not None:
             session.timer.cancel()
         machine, commands = session.machine, session.commands
-        assert machine is not None and commands is not None
+        assert machine is not None
+        assert commands is not None
         if status is SessionStatus.STOPPED:
             await self._write_end(session, status=SessionStatus.STOPPING, requested_stop_at=now_ms(), stop_reason=reason)
         usage = await self._machines.end(machine)

@@ -8,15 +8,37 @@ from typing import Any
 from hutch.isolation.protocol import MachinePlan
 
 CPU_PERIOD_US = 100_000
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - the guest's, not ours
 # A backstop against fork bombs. It counts threads of the sentry and stubs too: tight limits crash the sentry.
 MAX_PIDS = 8192
 # What guest root may do inside its own kernel; none of it applies to the host.
 CAPABILITIES = [
     f"CAP_{name}"
-    for name in (
-        "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE NET_RAW NET_ADMIN "
-        "SYS_CHROOT SYS_ADMIN SYS_PTRACE MKNOD AUDIT_WRITE SETFCAP SYS_RESOURCE SYS_NICE SYS_BOOT SYS_TIME IPC_LOCK"
-    ).split()
+    for name in [
+        "CHOWN",
+        "DAC_OVERRIDE",
+        "DAC_READ_SEARCH",
+        "FOWNER",
+        "FSETID",
+        "KILL",
+        "SETGID",
+        "SETUID",
+        "SETPCAP",
+        "NET_BIND_SERVICE",
+        "NET_RAW",
+        "NET_ADMIN",
+        "SYS_CHROOT",
+        "SYS_ADMIN",
+        "SYS_PTRACE",
+        "MKNOD",
+        "AUDIT_WRITE",
+        "SETFCAP",
+        "SYS_RESOURCE",
+        "SYS_NICE",
+        "SYS_BOOT",
+        "SYS_TIME",
+        "IPC_LOCK",
+    ]
 ]
 
 
@@ -51,7 +73,7 @@ def config(plan: MachinePlan, root: Path, resolv: Path, hosts: Path) -> dict[str
                 "source": "devpts",
                 "options": ["newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
             },
-            {"destination": "/dev/shm", "type": "tmpfs", "source": "tmpfs", "options": ["mode=1777", f"size={shared}m"]},
+            {"destination": SHARED_MEMORY, "type": "tmpfs", "source": "tmpfs", "options": ["mode=1777", f"size={shared}m"]},
             {"destination": "/run/hutch", "type": "bind", "source": str(plan.channel_dir), "options": ["bind", "ro"]},
             {"destination": "/run/hutch/agent", "type": "bind", "source": str(plan.agent), "options": ["bind", "ro"]},
             {"destination": "/etc/resolv.conf", "type": "bind", "source": str(resolv), "options": ["bind", "ro"]},

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -69,7 +68,9 @@ class Gvisor:
             file.chmod(0o644)
         # The mount point of the agent's own bind mount inside the channel's directory.
         (plan.channel_dir / "agent").touch()
-        options = f"lowerdir={':'.join(map(str, reversed(lowers)))},upperdir={plan.layer / 'u'},workdir={plan.layer / 'w'},volatile"
+        options = (
+            f"lowerdir={':'.join(map(str, reversed(lowers)))},upperdir={plan.layer / 'u'},workdir={plan.layer / 'w'},volatile"
+        )
         try:
             kernel.mount("overlay", root, "overlay", kernel.MS_NODEV, options)
             (plan.directory / "config.json").write_text(json.dumps(bundle.config(plan, root, resolv, hosts)))
@@ -151,7 +152,7 @@ class Gvisor:
         return found | {name[:21] for name in self._state_files() if is_machine_id(name[:21])}
 
     def _state_files(self) -> list[str]:
-        return os.listdir(self._state) if self._state.is_dir() else []
+        return [entry.name for entry in self._state.iterdir()] if self._state.is_dir() else []
 
     def close(self) -> None:
         # runsc keeps an empty network namespace mounted here, shared by all sandboxes.

@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 DEVICE = "/dev/kvm"
 DEADLINE_S = 5.0
@@ -42,7 +43,7 @@ class Verdict:
 
 def probe() -> Verdict:
     """Run the guest. Blocks for at most the deadline."""
-    if not os.path.exists(DEVICE):
+    if not Path(DEVICE).exists():
         return Verdict(False, f"{DEVICE} does not exist: no hardware virtualization, or it is not passed on to this machine")
     if platform.machine() != "x86_64":
         return Verdict(False, f"this release has no probe for {platform.machine()}")
@@ -81,7 +82,9 @@ def run_guest() -> str:
     fcntl.ioctl(processor, _RUN, 0)
     reason = struct.unpack_from("I", shared, 8)[0]
     if reason == _EXIT_INTERNAL_ERROR:
-        raise OSError(f"{DEVICE} opens, but a guest's kernel-mode code ended in an internal error: not every instruction is supported")
+        raise OSError(
+            f"{DEVICE} opens, but a guest's kernel-mode code ended in an internal error: not every instruction is supported"
+        )
     if reason != _EXIT_HLT:
         raise OSError(f"{DEVICE} opens, but a guest's kernel-mode code ended with exit reason {reason}")
     return "a guest's kernel-mode code ran natively"

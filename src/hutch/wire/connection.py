@@ -15,7 +15,7 @@ import socket
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, overload
 
 import msgspec
 
@@ -124,8 +124,12 @@ class Stream:
         """The request's parameters as a value (server side). Raises 400 `bad_request`."""
         return decode_from(self, self._params, kind)
 
-    async def reply(self, kind: type[T] = dict[str, Any]) -> T:  # type: ignore[assignment]
-        """The one reply (client side). Raises the peer's error or `ConnectionClosed`."""
+    @overload
+    async def reply(self) -> dict[str, Any]: ...
+    @overload
+    async def reply(self, kind: type[T]) -> T: ...
+    async def reply(self, kind: Any = dict[str, Any]) -> Any:
+        """The one reply (client side), as a `kind`. Raises the peer's error or `ConnectionClosed`."""
         while self._reply is None:
             await self._wait()
         return decode_from(self, self._reply, kind)
@@ -312,7 +316,11 @@ class Connection(asyncio.Protocol):
         self.flush_soon()
         return stream
 
-    async def call(self, method: str, params: object, kind: type[T] = dict[str, Any]) -> T:  # type: ignore[assignment]
+    @overload
+    async def call(self, method: str, params: object) -> dict[str, Any]: ...
+    @overload
+    async def call(self, method: str, params: object, kind: type[T]) -> T: ...
+    async def call(self, method: str, params: object, kind: Any = dict[str, Any]) -> Any:
         """A request without a body, and its reply. Errors are those of `open` and `Stream.reply`."""
         stream = self.open(method, params)
         stream.send_end()
@@ -338,7 +346,7 @@ class Connection(asyncio.Protocol):
     # -- receiving ---------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         self.flush_soon()
 
@@ -389,49 +397,50 @@ class Connection(asyncio.Protocol):
         return max(0.0, self._second_data / DATA_FRAMES_PER_SECOND - (now - self._second_began))
 
     def _dispatch(self, event: m.Event) -> None:
-        if isinstance(event, m.HelloReceived):
-            if not self._greeted.done():
-                self._greeted.set_result(event.hello)
-            return
-        if isinstance(event, m.PongReceived):
-            future = self._pongs.get(event.payload)
-            if future is not None and not future.done():
-                future.set_result(None)
-            return
-        if isinstance(event, m.Opened):
-            self._serve(event)
-            return
-        stream = self._streams.get(event.stream)
-        if stream is None:
-            # Nobody takes it any more; a sender that waited for credit would wait for ever.
-            if isinstance(event, m.DataReceived):
-                self.grant_soon(event.stream, len(event.data))
-            elif isinstance(event, m.EventReceived):
-                self.grant_soon(event.stream, len(event.payload))
-        elif isinstance(event, m.DataReceived):
-            stream.push(Data(event.channel, event.data))
-            if self._limit_control and stream.waiting_items > MAX_WAITING_ITEMS:
-                raise WireViolation(f"more than {MAX_WAITING_ITEMS} small pieces on stream {event.stream}")
-        elif isinstance(event, m.CreditReceived):
-            stream.credit_arrived()
-        elif isinstance(event, m.EventReceived):
-            stream.push(Message(event.payload, stream))
-            if self._limit_control and stream.waiting_items > MAX_WAITING_ITEMS:
-                raise WireViolation(f"more than {MAX_WAITING_ITEMS} events on stream {event.stream}")
-        elif isinstance(event, m.ReplyReceived):
-            stream.set_reply(event.payload)
-        elif isinstance(event, m.EndReceived):
-            stream.set_ended()
-            if event.stream not in self.mux.streams:
-                self.forget(event.stream)
-        elif isinstance(event, m.ErrorReceived):
-            self.forget(event.stream)
-            stream.set_error(self._reported(event.error))
-        else:
-            self.forget(event.stream)
-            stream.set_error(ConnectionClosed("the client went away"))
-            if stream.handler is not None:
-                stream.handler.cancel()
+        match event:
+            case m.HelloReceived(hello):
+                if not self._greeted.done():
+                    self._greeted.set_result(hello)
+            case m.PongReceived(payload):
+                future = self._pongs.get(payload)
+                if future is not None and not future.done():
+                    future.set_result(None)
+            case m.Opened():
+                self._serve(event)
+            case _:
+                stream = self._streams.get(event.stream)
+                if stream is not None:
+                    self._deliver(stream, event)
+                # Nobody takes it any more; a sender that waited for credit would wait for ever.
+                elif isinstance(event, m.DataReceived):
+                    self.grant_soon(event.stream, len(event.data))
+                elif isinstance(event, m.EventReceived):
+                    self.grant_soon(event.stream, len(event.payload))
+
+    def _deliver(self, stream: Stream, event: m.StreamEvent) -> None:
+        match event:
+            case m.DataReceived(_, channel, data):
+                stream.push(Data(channel, data))
+            case m.EventReceived(_, payload):
+                stream.push(Message(payload, stream))
+            case m.CreditReceived():
+                stream.credit_arrived()
+            case m.ReplyReceived(_, payload):
+                stream.set_reply(payload)
+            case m.EndReceived(identifier):
+                stream.set_ended()
+                if identifier not in self.mux.streams:
+                    self.forget(identifier)
+            case m.ErrorReceived(identifier, error):
+                self.forget(identifier)
+                stream.set_error(self._reported(error))
+            case m.Cancelled(identifier):
+                self.forget(identifier)
+                stream.set_error(ConnectionClosed("the client went away"))
+                if stream.handler is not None:
+                    stream.handler.cancel()
+        if self._limit_control and stream.waiting_items > MAX_WAITING_ITEMS:
+            raise WireViolation(f"more than {MAX_WAITING_ITEMS} small pieces on stream {stream.identifier}")
 
     def _reported(self, error: m.ErrorMessage) -> HutchError:
         if not self._limit_control:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -107,18 +108,9 @@ class PongReceived(msgspec.Struct, frozen=True, gc=False):
     payload: bytes
 
 
-Event = (
-    HelloReceived
-    | Opened
-    | ReplyReceived
-    | EventReceived
-    | DataReceived
-    | CreditReceived
-    | EndReceived
-    | ErrorReceived
-    | Cancelled
-    | PongReceived
-)
+StreamEvent = ReplyReceived | EventReceived | DataReceived | CreditReceived | EndReceived | ErrorReceived | Cancelled
+"""What happens on a stream that is open."""
+Event = HelloReceived | PongReceived | Opened | StreamEvent
 
 
 @dataclass(slots=True)
@@ -181,62 +173,16 @@ class Mux:
         return self._decoder.stopped
 
     def _receive_control(self, kind: Kind, stream: int, payload: bytes, events: list[Event]) -> None:
-        if kind is Kind.HELLO:
-            events.append(self._receive_hello(payload))
-        elif self.peer is None:
+        if self.peer is None and kind is not Kind.HELLO:
             raise WireViolation(f"{kind.name} before HELLO")
-        elif kind is Kind.PING:
-            self._push(Kind.PONG, 0, payload)
-        elif kind is Kind.PONG:
-            events.append(PongReceived(payload))
-        elif kind is Kind.OPEN:
-            self._receive_open(stream, payload, events)
-        elif kind is Kind.EVENT:
+        if kind in MESSAGES:
             check_message(payload)
-            if self._spend(stream, len(payload), kind):
-                events.append(EventReceived(stream, payload))
-        elif kind is Kind.CREDIT:
-            if (state := self._live(stream, kind)) is not None:
-                credit = state.send_credit + U32.unpack(payload)[0]
-                if credit > MAX_OUTSTANDING_CREDIT:
-                    raise WireViolation(f"stream {stream} was given more than {MAX_OUTSTANDING_CREDIT} bytes of credit")
-                state.send_credit = credit
-                events.append(CreditReceived(stream))
-        elif kind is Kind.END:
-            if (state := self._live(stream, kind)) is not None:
-                if self.client and not state.replied:
-                    raise WireViolation(f"END before the reply on stream {stream}")
-                if state.received_end:
-                    raise WireViolation(f"second END on stream {stream}")
-                state.received_end = True
-                events.append(EndReceived(stream))
-                self._drop_if_over(stream, state)
-        elif kind is Kind.REPLY:
-            check_message(payload)
-            if (state := self._answered(stream, kind)) is not None:
-                if state.replied:
-                    raise WireViolation(f"second REPLY on stream {stream}")
-                state.replied = True
-                events.append(ReplyReceived(stream, payload))
-        elif kind is Kind.ERROR:
-            check_message(payload)
-            if self._answered(stream, kind) is not None:
-                error = decode(payload, ErrorMessage)
-                if not 0 <= error.s < 2**16:
-                    raise WireViolation(f"status {error.s} in ERROR")
-                del self.streams[stream]
-                events.append(ErrorReceived(stream, error))
-        elif kind is Kind.CANCEL:
-            if self.client:
-                raise WireViolation("CANCEL from a server")
-            if self._live(stream, kind) is not None:
-                del self.streams[stream]
-                events.append(Cancelled(stream))
+        if (event := RECEIVERS[kind](self, stream, payload)) is not None:
+            events.append(event)
 
-    def _receive_hello(self, payload: bytes) -> HelloReceived:
+    def _receive_hello(self, _stream: int, payload: bytes) -> Event:
         if self.peer is not None:
             raise WireViolation("second HELLO")
-        check_message(payload)
         peer = decode(payload, Hello)
         if peer.version != VERSION:
             raise WireViolation(f"the peer speaks version {peer.version}, this end {VERSION}")
@@ -249,22 +195,78 @@ class Mux:
         self.peer = peer
         return HelloReceived(peer)
 
-    def _receive_open(self, stream: int, payload: bytes, events: list[Event]) -> None:
+    def _receive_open(self, stream: int, payload: bytes) -> Event | None:
         if self.client:
             raise WireViolation("OPEN from a server")
         if stream <= self._last_opened:
             raise WireViolation(f"stream {stream} opened after {self._last_opened}")
         if len(self.streams) >= self.hello.max_streams:
             raise WireViolation(f"more than {self.hello.max_streams} streams")
-        check_message(payload)
         self._last_opened = stream
         self._add_stream(stream)
         try:
             message = msgspec.msgpack.decode(payload, type=OpenMessage)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             self.send_error(stream, 400, "bad_request", "Invalid request: OPEN needs a method and parameters")
-            return
-        events.append(Opened(stream, message.m, bytes(message.p)))
+            return None
+        return Opened(stream, message.m, bytes(message.p))
+
+    def _receive_reply(self, stream: int, payload: bytes) -> Event | None:
+        state = self._answered(stream, Kind.REPLY)
+        if state is None:
+            return None
+        if state.replied:
+            raise WireViolation(f"second REPLY on stream {stream}")
+        state.replied = True
+        return ReplyReceived(stream, payload)
+
+    def _receive_event(self, stream: int, payload: bytes) -> Event | None:
+        return EventReceived(stream, payload) if self._spend(stream, len(payload), Kind.EVENT) else None
+
+    def _receive_credit(self, stream: int, payload: bytes) -> Event | None:
+        state = self._live(stream, Kind.CREDIT)
+        if state is None:
+            return None
+        credit = state.send_credit + U32.unpack(payload)[0]
+        if credit > MAX_OUTSTANDING_CREDIT:
+            raise WireViolation(f"stream {stream} was given more than {MAX_OUTSTANDING_CREDIT} bytes of credit")
+        state.send_credit = credit
+        return CreditReceived(stream)
+
+    def _receive_end(self, stream: int, _payload: bytes) -> Event | None:
+        state = self._live(stream, Kind.END)
+        if state is None:
+            return None
+        if self.client and not state.replied:
+            raise WireViolation(f"END before the reply on stream {stream}")
+        if state.received_end:
+            raise WireViolation(f"second END on stream {stream}")
+        state.received_end = True
+        self._drop_if_over(stream, state)
+        return EndReceived(stream)
+
+    def _receive_error(self, stream: int, payload: bytes) -> Event | None:
+        if self._answered(stream, Kind.ERROR) is None:
+            return None
+        error = decode(payload, ErrorMessage)
+        if not 0 <= error.s < 2**16:
+            raise WireViolation(f"status {error.s} in ERROR")
+        del self.streams[stream]
+        return ErrorReceived(stream, error)
+
+    def _receive_cancel(self, stream: int, _payload: bytes) -> Event | None:
+        if self.client:
+            raise WireViolation("CANCEL from a server")
+        if self._live(stream, Kind.CANCEL) is None:
+            return None
+        del self.streams[stream]
+        return Cancelled(stream)
+
+    def _receive_ping(self, _stream: int, payload: bytes) -> None:
+        self._push(Kind.PONG, 0, payload)
+
+    def _receive_pong(self, _stream: int, payload: bytes) -> Event:
+        return PongReceived(payload)
 
     def _live(self, stream: int, kind: Kind) -> StreamState | None:
         """The state of an open stream; None for one that is over; a violation for one that never was."""
@@ -405,6 +407,22 @@ class Mux:
     def _drop_if_over(self, stream: int, state: StreamState) -> None:
         if state.sent_end and state.received_end:
             self.streams.pop(stream, None)
+
+
+MESSAGES = frozenset({Kind.HELLO, Kind.OPEN, Kind.REPLY, Kind.EVENT, Kind.ERROR})
+"""Kinds whose payload is a MessagePack map."""
+RECEIVERS: dict[Kind, Callable[[Mux, int, bytes], Event | None]] = {
+    Kind.HELLO: Mux._receive_hello,
+    Kind.OPEN: Mux._receive_open,
+    Kind.REPLY: Mux._receive_reply,
+    Kind.EVENT: Mux._receive_event,
+    Kind.CREDIT: Mux._receive_credit,
+    Kind.END: Mux._receive_end,
+    Kind.ERROR: Mux._receive_error,
+    Kind.CANCEL: Mux._receive_cancel,
+    Kind.PING: Mux._receive_ping,
+    Kind.PONG: Mux._receive_pong,
+}
 
 
 def check_message(payload: bytes) -> None:

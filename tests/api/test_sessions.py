@@ -1,0 +1,234 @@
+"""Sessions: get, list, stop, extend, network policy, and what the host's events change."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from hutch.api.host_events import reconcile
+from hutch.host.protocol import SessionStatus
+from hutch.storage import hosts
+from tests.api.conftest import Api
+
+
+async def settled(api: Api) -> None:
+    """Every event of the host has been applied."""
+    async with asyncio.timeout(10):
+        while True:
+            async with api.services.database.read() as connection:
+                if await hosts.cursor(connection, api.host.host_id) >= len(api.host.events):
+                    return
+            await asyncio.sleep(0.005)
+
+
+async def test_get_answers_session_and_routes(api: Api) -> None:
+    created = await api.create(name="one", ports=[3000])
+    session_id = created["session"]["id"]
+    body = (await api.http.get(f"/v2/sandboxes/sessions/{session_id}", params={"__includeSystemRoutes": "true"})).json()
+    assert body == {"session": created["session"], "routes": created["routes"]}
+
+
+@pytest.mark.parametrize("session_id", ["sbx_unknown", "nope", "sbx_" + "a" * 28, "%00", "sbx_" + "x" * 4000])
+async def test_an_unknown_session_is_404_and_never_410(api: Api, session_id: str) -> None:
+    for method, path in (
+        ("GET", ""),
+        ("POST", "/stop"),
+        ("POST", "/cmd"),
+        ("GET", "/cmd"),
+        ("GET", "/cmd/cmd_00/logs"),
+        ("POST", "/fs/read"),
+        ("POST", "/fs/write"),
+        ("POST", "/extend-timeout"),
+        ("POST", "/network-policy"),
+        ("POST", "/interactive"),
+        ("POST", "/snapshot"),
+    ):
+        response = await api.http.request(method, f"/v2/sandboxes/sessions/{session_id}{path}", json={} if method == "POST" else None)
+        assert response.status_code == 404, (method, path, response.text)
+        assert response.json()["error"]["code"] == "not_found"
+
+
+async def test_stop_answers_when_it_is_down_with_its_usage(api: Api) -> None:
+    session_id = (await api.create(name="one"))["session"]["id"]
+    response = await api.http.post(f"/v2/sandboxes/sessions/{session_id}/stop", headers={"content-type": "application/json"})
+    body = response.json()
+    session = body["session"]
+    assert response.status_code == 200
+    assert session["status"] == "stopped"
+    assert session["duration"] == session["stoppedAt"] - session["startedAt"]
+    assert session["activeCpuDurationMs"] == 2
+    assert session["networkTransfer"] == {"ingress": 10, "egress": 20}
+    assert body["sandbox"]["status"] == "stopped"
+    assert body["sandbox"]["totalActiveCpuDurationMs"] == 2
+    assert "expiresAt" not in body["sandbox"]
+
+
+async def test_stop_again_answers_the_same_with_a_new_request_time(api: Api) -> None:
+    session_id = (await api.create(name="one"))["session"]["id"]
+    first = (await api.http.post(f"/v2/sandboxes/sessions/{session_id}/stop", json={})).json()
+    second = (await api.http.post(f"/v2/sandboxes/sessions/{session_id}/stop", json={})).json()
+    assert second["session"]["requestedStopAt"] >= first["session"]["requestedStopAt"]
+    for body in (first, second):
+        body["session"].pop("requestedStopAt")
+    assert first["session"] == second["session"]
+    assert second["sandbox"]["totalIngressBytes"] == 10
+
+
+async def test_concurrent_stops_count_the_usage_once(api: Api) -> None:
+    session_id = (await api.create(name="one"))["session"]["id"]
+    await asyncio.gather(*(api.http.post(f"/v2/sandboxes/sessions/{session_id}/stop") for _ in range(8)))
+    await settled(api)
+    assert (await api.http.get("/v2/sandboxes/one")).json()["sandbox"]["totalEgressBytes"] == 20
+
+
+async def test_every_call_to_a_dead_session_is_410(api: Api) -> None:
+    session_id = (await api.create(name="one"))["session"]["id"]
+    await api.http.post(f"/v2/sandboxes/sessions/{session_id}/stop")
+    for method, path, body in (
+        ("POST", "/cmd", {"command": "echo", "wait": True, "logs": True}),
+        ("POST", "/cmd", {"command": "echo"}),
+        ("GET", "/cmd", None),
+        ("GET", "/cmd/cmd_" + "0" * 28, None),
+        ("GET", "/cmd/cmd_" + "0" * 28 + "/logs", None),
+        ("POST", "/cmd/cmd_" + "0" * 28 + "/kill", {"signal": 9}),
+        ("POST", "/fs/read", {"path": "/x"}),
+        ("POST", "/fs/mkdir", {"path": "/x"}),
+        ("POST", "/extend-timeout", {"duration": 1000}),
+        ("POST", "/network-policy", {"mode": "deny-all"}),
+        ("POST", "/interactive", {}),
+    ):
+        response = await api.http.request(method, f"/v2/sandboxes/sessions/{session_id}{path}", json=body)
+        assert response.status_code == 410, (path, response.text)
+        assert response.json()["error"] == {
+            "code": "sandbox_stopped",
+            "message": "Sandbox has stopped execution and is no longer available",
+        }
+    written = await api.http.post(f"/v2/sandboxes/sessions/{session_id}/fs/write", content=b"x" * 100_000, headers={"x-cwd": "/"})
+    assert written.status_code == 410
+
+
+async def test_a_session_that_the_host_forgot_is_410(api: Api) -> None:
+    session_id = (await api.create(name="one"))["session"]["id"]
+    api.host.forget(session_id)
+    response = await api.http.post(f"/v2/sandboxes/sessions/{session_id}/cmd", json={"command": "echo"})
+    assert (response.status_code, response.json()["error"]["code"]) == (410, "sandbox_stopped")
+    stopped = (await api.http.post(f"/v2/sandboxes/sessions/{session_id}/stop")).json()
+    assert stopped["session"]["status"] == "aborted"
+
+
+async def test_extending_adds_exactly_the_duration_to_the_session_only(api: Api) -> None:
+    created = await api.create(name="one")
+    session_id = created["session"]["id"]
+    session = (await api.http.post(f"/v2/sandboxes/sessions/{session_id}/extend-timeout", json={"duration": 60_000})).json()["session"]
+    assert session["timeout"] == 360_000
+    assert session["updatedAt"] == created["session"]["updatedAt"]
+    assert (await api.http.get("/v2/sandboxes/one")).json()["sandbox"]["timeout"] == 300_000
+
+
+async def test_extending_beyond_the_limit_is_400(api: Api) -> None:
+    session_id = (await api.create())["session"]["id"]
+    five_days = {"duration": 5 * 86_400_000}
+    response = await api.http.post(f"/v2/sandboxes/sessions/{session_id}/extend-timeout", json=five_days)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "sandbox_timeout_invalid")
+    for bad in ({"duration": 999}, {}, {"duration": "1"}, {"duration": 1e9}, {"duration": 10**400}, []):
+        response = await api.http.post(f"/v2/sandboxes/sessions/{session_id}/extend-timeout", json=bad)
+        assert response.status_code == 400, bad
+
+
+async def test_a_network_policy_is_replaced_and_read_back_redacted(api: Api) -> None:
+    session_id = (await api.create(name="one"))["session"]["id"]
+    policy = {"allow": ["example.com", "*.github.com"], "subnets": {"deny": ["10.0.0.0/8"]}}
+    session = (await api.http.post(f"/v2/sandboxes/sessions/{session_id}/network-policy", json=policy)).json()["session"]
+    assert session["networkPolicy"] == {
+        "mode": "custom",
+        "allowedDomains": ["example.com", "*.github.com"],
+        "deniedCIDRs": ["10.0.0.0/8"],
+    }
+    for bad in ({"mode": "x"}, {"allow": 5}, {"subnets": {"allow": ["300.0.0.0/8"]}}, {"allow": ["api*.x"]}, [1]):
+        assert (await api.http.post(f"/v2/sandboxes/sessions/{session_id}/network-policy", json=bad)).status_code == 400
+    assert (await api.http.get(f"/v2/sandboxes/sessions/{session_id}")).json()["session"]["networkPolicy"] == session["networkPolicy"]
+
+
+async def test_list_shows_the_sessions_of_one_sandbox_newest_first(api: Api) -> None:
+    first = (await api.create(name="one"))["session"]["id"]
+    second = (await api.create(name="two"))["session"]["id"]
+    every = (await api.http.get("/v2/sandboxes/sessions", params={"project": "default"})).json()
+    assert [session["id"] for session in every["sessions"]] == [second, first]
+    assert every["pagination"] == {"count": 2, "next": None}
+    one = (await api.http.get("/v2/sandboxes/sessions", params={"name": "one"})).json()
+    assert [session["id"] for session in one["sessions"]] == [first]
+    page = (await api.http.get("/v2/sandboxes/sessions", params={"limit": "1"})).json()
+    rest = (await api.http.get("/v2/sandboxes/sessions", params={"limit": "1", "cursor": page["pagination"]["next"]})).json()
+    assert [session["id"] for session in rest["sessions"]] == [first]
+
+
+async def test_snapshots_are_refused_and_their_lists_are_empty(api: Api) -> None:
+    session_id = (await api.create(name="one"))["session"]["id"]
+    refused = await api.http.post(f"/v2/sandboxes/sessions/{session_id}/snapshot")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "not_supported")
+    empty = {"pagination": {"count": 0, "next": None}}
+    assert (await api.http.get("/v2/sandboxes/snapshots")).json() == {"snapshots": []} | empty
+    assert (await api.http.get("/v2/sandboxes/drives")).json() == {"drives": []} | empty
+    assert (await api.http.get("/v2/sandboxes/snapshots/tree")).json() == {"snapshots": []} | empty
+    for method, path in (("GET", "snapshots/snap_x"), ("DELETE", "snapshots/snap_x"), ("GET", "drives/d"), ("DELETE", "drives/d")):
+        assert (await api.http.request(method, f"/v2/sandboxes/{path}")).status_code == 404
+    assert (await api.http.post("/v2/sandboxes/drives/d", json={})).json()["error"]["code"] == "not_supported"
+
+
+# -- events of the host ------------------------------------------------------------------------------
+
+
+async def test_a_timeout_on_the_host_shows_in_the_database(api: Api) -> None:
+    session_id = (await api.create(name="one"))["session"]["id"]
+    await api.host.end(session_id)
+    await settled(api)
+    body = (await api.http.get("/v2/sandboxes/one")).json()
+    assert (body["sandbox"]["status"], body["session"]["status"], body["session"]["stopReason"]) == ("stopped", "stopped", "timeout")
+
+
+async def test_a_crash_is_shown_as_failed_with_its_reason(api: Api) -> None:
+    session_id = (await api.create(name="one"))["session"]["id"]
+    await api.host.end(session_id, SessionStatus.FAILED, "the guest died")
+    await settled(api)
+    session = (await api.http.get(f"/v2/sandboxes/sessions/{session_id}")).json()["session"]
+    assert (session["status"], session["stopReason"]) == ("failed", "the guest died")
+
+
+async def test_events_missed_while_the_host_was_away_are_applied_afterwards(api: Api) -> None:
+    first = (await api.create(name="one"))["session"]["id"]
+    second = (await api.create(name="two"))["session"]["id"]
+    await settled(api)
+    await api.host.stop()
+    await api.host.end(first)
+    api.host.forget(second)
+    await api.host.start()
+    await settled(api)
+    async with asyncio.timeout(10):
+        while (await api.http.get("/v2/sandboxes/two")).json()["session"]["status"] == "running":
+            await asyncio.sleep(0.01)
+    assert (await api.http.get("/v2/sandboxes/one")).json()["session"]["status"] == "stopped"
+    lost = (await api.http.get("/v2/sandboxes/two")).json()["session"]
+    assert (lost["status"], lost["stopReason"]) == ("aborted", "The host does not know this session any more.")
+
+
+async def test_a_new_host_with_no_sessions_ends_them_all(api: Api) -> None:
+    await api.create(name="one")
+    await settled(api)
+    await api.host.stop()
+    api.host.host_id, api.host.sessions, api.host.events = "host_new", {}, []
+    await api.host.start()
+    async with asyncio.timeout(10):
+        while (await api.http.get("/v2/sandboxes/one")).json()["sandbox"]["status"] != "stopped":
+            await asyncio.sleep(0.01)
+
+
+async def test_a_reconnect_during_a_create_does_not_end_it(api: Api) -> None:
+    await settled(api)
+    api.host.create_gate.clear()
+    request = asyncio.create_task(api.http.post("/v3/sandboxes", json={"name": "slow"}))
+    await api.host.creating.wait()
+    await reconcile(api.services)
+    api.host.create_gate.set()
+    assert (await request).status_code == 200
+    assert (await api.http.get("/v2/sandboxes/slow")).json()["session"]["status"] == "running"
