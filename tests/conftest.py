@@ -19,10 +19,9 @@ from tests import leaks
 
 START_S = 120.0
 STOP_S = 60.0
-SETTLE_S = 60.0
+SETTLE_S = 20.0
 POLL_S = 0.02
-SPARE_NETWORKS = 5
-"""Networks that a host keeps ready, and one more while a machine starts: they come and go without a sandbox."""
+POOL_SIZE = 2
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
@@ -34,7 +33,6 @@ class RunningServer:
     data_dir: Path
     log: Path
     where: Server
-    pool_size: int
     idle: leaks.Snapshot
 
     @property
@@ -53,7 +51,9 @@ def wait_until(condition: Callable[[], bool], deadline_s: float, what: str) -> N
         time.sleep(POLL_S)
 
 
-def start_server(data_dir: Path, log: Path, *flags: str, environment: dict[str, str] | None = None) -> tuple[subprocess.Popen[bytes], Server]:
+def start_server(
+    data_dir: Path, log: Path, *flags: str, environment: dict[str, str] | None = None
+) -> tuple[subprocess.Popen[bytes], Server]:
     """Start `hutch serve` on a free port and wait until a create would succeed."""
     ready_file = data_dir.parent / f"{data_dir.name}.ready.json"
     ready_file.unlink(missing_ok=True)
@@ -107,10 +107,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     data_dir, log = base / "data", base / "serve.log"
     data_dir.mkdir()
     before = leaks.snapshot(data_dir)
-    process, where = start_server(data_dir, log)
-    pool_size = 2
-    wait_until(lambda: len(leaks.machines(data_dir)) >= pool_size, SETTLE_S, f"a pool of {pool_size} machines\n{tail(log)}")
-    running = RunningServer(process, data_dir, log, where, pool_size, leaks.snapshot(data_dir))
+    process, where = start_server(data_dir, log, environment={"HUTCH_POOL__SIZE": str(POOL_SIZE)})
+    wait_until(lambda: len(leaks.machines(data_dir)) >= POOL_SIZE, SETTLE_S, f"a pool of {POOL_SIZE} machines")
+    running = RunningServer(process, data_dir, log, where, leaks.snapshot(data_dir))
     yield running
     died = process.poll()
     stop_server(process, log)
@@ -127,7 +126,7 @@ def leak_check(server: RunningServer) -> Iterator[None]:
     found: list[str] = []
 
     def settled() -> bool:
-        found[:] = leaks.grown(server.idle, leaks.snapshot(server.data_dir), slack={"namespace": SPARE_NETWORKS, "link": SPARE_NETWORKS})
+        found[:] = leaks.grown(server.idle, leaks.snapshot(server.data_dir))
         return not found
 
     end = time.monotonic() + SETTLE_S

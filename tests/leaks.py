@@ -9,12 +9,17 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from hutch.host.names import NAMESPACE_DIR, Names, is_machine_id
 
+IMAGES = "/host/images/"
+"""Where a host mounts what all its sandboxes share, below its data directory."""
+SPARE_NETWORKS = 5
+"""Networks that a host keeps ready, and one more while a machine starts."""
 PROGRAMS = frozenset({"runsc", "runsc-sandbox", "runsc-gofer", "hutch", "hutch-agent"})
 
 
@@ -47,22 +52,29 @@ def snapshot(data_dir: Path | None = None) -> Snapshot:
 
 def new(before: Snapshot, after: Snapshot) -> list[str]:
     """What is there after and was not before, as `kind: name`."""
-    return [f"{kind}: {name}" for kind, found in after.things.items() for name in sorted(found - before.things.get(kind, frozenset()))]
+    nothing: frozenset[str] = frozenset()
+    return [f"{kind}: {name}" for kind, found in after.things.items() for name in sorted(found - before.things.get(kind, nothing))]
 
 
-def grown(before: Snapshot, after: Snapshot, slack: Mapping[str, int] | None = None) -> list[str]:
-    """Kinds of which there are more than before (and `slack`), with what is new: for a server whose pool replaces its machines."""
+def grown(before: Snapshot, after: Snapshot) -> list[str]:
+    """What a server holds beyond what it held when it was idle, by kind.
+
+    Its pool replaces its machines, so numbers are compared, not names. Networks are kept ready beside the pool, and images stay
+    mounted once they were used: neither belongs to a sandbox.
+    """
     lines = []
-    for kind, found in after.things.items():
-        old = before.things.get(kind, frozenset())
-        if len(found) > len(old) + (slack or {}).get(kind, 0):
+    for kind, everything in after.things.items():
+        found = {name for name in everything if IMAGES not in name}
+        old = {name for name in before.things.get(kind, frozenset()) if IMAGES not in name}
+        spare = SPARE_NETWORKS if kind in ("namespace", "link") else 0
+        if len(found) > len(old) + spare:
             lines.append(f"{len(found)} instead of {len(old)} {kind}: {', '.join(sorted(found - old))}")
     return lines
 
 
 def machines(data_dir: Path) -> set[str]:
     """Ids of the machines that an instance has, pooled ones included, by their cgroups."""
-    return {name for path in _cgroups(Names.of(data_dir)) if is_machine_id(name := os.path.basename(path))}
+    return {name for path in _cgroups(Names.of(data_dir)) if is_machine_id(name := Path(path).name)}
 
 
 def _processes(names: Names | None, mark: str) -> Iterator[str]:
@@ -85,9 +97,9 @@ def _processes(names: Names | None, mark: str) -> Iterator[str]:
 
 
 def _is_ours(argv: list[str], mark: str, exact: bool) -> bool:
-    program = os.path.basename(argv[0])
-    module = any(pair == ("-m", "hutch") for pair in zip(argv, argv[1:], strict=False))
-    if not (program in PROGRAMS or module or any(os.path.basename(part) == "hutch" for part in argv[1:2])):
+    program = Path(argv[0]).name
+    module = any(flag == "-m" and name.partition(".")[0] == "hutch" for flag, name in pairwise(argv))
+    if not (program in PROGRAMS or module or any(Path(part).name == "hutch" for part in argv[1:2])):
         return False
     return not exact or any(mark in part for part in argv)
 
@@ -146,7 +158,7 @@ def _cgroups(names: Names | None) -> Iterator[str]:
         if names is not None:
             yield str(root)
         for directory, children, _ in os.walk(root):
-            yield from (os.path.join(directory, child) for child in children)
+            yield from (str(Path(directory) / child) for child in children)
 
 
 def _loops(mark: str) -> Iterator[str]:

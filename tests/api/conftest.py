@@ -57,7 +57,9 @@ class Api:
     _clients: list[httpx.AsyncClient]
 
     def client(self, token: str) -> httpx.AsyncClient:
-        client = httpx.AsyncClient(base_url=self.url, headers={"authorization": f"Bearer {token}"}, timeout=20)
+        """A client with that token; an empty one sends none."""
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        client = httpx.AsyncClient(base_url=self.url, headers=headers, timeout=20)
         self._clients.append(client)
         return client
 

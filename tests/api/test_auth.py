@@ -38,7 +38,6 @@ async def test_tokens_that_do_not_verify_are_401_and_all_alike(api: Api) -> None
     other = Ed25519PrivateKey.generate()
     public = api.services.auth._signer._public.public_bytes_raw()
     bad = [
-        "",
         "x",
         "..",
         "a.b.c",
@@ -60,14 +59,13 @@ async def test_tokens_that_do_not_verify_are_401_and_all_alike(api: Api) -> None
         response = await api.client(token).get("/v2/sandboxes")
         assert response.status_code == 401, token
         assert response.headers["www-authenticate"] == "Bearer"
-        messages.add(response.json()["error"]["message"] if token else "")
-    assert len(messages - {""}) == 1
+        messages.add(response.json()["error"]["message"])
+    assert len(messages) == 1
 
 
-@pytest.mark.parametrize("header", [None, "Basic abc", "Bearer", "Bearer ", "bearer"])
+@pytest.mark.parametrize("header", [None, "Basic abc", "Bearer", "bearer", "Bearer\tx"])
 async def test_without_a_bearer_token_it_is_401(api: Api, header: str | None) -> None:
     client = api.client("")
-    client.headers.pop("authorization")
     headers = {"authorization": header} if header is not None else {}
     for path in ("/v2/sandboxes", "/v2/sandboxes/sessions/sbx_x/cmd", "/hutch/v1/tokens"):
         response = await client.post(path, content=b"{", headers=headers) if "tokens" in path else await client.get(path, headers=headers)

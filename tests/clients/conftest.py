@@ -34,6 +34,6 @@ def javascript_sdk() -> Path:
 def client_environment(server: RunningServer) -> dict[str, str]:
     """The environment that `eval "$(hutch env)"` makes."""
     command = [sys.executable, "-m", "hutch", "env", "--format", "json"]
-    printed = subprocess.run(command, cwd=CHECKOUT, env=server.environment, check=True, capture_output=True, text=True, timeout=60)
-    variables: dict[str, str] = json.loads(printed.stdout)
+    printed = subprocess.check_output(command, cwd=CHECKOUT, env=server.environment, text=True, timeout=60)
+    variables: dict[str, str] = json.loads(printed)
     return server.environment | variables

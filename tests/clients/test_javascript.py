@@ -13,6 +13,8 @@ from tests.conftest import RunningServer, tail
 
 TIMEOUT_S = 240
 
+pytestmark = [pytest.mark.clients, pytest.mark.sandbox, pytest.mark.root, pytest.mark.timeout(TIMEOUT_S + 60)]
+
 
 @pytest.mark.parametrize("script", sorted(path.name for path in JAVASCRIPT.glob("*.test.mjs")))
 def test_javascript_sdk(

@@ -26,6 +26,10 @@ const LARGE_FILE_BYTES: u64 = 1024 * 1024;
 /// Each holds a descriptor; the files beyond go through the spool.
 const MAX_LARGE_FILES: usize = 64;
 const COPY_BYTES: usize = 128 * 1024;
+/// What an entry may need beside its content: header, extended headers, padding. A bomb of headers has more.
+const MAX_HEADER_BYTES: u64 = 16 * 1024;
+/// What may follow the last entry.
+const MAX_EMPTY_BYTES: u64 = 17 * 1024 * 1024;
 /// Directories whose descriptors are kept while writing.
 const OPEN_DIRECTORIES: usize = 64;
 /// The spool's mark for a file that has its own hidden file.
@@ -49,7 +53,7 @@ impl WriteArchive {
         Self {
             checker: Checker::new(directory, max_bytes, max_files),
             reader: TarReader::new(),
-            unpacker: gzip.then(Unpacker::new),
+            unpacker: gzip.then(|| Unpacker::new(max_bytes, max_files)),
         }
     }
 }
@@ -86,11 +90,17 @@ struct Unpacker {
     /// Whether a member is being read, and whether there was one at all.
     inside: bool,
     any: bool,
+    /// How many more bytes an archive within its limits can have.
+    left: u64,
 }
 
 impl Unpacker {
-    fn new() -> Self {
+    fn new(max_bytes: u64, max_files: u64) -> Self {
+        let headers = max_files
+            .saturating_mul(MAX_HEADER_BYTES)
+            .saturating_add(MAX_EMPTY_BYTES);
         Self {
+            left: max_bytes.saturating_add(headers),
             inflate: Decompress::new_gzip(15),
             output: vec![0; COPY_BYTES],
             inside: false,
@@ -113,6 +123,9 @@ impl Unpacker {
             let taken = (self.inflate.total_in() - read) as usize;
             let given = (self.inflate.total_out() - written) as usize;
             input = &input[taken..];
+            self.left = self.left.checked_sub(given as u64).ok_or_else(|| {
+                invalid_archive("The archive is refused: its headers unpack to more than its entries can need")
+            })?;
             reader.feed(&self.output[..given], sink)?;
             match status {
                 Status::StreamEnd => self.inside = false,

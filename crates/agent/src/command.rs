@@ -129,6 +129,12 @@ impl Command {
         self.exit.is_some() && self.sources.iter().all(Option::is_none)
     }
 
+    /// The most that it may still keep when it has ended.
+    pub(crate) fn most_retained(&self) -> usize {
+        let left = self.sources.iter().flatten().filter_map(|source| source.left);
+        self.output.retained() + left.sum::<usize>()
+    }
+
     /// Read what an output source has.
     pub(crate) fn read(&mut self, index: usize, around: &mut Surroundings<'_>) {
         match self.read_once(index, around) {

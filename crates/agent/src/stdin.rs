@@ -76,6 +76,11 @@ impl Stdin {
         self.descriptor.is_some()
     }
 
+    /// Whether somebody waits for an answer.
+    pub(crate) fn has_requests(&self) -> bool {
+        self.writers.iter().any(|writer| writer.source != Source::CommandStream)
+    }
+
     /// Start a `command.stdin` request.
     pub(crate) fn request(&mut self, stream: u32, offset: Option<u64>, close: bool, deadline: Instant) {
         self.writers.push_back(Writer {

@@ -14,6 +14,10 @@ use std::ptr;
 
 use rustix::io::Errno;
 
+pub(crate) const SIGTERM: i32 = libc::SIGTERM;
+pub(crate) const SIGKILL: i32 = libc::SIGKILL;
+pub(crate) const SIGCONT: i32 = libc::SIGCONT;
+
 /// Whose rights a program or a thread has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Credentials {

@@ -1,6 +1,8 @@
 //! What belongs to the guest as a whole: limits of all processes, hostname, clock, entropy.
 
+use std::io::Write;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use hutch_wire::ErrorMessage;
 use rustix::fs::{Mode, OFlags};
@@ -12,6 +14,7 @@ use crate::errors::{bad_request, system_failure};
 use crate::sys_unsafe;
 
 const OPEN_FILES: u64 = 65_536;
+const MAX_COMPLAINTS: u32 = 20;
 
 /// Prepare this process; what the guest's kernel does not have is left out.
 pub(crate) fn prepare_process() {
@@ -61,6 +64,14 @@ fn open_standard_descriptors() {
 /// Whether this is process 1, to which the guest belongs.
 pub(crate) fn is_init() -> bool {
     rustix::process::getpid().is_init()
+}
+
+/// Tell whoever started us, a few times: nobody may read it any more, and a full pipe would hold us for ever.
+pub(crate) fn complain(text: &str) {
+    static TOLD: AtomicU32 = AtomicU32::new(0);
+    if TOLD.fetch_add(1, Ordering::Relaxed) < MAX_COMPLAINTS {
+        let _ = writeln!(std::io::stderr(), "hutch-agent: {text}");
+    }
 }
 
 /// 32 hexadecimal digits that no other start of an agent has.

@@ -371,7 +371,7 @@ fn limits_are_kept() {
 fn large_files_and_large_archives_are_written_whole() {
     let mut host = Host::start();
     let home = host.home.clone();
-    let content: Vec<u8> = (0..5_000_000_u32).map(|number| (number * 13 >> 4) as u8).collect();
+    let content: Vec<u8> = (0..5_000_000_u32).map(|number| ((number * 13) >> 4) as u8).collect();
     let mut builder = Builder::new(Vec::new());
     for number in 0..60 {
         let name = format!("small/{number}");

@@ -165,7 +165,7 @@ fn violations_close_the_channel_and_the_agent_comes_back() {
             .set_read_timeout(Some(support::PATIENCE))
             .unwrap();
         let _ = host.connection.socket.write_all(&bytes);
-        let mut rest = [0; 65536];
+        let mut rest = vec![0; 65536];
         while let Ok(1..) = host.connection.socket.read(&mut rest) {}
         host.reconnect();
         host.connection

@@ -54,7 +54,7 @@ fn failure(status: u16, code: &str, message: &str) -> (u16, String, String) {
 fn a_written_file_can_be_read_and_belongs_to_the_user() {
     let mut host = Host::start();
     let path = host.home.join("file");
-    let body: Vec<u8> = (0..3_000_000_u32).map(|number| (number * 7 >> 3) as u8).collect();
+    let body: Vec<u8> = (0..3_000_000_u32).map(|number| ((number * 7) >> 3) as u8).collect();
     let reply = host
         .connection
         .upload("file.write", &write_to(Path::new("file"), "default", 0o664), &body)
@@ -234,7 +234,7 @@ fn an_upload_that_breaks_off_leaves_nothing() {
     let stream = host
         .connection
         .open("file.write", &write_to(Path::new("half"), "default", 0o644));
-    host.connection.send(stream, &[0; 100_000]);
+    host.connection.send(stream, &vec![0; 100_000]);
     support::eventually("the hidden file", || {
         std::fs::read_dir(&host.home).unwrap().count() == 1
     });
@@ -243,7 +243,7 @@ fn an_upload_that_breaks_off_leaves_nothing() {
     let stream = host
         .connection
         .open("file.write", &write_to(Path::new("half"), "default", 0o644));
-    host.connection.send(stream, &[0; 100_000]);
+    host.connection.send(stream, &vec![0; 100_000]);
     support::eventually("the hidden file", || {
         std::fs::read_dir(&host.home).unwrap().count() == 1
     });
@@ -268,7 +268,7 @@ fn a_full_file_system_is_an_error() {
     let outcome = host.connection.upload(
         "file.write",
         &write_to(&small.join("file"), "default", 0o644),
-        &[1; 500_000],
+        &vec![1; 500_000],
     );
     let left = std::fs::read_dir(&small).unwrap().count();
     assert!(

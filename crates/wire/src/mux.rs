@@ -273,11 +273,12 @@ impl Mux {
         let Some(state) = self.live(stream, Kind::Credit)? else {
             return Ok(None);
         };
-        state.send_credit += u64::from(bytes);
-        if state.send_credit > MAX_OUTSTANDING_CREDIT {
+        let credit = state.send_credit + u64::from(bytes);
+        if credit > MAX_OUTSTANDING_CREDIT {
             let text = format!("stream {stream} was given more than {MAX_OUTSTANDING_CREDIT} bytes of credit");
             return Err(Violation(text));
         }
+        state.send_credit = credit;
         Ok(Some(Event::Credit { stream, bytes }))
     }
 
@@ -339,9 +340,9 @@ impl Mux {
 
     // -- sending -------------------------------------------------------------------------------------------------
 
-    /// Open a stream (client). `None` before the peer's HELLO or beyond its `max_streams`.
+    /// Open a stream (client). `None` before the peer's HELLO, beyond its `max_streams` or when all ids are used up.
     pub fn open(&mut self, method: &str, params: &[u8]) -> Option<u32> {
-        if self.streams.len() >= self.peer.as_ref()?.max_streams as usize {
+        if self.streams.len() >= self.peer.as_ref()?.max_streams as usize || self.last_stream == u32::MAX {
             return None;
         }
         let mut payload = vec![0x82, 0xa1, b'm'];

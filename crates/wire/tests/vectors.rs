@@ -136,10 +136,7 @@ fn run(session: &Value, size: usize) -> Result<(Vec<Value>, Vec<u8>), Violation>
             "end" => mux.end(stream),
             "error" => mux.error(stream, &ErrorMessage::new(404, "not_found", "No.")),
             "cancel" => mux.cancel(stream),
-            "grant" => mux.grant(
-                operand[0].as_u64().unwrap() as u32,
-                operand[1].as_u64().unwrap() as u32,
-            ),
+            "grant" => mux.grant(operand[0].as_u64().unwrap() as u32, operand[1].as_u64().unwrap() as u32),
             other => panic!("{other}"),
         }
     }

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from hutch import ids
 from hutch.api.body import MAX_STDIN_BODY_BYTES, read
 from hutch.api.paging import flag
-from hutch.api.responses import JsonResponse, encode, late_json, ndjson
+from hutch.api.responses import JsonResponse, encode, late_json, line, ndjson
 from hutch.api.routing import PlainRoute, documented
 from hutch.api.services import Services, services_of, session_error
 from hutch.control import shapes
@@ -219,11 +219,11 @@ class LogRecords:
 
 
 def record(text: str, channel: int) -> bytes:
-    return encode({"data": text, "stream": _STREAM_NAMES[channel]}) + b"\n"
+    return line({"data": text, "stream": _STREAM_NAMES[channel]})
 
 
 def error_record(error: HutchError) -> bytes:
-    return encode({"stream": "error", "data": {"code": error.code, "message": error.message}}) + b"\n"
+    return line({"stream": "error", "data": {"code": error.code, "message": error.message}})
 
 
 def _in_band(error: HutchError) -> HutchError:
@@ -259,7 +259,7 @@ async def _waited(stream: Stream, first: CommandRecord) -> AsyncIterator[bytes]:
     """The stream of a waited command: its record, its output, its record again with the exit code."""
     records = LogRecords()
     try:
-        yield encode({"command": shapes.command(first)}) + b"\n"
+        yield line({"command": shapes.command(first)})
         final = first if first.exit_code is not None else None
         try:
             async for item in _merged(stream):
@@ -276,7 +276,7 @@ async def _waited(stream: Stream, first: CommandRecord) -> AsyncIterator[bytes]:
             lost = BadRequestError("sandbox_stream_closed", "Sandbox stream was closed and is not accepting commands.")
             yield rest + error_record(lost)
         else:
-            yield rest + encode({"command": shapes.command(final)}) + b"\n"
+            yield rest + line({"command": shapes.command(final)})
     finally:
         stream.cancel()
 

@@ -19,6 +19,19 @@ Headers = list[tuple[bytes, bytes]]
 encode = msgspec.json.encode
 
 
+_LINE_BREAKS = ((b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"), (b"\xc2\x85", b"\\u0085"))
+"""Line breaks that JSON leaves as they are, but at which some readers of lines split."""
+
+
+def line(content: Any) -> bytes:
+    """One NDJSON record."""
+    encoded = encode(content)
+    if not encoded.isascii():
+        for character, escape in _LINE_BREAKS:
+            encoded = encoded.replace(character, escape)
+    return encoded + b"\n"
+
+
 class JsonResponse(Response):
     """A JSON object; the encoder is msgspec's, which also refuses what JSON can't say."""
 

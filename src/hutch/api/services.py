@@ -48,7 +48,7 @@ class Images:
         if recent is not None and time.monotonic() - recent[0] < IMAGE_CACHE_S:
             return recent[1]
         image = self.store.resolve(runtime or reference)
-        resolved = ResolvedImage(f"{image.name}@{image.digest}", image.config.cwd)
+        resolved = ResolvedImage(f"{image.name.removesuffix(':latest')}@{image.digest}", image.config.cwd)
         self._recent.put(key, (time.monotonic(), resolved))
         return resolved
 

@@ -150,9 +150,12 @@ def _check_rule(domain: str, rule: object) -> None:
 
 
 def _check_forward_url(url: object) -> None:
-    parts = urlsplit(url) if isinstance(url, str) else None
-    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-        raise PolicyInvalid("should have an http:// or https:// URL as `forwardURL`")
+    try:
+        parts = urlsplit(url) if isinstance(url, str) else None
+        if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+            raise ValueError("not a web URL")
+    except ValueError as error:
+        raise PolicyInvalid("should have an http:// or https:// URL as `forwardURL`") from error
     if parts.username or parts.password or parts.query or parts.fragment:
         raise PolicyInvalid("should have a `forwardURL` without user, password, query and fragment")
 

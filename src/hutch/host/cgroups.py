@@ -22,29 +22,36 @@ class CgroupsMissing(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Cgroups:
-    """Where the hierarchies are mounted. `roots` maps each controller to its hierarchy; on version 2 all to the same."""
+    """Where the hierarchies are mounted. `roots` maps each controller to its hierarchy; on version 2 all to the same.
+
+    `others` are version 1 hierarchies that are not used here; `runsc` makes its cgroups in them all the same.
+    """
 
     version: int
     roots: dict[str, Path]
+    others: tuple[Path, ...] = ()
 
     @classmethod
     def detect(cls, mountinfo: str | None = None) -> Cgroups:
         """What this machine has. Raises `CgroupsMissing` with what is missing."""
         text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace") if mountinfo is None else mountinfo
         first: dict[str, Path] = {}
+        others: list[Path] = []
         unified: Path | None = None
         for line in text.splitlines():
             fields = line.split()
             dash = fields.index("-")
             point, kind, options = Path(fields[4]), fields[dash + 1], fields[dash + 3].split(",")
             if kind == "cgroup":
-                for controller in CONTROLLERS:
-                    if controller in options:
-                        first.setdefault(controller, point)
+                used = [controller for controller in CONTROLLERS if controller in options]
+                for controller in used:
+                    first.setdefault(controller, point)
+                if not used:
+                    others.append(point)
             elif kind == "cgroup2" and unified is None:
                 unified = point
         if len(first) == len(CONTROLLERS):
-            return cls(1, first)
+            return cls(1, first, tuple(others))
         if unified is not None and not first:
             return cls(2, dict.fromkeys(CONTROLLERS, unified))
         missing = ", ".join(controller for controller in CONTROLLERS if controller not in first)
@@ -53,7 +60,7 @@ class Cgroups:
     def directories(self, path: str) -> list[Path]:
         """The directories of a cgroup, one per hierarchy."""
         relative = path.lstrip("/")
-        return list(dict.fromkeys(root / relative for root in self.roots.values()))
+        return list(dict.fromkeys(root / relative for root in (*self.roots.values(), *self.others)))
 
     def cpu_us(self, path: str) -> int | None:
         """CPU time of all processes that ever were in a cgroup, in microseconds; None when it is gone."""

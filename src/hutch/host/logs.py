@@ -55,7 +55,6 @@ class Output:
         self.end = 0
         self.stored = 0
         self.full = False
-        self.dropped = False
         self.closed = False
         self._size = 0
         self._descriptor = -1
@@ -111,15 +110,12 @@ class Output:
     def skip(self, size: int) -> None:
         """The guest dropped `size` bytes because nobody wanted them."""
         self.end += size
-        self.dropped = True
 
     def _add(self, channel: int, data: bytes, file_end: int) -> None:
         if self._readers:
             piece = Kept(self.end, channel, data, file_end)
             self._recent.append(piece)
             self._recent_cost += piece.cost
-        elif file_end < 0:
-            self.dropped = True
         self.end += len(data)
         self._next += 1
         for reader in self._readers:
@@ -198,7 +194,6 @@ class Reader:
         self._offset = 0
         self._file = -1
         self._file_position = 0
-        self._told = False
 
     async def next(self) -> Piece | None:
         """The next output, or None after the last. Pieces that lie together on one channel may come as one."""
@@ -207,7 +202,9 @@ class Reader:
             if piece is not None:
                 return piece
             if self._output.closed:
-                return self._missing() if self._output.dropped and not self._told else None
+                missing = self._offset < self._output.end
+                self._offset = self._output.end
+                return self._missing() if missing else None
             self.wake.clear()
             await self.wake.wait()
 
@@ -219,10 +216,9 @@ class Reader:
                 return self._from_file()
             if self.number < output.first_kept():
                 # Attached late: what lay between the file and memory is gone.
-                self.number, self._told = output.first_kept(), False
+                self.number = output.first_kept()
                 kept = output.kept(self.number)
                 if kept is None:
-                    self._offset = output.end
                     return None
             else:
                 return None
@@ -237,7 +233,6 @@ class Reader:
         return kept.channel, kept.data
 
     def _missing(self) -> Piece:
-        self._told = True
         return STDERR, f"\n[hutch: output beyond the {self._output.cap_bytes} bytes that are stored was dropped]\n".encode()
 
     def _from_file(self) -> Piece:

@@ -99,6 +99,11 @@ class Machine:
             self._pidfd.close()
             self._pidfd = None
 
+    def let_go(self) -> None:
+        """Stop watching and talking; the machine runs on."""
+        self.unwatch()
+        self.connection.close("the host goes")
+
     def dead(self, reason: str) -> None:
         if not self.died.done():
             self.died.set_result(reason)

@@ -80,7 +80,7 @@ class Supervisor:
         self._background: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self.pool = Pool(self._kinds_to_pool(), self._boot, self._discard, settings.pool.refill_concurrency)
-        self.draining = False
+        self.draining = self._left = False
         self.ready_reason = "starting"
 
     # -- start and end -----------------------------------------------------------------------------
@@ -178,11 +178,14 @@ class Supervisor:
 
     async def leave(self) -> None:
         """Stop working; live sessions run on and are adopted by the next start."""
-        self.draining, self.ready_reason = True, "stopping"
+        self.draining, self.ready_reason, self._left = True, "stopping", True
         await self.pool.close()
         for session in self._sessions.values():
             if session.timer is not None:
                 session.timer.cancel()
+            if session.machine is not None and session.commands is not None and session.ending is None:
+                session.machine.let_go()
+                await session.commands.close()
             await asyncio.gather(*session.tasks, return_exceptions=True)
         for task in list(self._background):
             task.cancel()
@@ -309,7 +312,7 @@ class Supervisor:
         machine.died.add_done_callback(lambda died: self._on_death(session, died.result()))
 
     def _on_death(self, session: Session, reason: str) -> None:
-        if session.ending is None:
+        if session.ending is None and not self._left:
             self._spawn(self._fail(session, reason))
 
     async def _fail(self, session: Session, reason: str) -> None:

@@ -80,7 +80,7 @@ def _translated() -> Any:
         if error.connection_invalidated or type(error).__name__ in ("OperationalError", "InterfaceError"):
             raise UnavailableError("database_unavailable", "The database does not answer. Try again.", retry_after_s=1) from error
         raise
-    except (ConnectionError, TimeoutError) as error:
+    except OSError as error:
         raise UnavailableError("database_unavailable", "The database does not answer. Try again.", retry_after_s=1) from error
 
 

@@ -40,7 +40,7 @@ class Sealer:
             if sealed[:1] != _VERSION:
                 raise InvalidTag
             return msgspec.json.decode(self._cipher.decrypt(nonce, ciphertext, row_id.encode()))
-        except InvalidTag as error:
+        except (InvalidTag, ValueError) as error:
             raise InternalError(
                 "sealed_value_unreadable",
                 f"A stored secret of {row_id} can't be decrypted: the key file does not belong to this database. Restore control/secrets.key.",

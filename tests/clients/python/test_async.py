@@ -88,7 +88,7 @@ async def test_files_are_written_read_listed_moved_and_removed(sdk: SandboxClien
             batch.write_text("batch/a", "a")
             batch.write_text("batch/b", "b")
         assert sorted(entry.path for entry in await fs.listdir("batch")) == ["a", "b"]
-        await fs.mkdir("new/deep", parents=True)
+        await fs.mkdir("new/deep")
         assert await fs.is_dir("new/deep")
         await fs.rename("batch/a", "new/a")
         assert await fs.exists("new/a")

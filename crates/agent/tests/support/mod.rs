@@ -318,7 +318,7 @@ impl Connection {
 
     /// Read what there is; false when the agent closed the connection.
     pub(crate) fn receive(&mut self) -> bool {
-        let mut buffer = [0; 65536];
+        let mut buffer = vec![0; 65536];
         match self.socket.read(&mut buffer) {
             Ok(0) => return false,
             Ok(count) => self.mux.decoder.feed(&buffer[..count]),
@@ -570,16 +570,12 @@ fn accept(listener: &UnixListener) -> UnixStream {
     listener.set_nonblocking(true).unwrap();
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match listener.accept() {
-            Ok((socket, _)) => {
-                socket.set_nonblocking(false).unwrap();
-                return socket;
-            }
-            Err(_) => {
-                assert!(Instant::now() < deadline, "the agent did not connect");
-                std::thread::sleep(Duration::from_millis(2));
-            }
+        if let Ok((socket, _)) = listener.accept() {
+            socket.set_nonblocking(false).unwrap();
+            return socket;
         }
+        assert!(Instant::now() < deadline, "the agent did not connect");
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

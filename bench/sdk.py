@@ -1,0 +1,82 @@
+"""The requests that the vendor's JavaScript SDK makes, in its order and with its bodies."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from bench.http import Http, HttpError
+from hutch.client import Server
+
+
+@dataclass(frozen=True, slots=True)
+class Sandbox:
+    name: str
+    session_id: str
+
+
+class Sdk:
+    def __init__(self, server: Server) -> None:
+        self._http = Http(server.url, server.token)
+        self._team, self._project = server.team_id, server.project_id
+
+    async def create(self, vcpus: int = 2) -> Sandbox:
+        body = {
+            "projectId": self._project,
+            "ports": [],
+            "timeout": 600_000,
+            "resources": {"vcpus": vcpus, "memory": vcpus * 2048},
+            "persistent": False,
+        }
+        answer = await self._http.request("POST", f"/api/v3/sandboxes?teamId={self._team}", msgspec.json.encode(body))
+        created = msgspec.json.decode(answer)
+        return Sandbox(created["sandbox"]["name"], created["session"]["id"])
+
+    async def run(self, sandbox: Sandbox, argv: Sequence[str], *, sudo: bool = False) -> tuple[int, str]:
+        """A waited command: exit code and standard output."""
+        out: list[str] = []
+        code: int | None = None
+        raw = b"".join([chunk async for chunk in self.output(sandbox, argv, sudo=sudo)])
+        for line in raw.splitlines():
+            record: dict[str, Any] = msgspec.json.decode(line)
+            if record.get("stream") == "stdout":
+                out.append(record["data"])
+            elif "command" in record:
+                code = record["command"]["exitCode"]
+        if code is None:
+            raise HttpError("the stream ended without an exit code")
+        return code, "".join(out)
+
+    def output(self, sandbox: Sandbox, argv: Sequence[str], *, sudo: bool = False) -> AsyncIterator[bytes]:
+        """The raw NDJSON of a waited command."""
+        body = {"command": argv[0], "args": list(argv[1:]), "env": {}, "sudo": sudo, "wait": True, "logs": True}
+        return self._http.stream("POST", f"{self._session(sandbox)}/cmd?teamId={self._team}", msgspec.json.encode(body))
+
+    async def put(self, sandbox: Sandbox, archive: AsyncIterable[bytes], cwd: str) -> None:
+        path = f"{self._session(sandbox)}/fs/write?teamId={self._team}"
+        async for _ in self._http.stream("POST", path, archive, content_type="application/x-tar", extra=f"X-Cwd: {cwd}\r\n"):
+            pass
+
+    async def get(self, sandbox: Sandbox, path: str) -> int:
+        """Read a file and throw it away; its size."""
+        total = 0
+        url = f"{self._session(sandbox)}/fs/read?teamId={self._team}"
+        async for chunk in self._http.stream("POST", url, msgspec.json.encode({"path": path})):
+            total += len(chunk)
+        return total
+
+    async def show(self, sandbox: Sandbox) -> bytes:
+        return await self._http.request("GET", f"/api/v2/sandboxes/{sandbox.name}?teamId={self._team}&projectId={self._project}")
+
+    async def delete(self, sandbox: Sandbox) -> None:
+        await self._http.request("DELETE", f"/api/v2/sandboxes/{sandbox.name}?teamId={self._team}&projectId={self._project}")
+
+    async def close(self) -> None:
+        await self._http.close()
+
+    @staticmethod
+    def _session(sandbox: Sandbox) -> str:
+        return f"/api/v2/sandboxes/sessions/{sandbox.session_id}"

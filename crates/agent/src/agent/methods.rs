@@ -1,0 +1,118 @@
+//! Which method does what.
+
+use hutch_wire::ErrorMessage;
+
+use super::Agent;
+use crate::archive::WriteArchive;
+use crate::errors::{bad_request, system_failure};
+use crate::files::{MakeDirectory, ReadFile, Stat, WriteFile};
+use crate::identity::Identity;
+use crate::requests::{
+    ArchiveWrite, Claim, ClockSet, EntropyAdd, FileMkdir, FilePath, FileWrite, Name, nothing, parse,
+};
+use crate::system;
+
+impl Agent {
+    pub(super) fn open(&mut self, stream: u32, method: &str, params: &[u8]) -> Result<(), ErrorMessage> {
+        match method {
+            "ping" => self.finish(stream, &nothing()),
+            "claim" => self.claim(stream, &parse(params)?)?,
+            "command.start" => self.start(stream, &parse(params)?)?,
+            "command.attach" => self.attach(stream, &parse(params)?)?,
+            "command.signal" => self.signal(stream, &parse(params)?)?,
+            "command.stdin" => self.stdin(stream, &parse(params)?)?,
+            "command.forget" => self.forget(stream, &parse(params)?)?,
+            "command.list" => self.list(stream),
+            "file.read" => {
+                let request: FilePath = parse(params)?;
+                let path = self.path(request.cwd.as_ref(), &request.path)?;
+                self.work(
+                    stream,
+                    request.user,
+                    Box::new(ReadFile {
+                        path,
+                        file: None,
+                        position: 0,
+                    }),
+                );
+            }
+            "file.write" => {
+                let request: FileWrite = parse(params)?;
+                let path = self.path(request.cwd.as_ref(), &request.path)?;
+                let operation = WriteFile {
+                    path,
+                    mode: request.mode,
+                    target: None,
+                    size: 0,
+                };
+                self.work(stream, request.user, Box::new(operation));
+            }
+            "file.mkdir" => {
+                let request: FileMkdir = parse(params)?;
+                let path = self.path(request.cwd.as_ref(), &request.path)?;
+                self.work(
+                    stream,
+                    request.user,
+                    Box::new(MakeDirectory {
+                        path,
+                        recursive: request.recursive,
+                    }),
+                );
+            }
+            "file.stat" => {
+                let request: FilePath = parse(params)?;
+                let path = self.path(request.cwd.as_ref(), &request.path)?;
+                self.work(stream, request.user, Box::new(Stat { path }));
+            }
+            "archive.write" => {
+                let request: ArchiveWrite = parse(params)?;
+                let cwd = self.identity.resolve(Some(&request.cwd.0), b"");
+                let operation = WriteArchive::new(cwd, request.gzip, request.max_bytes, request.max_files);
+                self.work(stream, request.user, Box::new(operation));
+            }
+            "clock.set" => {
+                let request: ClockSet = parse(params)?;
+                if system::is_init() {
+                    system::set_clock(request.time_ns)
+                        .map_err(|error| system_failure("The clock cannot be set", error))?;
+                }
+                self.finish(stream, &nothing());
+            }
+            "entropy.add" => {
+                let request: EntropyAdd = parse(params)?;
+                if request.data.0.len() > 4096 {
+                    return Err(bad_request("Invalid request: more than 4096 bytes of entropy"));
+                }
+                system::add_entropy(&request.data.0);
+                self.finish(stream, &nothing());
+            }
+            "shutdown" => self.shut_down(stream, &parse(params)?),
+            _ => return Err(bad_request(format!("Invalid request: unknown method {method:?}"))),
+        }
+        Ok(())
+    }
+
+    fn claim(&mut self, stream: u32, claim: &Claim) -> Result<(), ErrorMessage> {
+        system::check_hostname(&claim.hostname)?;
+        let identity = Identity::claimed(claim)?;
+        if system::is_init() {
+            system::set_hostname(&claim.hostname)?;
+            system::add_entropy(&claim.entropy.0);
+            if claim.time_ns != 0 {
+                // A guest that shares the host's clock refuses this, and needs it the least.
+                let _ = system::set_clock(claim.time_ns);
+            }
+        }
+        self.identity = identity;
+        self.credentials.clear();
+        self.finish(stream, &nothing());
+        Ok(())
+    }
+
+    fn path(&self, cwd: Option<&Name>, path: &Name) -> Result<Vec<u8>, ErrorMessage> {
+        if path.0.is_empty() {
+            return Err(bad_request("Invalid request: the path is empty"));
+        }
+        Ok(self.identity.resolve(cwd.map(|cwd| cwd.0.as_slice()), &path.0))
+    }
+}

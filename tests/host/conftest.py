@@ -1,0 +1,36 @@
+"""A real host for each test that asks for one; nothing of it may be left afterwards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from hutch.host.service import Service
+from tests import leaks
+from tests.host.guest import Guest, guest, real_host
+
+
+@pytest.fixture
+def no_leaks(tmp_path: Path) -> Iterator[Path]:
+    """A data directory, and the check that nothing of its instance is left."""
+    mask = os.umask(0o022)
+    before = leaks.snapshot(tmp_path)
+    yield tmp_path / "data"
+    os.umask(mask)
+    assert leaks.new(before, leaks.snapshot(tmp_path / "data")) == []
+    assert leaks.new(before, leaks.snapshot(tmp_path)) == []
+
+
+@pytest.fixture
+async def host(no_leaks: Path) -> AsyncIterator[Service]:
+    async with real_host(no_leaks) as service:
+        yield service
+
+
+@pytest.fixture
+async def box(host: Service) -> Guest:
+    """A running session of `host`."""
+    return await guest(host)

@@ -1,0 +1,112 @@
+"""A real host in this process, and a short way to run things in its sandboxes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hutch import ids
+from hutch.host.commands import Command, Commands
+from hutch.host.main import running
+from hutch.host.protocol import CommandStart, SessionRecord, SessionSpec, SessionStatus
+from hutch.host.service import Service
+from hutch.host.supervisor import Session, Supervisor
+from hutch.settings import Settings, load
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+
+
+class Guest:
+    """One session of a host in this process."""
+
+    def __init__(self, supervisor: Supervisor, session_id: str) -> None:
+        self.supervisor = supervisor
+        self.session_id = session_id
+
+    @property
+    def session(self) -> Session:
+        return self.supervisor.get(self.session_id)
+
+    @property
+    def record(self) -> SessionRecord:
+        return self.session.record
+
+    @property
+    def commands(self) -> Commands:
+        return self.supervisor.running(self.session_id)[1]
+
+    async def start(
+        self, *argv: str | bytes, sudo: bool = False, env: dict[str, str] | None = None, timeout_ms: int | None = None
+    ) -> Command:
+        words = [word if isinstance(word, bytes) else word.encode() for word in argv]
+        request = CommandStart(
+            session_id=self.session_id,
+            command_id=ids.command_id(),
+            argv=words,
+            sudo=sudo,
+            env=env or {},
+            timeout_ms=timeout_ms,
+        )
+        return await self.commands.start(request)
+
+    async def run(self, *argv: str | bytes, sudo: bool = False, env: dict[str, str] | None = None) -> Ran:
+        return await finished(await self.start(*argv, sudo=sudo, env=env))
+
+    async def shell(self, script: str, *, sudo: bool = False) -> Ran:
+        return await self.run("sh", "-c", script, sudo=sudo)
+
+    async def stop(self) -> SessionRecord:
+        return await self.supervisor.end(self.session, SessionStatus.STOPPED, "stop")
+
+
+async def finished(command: Command) -> Ran:
+    """All output of a command and its exit code."""
+    output: dict[int, list[bytes]] = {1: [], 2: []}
+    reader = command.output.reader()
+    try:
+        while (piece := await reader.next()) is not None:
+            output[piece[0]].append(piece[1])
+    finally:
+        reader.close()
+    record = await command.finished
+    assert record.exit_code is not None
+    return Ran(record.exit_code, b"".join(output[1]), b"".join(output[2]))
+
+
+def host_settings(data_dir: Path, **flags: object) -> Settings:
+    """Settings of a host without a pool, unless `section__key` says otherwise."""
+    given = {"server.data_dir": data_dir, "pool.size": 0} | {name.replace("__", "."): value for name, value in flags.items()}
+    return load(None, environment={}, flags=given)
+
+
+@contextlib.asynccontextmanager
+async def real_host(data_dir: Path, *, end_all: bool = True, **flags: object) -> AsyncIterator[Service]:
+    async with running(host_settings(data_dir, **flags), end_all=end_all) as service:
+        yield service
+
+
+def spec(**changes: object) -> SessionSpec:
+    values: dict[str, object] = {
+        "session_id": ids.session_id(),
+        "sandbox_name": "test",
+        "project_id": "prj",
+        "image": "vercel/sandbox/universal:latest",
+        "vcpus": 1,
+        "memory_mb": 2048,
+        "timeout_ms": 300_000,
+        "hostname": "box",
+    }
+    return SessionSpec(**(values | changes))  # type: ignore[arg-type]
+
+
+async def guest(service: Service, **changes: object) -> Guest:
+    """A new session."""
+    record = await service.supervisor.create(spec(**changes))
+    return Guest(service.supervisor, record.session_id)

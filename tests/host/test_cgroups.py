@@ -1,0 +1,89 @@
+"""Limits and counters on both versions of cgroups. Version 2 is read from files laid out as the kernel does."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hutch.host.cgroups import Cgroups, CgroupsMissing
+
+V2 = "30 23 0:26 / {root} rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
+V1 = "\n".join(
+    f"{number} 23 0:{number} / {{root}}/{name} rw - cgroup cgroup rw,{name}"
+    for number, name in enumerate(("cpu", "cpuacct", "memory", "pids"), 40)
+)
+
+
+def test_version_2_is_found_and_read(tmp_path: Path) -> None:
+    cgroups = Cgroups.detect(V2.format(root=tmp_path))
+    assert cgroups.version == 2
+    group = tmp_path / "hutch" / "a" / "m1"
+    group.mkdir(parents=True)
+    (group / "cpu.stat").write_text("usage_usec 1234567\nuser_usec 1\nsystem_usec 2\n")
+    (group / "memory.events").write_text("low 0\noom 3\noom_kill 2\n")
+    (group / "memory.current").write_text("4096\n")
+    (group / "cgroup.procs").write_text("12\n11\n")
+    assert cgroups.cpu_us("/hutch/a/m1") == 1234567
+    assert cgroups.oom_kills("/hutch/a/m1") == 2
+    assert cgroups.memory_bytes("/hutch/a/m1") == 4096
+    assert cgroups.pids("/hutch/a/m1") == [11, 12]
+    assert cgroups.children("/hutch/a") == {"m1"}
+    assert len(cgroups.directories("/hutch/a/m1")) == 1
+
+
+def test_version_1_is_found_and_read(tmp_path: Path) -> None:
+    cgroups = Cgroups.detect(V1.format(root=tmp_path))
+    assert cgroups.version == 1
+    for name in ("cpu", "cpuacct", "memory", "pids"):
+        (tmp_path / name / "hutch" / "m1").mkdir(parents=True)
+    (tmp_path / "cpuacct/hutch/m1/cpuacct.usage").write_text("1234567999\n")
+    (tmp_path / "memory/hutch/m1/memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n")
+    assert cgroups.cpu_us("/hutch/m1") == 1234567
+    assert cgroups.oom_kills("/hutch/m1") == 1
+    assert len(cgroups.directories("/hutch/m1")) == 4
+
+
+def test_a_hybrid_machine_uses_version_1_where_its_controllers_are(tmp_path: Path) -> None:
+    both = V1.format(root=tmp_path) + "\n" + V2.format(root=tmp_path / "unified")
+    assert Cgroups.detect(both).version == 1
+
+
+def test_what_is_gone_reads_as_none(tmp_path: Path) -> None:
+    cgroups = Cgroups.detect(V2.format(root=tmp_path))
+    assert cgroups.cpu_us("/nothing") is None
+    assert cgroups.memory_bytes("/nothing") is None
+    assert cgroups.pids("/nothing") == []
+    assert cgroups.remove("/nothing")
+
+
+@pytest.mark.parametrize("mounts", ["", V1.format(root="/x").splitlines()[0]])
+def test_missing_controllers_are_named(mounts: str) -> None:
+    with pytest.raises(CgroupsMissing, match="memory"):
+        Cgroups.detect(mounts)
+
+
+def test_everything_in_a_real_cgroup_is_killed_and_counted() -> None:
+    cgroups = Cgroups.detect()
+    path = f"/hutch-test-{os.getpid()}"
+    directories = [root / path.lstrip("/") for root in set(cgroups.roots.values())]
+    for directory in directories:
+        directory.mkdir()
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        try:
+            for directory in directories:
+                (directory / "cgroup.procs").write_text(str(process.pid))
+            assert cgroups.pids(path) == [process.pid]
+            before = cgroups.cpu_us(path)
+            cgroups.kill_all(path, 5)
+            assert process.wait(5) == -9
+            after = cgroups.cpu_us(path)
+            assert before is not None
+            assert after is not None
+            assert after >= before
+        finally:
+            process.kill()
+    assert cgroups.remove(path)

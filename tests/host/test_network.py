@@ -1,0 +1,124 @@
+"""Networks of sandboxes, in the real kernel: made, refused fast, bound to their address, removed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hutch.host.names import Names
+from hutch.host.network import Network, Networks, NoAddressBlock
+from tests import leaks
+
+pytestmark = pytest.mark.root
+
+PROBE = """
+import errno, json, socket, sys, time
+found = {}
+for name, kind in (("tcp", socket.SOCK_STREAM), ("udp", socket.SOCK_DGRAM)):
+    for target in json.loads(sys.argv[1]):
+        probe = socket.socket(socket.AF_INET, kind)
+        probe.settimeout(5)
+        began = time.monotonic()
+        try:
+            probe.connect((target, 80))
+            probe.send(b"x")
+            probe.recv(1)
+            found[f"{name} {target}"] = "answered"
+        except OSError as error:
+            found[f"{name} {target}"] = errno.errorcode.get(error.errno, "timeout")
+        found[f"{name} {target} fast"] = time.monotonic() - began < 2
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture
+def networks(tmp_path: Path) -> Iterator[Networks]:
+    before = leaks.snapshot(tmp_path)
+    with ThreadPoolExecutor(2) as executor:
+        made = Networks(Names.of(tmp_path), executor)
+        made.open(None, set())
+        yield made
+        made.close()
+    assert leaks.new(before, leaks.snapshot(tmp_path)) == []
+
+
+def inside(network: Network, *command: str) -> str:
+    done = subprocess.run(["ip", "netns", "exec", network.namespace, *command], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def counters(tmp_path: Path) -> dict[str, int]:
+    listed = subprocess.run(
+        ["nft", "-j", "list", "table", "inet", Names.of(tmp_path).table], capture_output=True, text=True, check=True
+    )
+    objects: list[dict[str, Any]] = json.loads(listed.stdout)["nftables"]
+    return {item["counter"]["name"]: item["counter"]["packets"] for item in objects if "counter" in item}
+
+
+def test_everything_is_refused_at_once(networks: Networks) -> None:
+    one, other = networks.make(), networks.make()
+    targets = [one.host_address, other.guest_address, other.host_address, "203.0.113.9", "169.254.169.254", "10.0.0.1"]
+    found = json.loads(inside(one, sys.executable, "-c", PROBE, json.dumps(targets)))
+    for target in targets:
+        assert found[f"tcp {target}"] == "ECONNREFUSED", found
+        assert found[f"udp {target}"] in ("EHOSTUNREACH", "ECONNREFUSED", "EACCES"), found
+        assert found[f"tcp {target} fast"], found
+
+
+def test_a_foreign_source_address_is_dropped(networks: Networks, tmp_path: Path) -> None:
+    one, other = networks.make(), networks.make()
+    inside(one, "ip", "addr", "add", f"{other.guest_address}/32", "dev", "eth0")
+    before = counters(tmp_path)
+    probe = (
+        "import socket, sys\ns = socket.socket(); s.settimeout(0.5); s.bind((sys.argv[1], 0))\n"
+        "try: s.connect((sys.argv[2], 80))\nexcept OSError as error: print(type(error).__name__)"
+    )
+    assert inside(one, sys.executable, "-c", probe, other.guest_address, "203.0.113.9").strip() == "TimeoutError"
+    after = counters(tmp_path)
+    assert after["spoofed"] > before["spoofed"]
+    assert after["refused"] == before["refused"]
+
+
+def test_there_is_no_ipv6(networks: Networks) -> None:
+    one = networks.make()
+    assert "inet6" not in inside(one, "ip", "addr")
+
+
+async def test_ready_networks_are_taken_first(networks: Networks) -> None:
+    await networks.refill()
+    ready = {network.number for network in networks._ready}
+    taken = await networks.take()
+    assert taken.number in ready
+    await networks.give_back(taken)
+
+
+def test_a_restart_keeps_what_is_used_and_removes_the_rest(networks: Networks, tmp_path: Path) -> None:
+    kept, left = networks.make(), networks.make()
+    networks.release()
+    with ThreadPoolExecutor(1) as executor:
+        again = Networks(Names.of(tmp_path), executor)
+        assert again.open(networks.block, {kept.number}) == networks.block
+        assert kept.namespace_path.exists()
+        assert not left.namespace_path.exists()
+        found = json.loads(inside(kept, sys.executable, "-c", PROBE, json.dumps(["203.0.113.9"])))
+        assert found["tcp 203.0.113.9"] == "ECONNREFUSED"
+        again.close()
+
+
+def test_two_instances_never_share_addresses(networks: Networks, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as executor:
+        other = Networks(Names.of(tmp_path / "other"), executor)
+        other.open(None, set())
+        try:
+            assert other.block != networks.block
+        finally:
+            other.close()
+        with pytest.raises(NoAddressBlock):
+            Networks(Names.of(tmp_path / "third"), executor).open(networks.block, set())

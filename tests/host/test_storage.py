@@ -1,0 +1,106 @@
+"""Writable layers on real file systems: bounded, separate, removed without a trace."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hutch.errors import UnavailableError
+from hutch.host import kernel, storage
+from hutch.host.storage import BtrfsLayers, Ext4Layers, WritableLayers
+
+MIB = 1024 * 1024
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(params=[BtrfsLayers, Ext4Layers])
+def layers(request: pytest.FixtureRequest, tmp_path: Path) -> WritableLayers:
+    make: Callable[[Path], WritableLayers] = request.param
+    store = make(tmp_path / "store")
+    store.open()
+    request.addfinalizer(store.close)
+    return store
+
+
+def fill(path: Path, limit: int) -> int:
+    """Write until it is refused; the error number, 0 when `limit` bytes went in."""
+    written = 0
+    try:
+        with path.open("wb", buffering=0) as file:
+            while written < limit:
+                written += file.write(os.urandom(MIB))
+                os.fsync(file.fileno())
+    except OSError as error:
+        assert error.errno is not None
+        return error.errno
+    return 0
+
+
+def test_a_layer_takes_what_it_may_and_no_more(layers: WritableLayers) -> None:
+    layer = layers.create("one", 24 * MIB)
+    assert fill(layer / "u" / "small", 8 * MIB) == 0
+    assert fill(layer / "u" / "large", 64 * MIB) in (errno.EDQUOT, errno.ENOSPC)
+    other = layers.create("two", 24 * MIB)
+    assert fill(other / "u" / "small", 8 * MIB) == 0
+
+
+def test_removing_leaves_nothing(layers: WritableLayers, tmp_path: Path) -> None:
+    layers.create("one", 32 * MIB)
+    layers.create("two", 32 * MIB)
+    assert layers.names() == {"one", "two"}
+    layers.remove("one")
+    layers.remove("one")
+    assert layers.names() == {"two"}
+    layers.remove("two")
+    layers.close()
+    assert kernel.mounts_below(tmp_path) == []
+
+
+def test_a_store_is_opened_again_with_its_layers(tmp_path: Path) -> None:
+    first = BtrfsLayers(tmp_path / "store")
+    first.open()
+    (first.create("one", 32 * MIB) / "u" / "file").write_text("kept")
+    first.close()
+    again = BtrfsLayers(tmp_path / "store")
+    again.open()
+    try:
+        assert (again.path("one") / "u" / "file").read_text() == "kept"
+    finally:
+        again.close()
+
+
+def test_a_store_whose_making_was_interrupted_is_made_anew(tmp_path: Path) -> None:
+    store = BtrfsLayers(tmp_path / "store")
+    store.directory.mkdir()
+    store.image.write_bytes(b"half of a file system")
+    store.open()
+    try:
+        store.create("one", 32 * MIB)
+    finally:
+        store.close()
+
+
+def test_the_guests_root_directory_has_the_usual_mode(layers: WritableLayers) -> None:
+    before = os.umask(0o077)
+    try:
+        layer = layers.create("one", 32 * MIB)
+    finally:
+        os.umask(before)
+    assert (layer / "u").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_nearly_full_host_refuses_new_layers(layers: WritableLayers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "MIN_FREE_BYTES", 1 << 60)
+    with pytest.raises(UnavailableError) as refused:
+        layers.create("one", 32 * MIB)
+    assert refused.value.code == "disk_full"
+    assert layers.names() == set()
+
+
+def test_ext4_serves_where_btrfs_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage.shutil, "which", lambda name: None)
+    assert storage.choose(tmp_path).kind == "ext4"

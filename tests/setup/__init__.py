@@ -1,0 +1,1 @@
+"""Tests of `scripts.setup` and of what it builds."""
