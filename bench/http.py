@@ -62,7 +62,9 @@ class Http:
         extra: str = "",
     ) -> AsyncIterator[bytes]:
         """A request and its answer as it arrives. Raises `HttpError`."""
-        reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(self._host, self._port, limit=READ_BYTES)
+        reader, writer = (
+            self._idle.pop() if self._idle else await asyncio.open_connection(self._host, self._port, limit=READ_BYTES)
+        )
         length = f"Content-Length: {len(body)}" if isinstance(body, bytes) else "Transfer-Encoding: chunked"
         head = f"{method} {path} HTTP/1.1\r\n{self._head}Content-Type: {content_type}\r\n{extra}{length}\r\n\r\n"
         writer.write(head.encode())

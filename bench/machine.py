@@ -34,7 +34,9 @@ def facts() -> dict[str, Any]:
         "runsc": runsc.splitlines()[0].removeprefix("runsc version ").strip(),
         "hutch": __version__,
         "python": platform.python_version(),
-        "image_bytes": {image.name: sum(layer.size for layer in image.layers) for image in ImageStore(settings.image_dir()).list()},
+        "image_bytes": {
+            image.name: sum(layer.size for layer in image.layers) for image in ImageStore(settings.image_dir()).list()
+        },
     }
 
 

@@ -32,7 +32,9 @@ def serving(pool_size: int | None = None) -> Iterator[Running]:
     """A server with an empty data directory; `pool_size` None is the default. Raises `RuntimeError` if it does not come up."""
     scratch = Path(tempfile.mkdtemp(prefix="hutch-bench-"))
     ready, log = scratch / "ready.json", scratch / "serve.log"
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("HUTCH_") or "__" in key or key == "HUTCH_CACHE_DIR"}
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith("HUTCH_") or "__" in key or key == "HUTCH_CACHE_DIR"
+    }
     environment["HUTCH_SERVER__LOG_LEVEL"] = "warning"
     if pool_size is not None:
         environment["HUTCH_POOL__SIZE"] = str(pool_size)

@@ -53,7 +53,9 @@ def snapshot(data_dir: Path | None = None) -> Snapshot:
 def new(before: Snapshot, after: Snapshot) -> list[str]:
     """What is there after and was not before, as `kind: name`."""
     nothing: frozenset[str] = frozenset()
-    return [f"{kind}: {name}" for kind, found in after.things.items() for name in sorted(found - before.things.get(kind, nothing))]
+    return [
+        f"{kind}: {name}" for kind, found in after.things.items() for name in sorted(found - before.things.get(kind, nothing))
+    ]
 
 
 def grown(before: Snapshot, after: Snapshot) -> list[str]:

@@ -15,6 +15,7 @@ _BUILDERS = ("recipe.py", "mirror.py", "wheels.py", "node.py", "rootfs.py", "pac
 _VARIABLES = (
     "HUTCH_DEBIAN_MIRROR",
     "HUTCH_DEBIAN_SECURITY_MIRROR",
+    "HUTCH_DEBIAN_KEYRING",
     "HUTCH_IMAGE_STRICT",
     "http_proxy",
     "https_proxy",

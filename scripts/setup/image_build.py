@@ -107,6 +107,15 @@ def lock(place: Path) -> None:
         cache.discard(scratch)
 
 
+def _give_back(store: Path, index: Path) -> None:
+    """Make what was built the property of who called sudo: the kernel lets nobody link, and nobody remove, files of others."""
+    owner = os.environ.get("SUDO_UID")
+    group = os.environ.get("SUDO_GID")
+    if owner and group:
+        for path in [store, *store.rglob("*"), index]:
+            os.chown(path, int(owner), int(group))
+
+
 def main(arguments: list[str]) -> int:
     if os.geteuid() != 0 or len(arguments) != 2:
         print("usage, as root: python3 -m scripts.setup.image_build STORE INDEX | lock FILE", file=sys.stderr)
@@ -117,6 +126,7 @@ def main(arguments: list[str]) -> int:
             lock(Path(arguments[1]))
         else:
             build(Path(arguments[0]), Path(arguments[1]))
+            _give_back(Path(arguments[0]), Path(arguments[1]))
     except SetupError as error:
         print(error, file=sys.stderr)
         return 1

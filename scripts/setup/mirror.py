@@ -62,13 +62,18 @@ def find(codename: str, apt: Path = _APT) -> Mirror | None:
     return Mirror(archive, security) if archive else None
 
 
-def sources(mirror: Mirror, suite: str) -> str:
+def keyring() -> str:
+    """The keys that the packages must be signed with: `$HUTCH_DEBIAN_KEYRING`, else the distribution's copy of Debian's."""
+    return os.environ.get("HUTCH_DEBIAN_KEYRING") or KEYRING
+
+
+def sources(mirror: Mirror, suite: str, keys: str = KEYRING) -> str:
     """apt's sources for `suite` from `mirror`, in the deb822 format."""
     stanzas = [(mirror.archive, f"{suite} {suite}-updates")]
     if mirror.security:
         stanzas.append((mirror.security, f"{suite}-security"))
     return "\n".join(
-        f"Types: deb\nURIs: {uri}\nSuites: {suites}\nComponents: main\nSigned-By: {KEYRING}\n" for uri, suites in stanzas
+        f"Types: deb\nURIs: {uri}\nSuites: {suites}\nComponents: main\nSigned-By: {keys}\n" for uri, suites in stanzas
     )
 
 

@@ -53,14 +53,20 @@ def bootstrap(recipe: Recipe, root: Path, log: str, *, pin: bool) -> None:
         command += [f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED]
         command += [f"--dpkgopt=path-include={pattern}" for pattern in _INCLUDED]
         # Under Debian's keyring, also on a host whose apt trusts others.
-        command += [f"--keyring={mirror.KEYRING}"]
+        command += [f"--keyring={mirror.keyring()}"]
         command += [f'--setup-hook=install -D -m 644 {scratch / "preferences"} "$1/{_PREFERENCES}"', recipe.suite, root]
         if source is not None:
-            (scratch / "hutch.sources").write_text(mirror.sources(source, recipe.suite), encoding="utf-8")
+            (scratch / "hutch.sources").write_text(mirror.sources(source, recipe.suite, mirror.keyring()), encoding="utf-8")
             command.append(scratch / "hutch.sources")
-        shell.logged(
-            command, log, env={"SOURCE_DATE_EPOCH": str(recipe.epoch_s), "LC_ALL": "C.UTF-8", "TMPDIR": str(root.parent)}
-        )
+        environment = {"SOURCE_DATE_EPOCH": str(recipe.epoch_s), "LC_ALL": "C.UTF-8", "TMPDIR": str(root.parent)}
+        shell.logged(command, log, env=environment)
+    except SetupError as error:
+        if "NO_PUBKEY" in str(error) or "is not signed" in str(error):
+            raise SetupError(
+                f"{error}\nThe keys in {mirror.keyring()} do not cover Debian {recipe.suite}. "
+                "Install a newer debian-archive-keyring, or name a keyring that does in HUTCH_DEBIAN_KEYRING."
+            ) from error
+        raise
     finally:
         shutil.rmtree(scratch)
     (root / _PREFERENCES).unlink()

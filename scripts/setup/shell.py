@@ -16,6 +16,7 @@ LOG_DIR = HUTCH_DIR / "log"
 # A program run by `logged` that starts a line with this talks to the user.
 PROGRESS = "== "
 _TAIL_LINES = 30
+_SHOWN_CHARACTERS = 160
 
 
 def output_of(command: Sequence[str | Path], *, cwd: Path = CHECKOUT) -> str | None:
@@ -66,9 +67,9 @@ def logged(
                 if say is not None and line.startswith(PROGRESS):
                     say(line.removeprefix(PROGRESS).rstrip())
     if process.returncode != 0:
-        raise SetupError(
-            f"`{' '.join(words)}` failed ({process.returncode}); the whole log is {path}. It ended with:\n{''.join(tail)}"
-        )
+        shown = " ".join(words)
+        shown = shown if len(shown) <= _SHOWN_CHARACTERS else f"{shown[:_SHOWN_CHARACTERS]} …"
+        raise SetupError(f"`{shown}` failed ({process.returncode}); the whole log is {path}. It ended with:\n{''.join(tail)}")
 
 
 def privileged(command: Sequence[str | Path]) -> list[str]:

@@ -399,7 +399,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 def _section(name: str) -> type[Section]:
     annotation = Settings.model_fields[name].annotation
-    assert isinstance(annotation, type) and issubclass(annotation, Section)
+    assert isinstance(annotation, type)
+    assert issubclass(annotation, Section)
     return annotation
 
 

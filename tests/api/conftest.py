@@ -41,7 +41,11 @@ class FakeImages:
     def list(self) -> list[Any]:
         config = SimpleNamespace(user="ubuntu", home="/vercel", cwd="/vercel")
         layer = SimpleNamespace(digest="sha256:1", size=10)
-        return [SimpleNamespace(name="vercel/sandbox/universal:latest", aliases=("x",), digest="sha256:0", layers=(layer,), config=config)]
+        return [
+            SimpleNamespace(
+                name="vercel/sandbox/universal:latest", aliases=("x",), digest="sha256:0", layers=(layer,), config=config
+            )
+        ]
 
 
 @dataclass
@@ -63,7 +67,9 @@ class Api:
         self._clients.append(client)
         return client
 
-    async def tenant(self, team: str, project: str | None = "main", role: TokenRole = TokenRole.MEMBER, ttl_ms: int = DAY_MS) -> Tenant:
+    async def tenant(
+        self, team: str, project: str | None = "main", role: TokenRole = TokenRole.MEMBER, ttl_ms: int = DAY_MS
+    ) -> Tenant:
         """A client with a token of another team (made if it is new)."""
         async with self.services.database.write() as connection:
             found = await tenants.ensure_team(connection, team, now_ms())

@@ -1,8 +1,9 @@
 """A host that speaks the real protocol over a real socket, with scripted machines instead of sandboxes.
 
-Programs it knows, by `argv[0]`: `echo` (prints its arguments), `both` (both streams), `exit N`, `pieces` (a character in two
-pieces), `nul` (bytes that are not text), `cat` (standard input to output), `wait` (until killed), `flood N` (N MiB), `die` (prints,
-then the host's connection breaks), `gone` (prints, then the session ends). Everything else does not exist.
+Programs it knows, by `argv[0]`: `echo` (prints its arguments), `both` (both streams), `exit N`, `pieces` (a character
+in two pieces), `nul` (bytes that are not text), `cat` (standard input to output), `env`, `wait` (until killed), `flood N`
+(N MiB), `die` (prints, then the host's connection breaks), `gone` (prints, then the session ends). Everything else does not
+exist.
 """
 
 from __future__ import annotations
@@ -159,8 +160,14 @@ class FakeHost:
         live = sum(record.status in LIVE for record in self.sessions.values())
         stream.send_reply(
             HostInfo(
-                host_id=self.host_id, ready=self.ready, isolation="gvisor", version="1", sessions=live, pooled=2,
-                max_timeout_ms=86_400_000, reason="" if self.ready else "filling the pool",
+                host_id=self.host_id,
+                ready=self.ready,
+                isolation="gvisor",
+                version="1",
+                sessions=live,
+                pooled=2,
+                max_timeout_ms=86_400_000,
+                reason="" if self.ready else "filling the pool",
             )
         )
 
@@ -172,9 +179,19 @@ class FakeHost:
             raise self.refuse_create
         now = int(time.time() * 1000)
         record = SessionRecord(
-            session_id=spec.session_id, sandbox_name=spec.sandbox_name, project_id=spec.project_id,
-            status=SessionStatus.RUNNING, image=spec.image, cwd="/vercel", vcpus=spec.vcpus, memory_mb=spec.memory_mb,
-            timeout_ms=spec.timeout_ms, requested_at=now, started_at=now, cgroup="/hutch/x", isolation="gvisor",
+            session_id=spec.session_id,
+            sandbox_name=spec.sandbox_name,
+            project_id=spec.project_id,
+            status=SessionStatus.RUNNING,
+            image=spec.image,
+            cwd="/vercel",
+            vcpus=spec.vcpus,
+            memory_mb=spec.memory_mb,
+            timeout_ms=spec.timeout_ms,
+            requested_at=now,
+            started_at=now,
+            cgroup="/hutch/x",
+            isolation="gvisor",
         )
         self.specs[spec.session_id] = spec
         self.commands[spec.session_id] = {}
@@ -208,8 +225,14 @@ class FakeHost:
         stopped = max(int(time.time() * 1000), record.started_at)
         return await self._set(
             msgspec.structs.replace(
-                record, status=status, stopped_at=stopped, requested_stop_at=stopped, stop_reason=reason,
-                active_cpu_us=1_500, ingress_bytes=10, egress_bytes=20,
+                record,
+                status=status,
+                stopped_at=stopped,
+                requested_stop_at=stopped,
+                stop_reason=reason,
+                active_cpu_us=1_500,
+                ingress_bytes=10,
+                egress_bytes=20,
             )
         )
 
@@ -227,7 +250,8 @@ class FakeHost:
                     after = event.seq
                     await stream.send_event(event)
             async with self._event_added:
-                await self._event_added.wait_for(lambda: bool(self.events) and self.events[-1].seq > after)
+                while not self.events or self.events[-1].seq <= after:
+                    await self._event_added.wait()
 
     # -- commands -----------------------------------------------------------------------------------
 
@@ -245,8 +269,11 @@ class FakeHost:
         if program not in ("echo", "both", "exit", "pieces", "nul", "cat", "wait", "flood", "die", "gone", "env"):
             raise BadRequestError("executable_not_found", f"[invalid_argument] executable file not found in $PATH: {program}")
         record = CommandRecord(
-            command_id=start.command_id, session_id=start.session_id, argv=start.argv,
-            cwd=start.cwd or session.cwd.encode(), started_at=int(time.time() * 1000),
+            command_id=start.command_id,
+            session_id=start.session_id,
+            argv=start.argv,
+            cwd=start.cwd or session.cwd.encode(),
+            started_at=int(time.time() * 1000),
         )
         command = FakeCommand(record, has_stdin=start.stdin)
         self.commands[start.session_id] = {start.command_id: command, **self.commands[start.session_id]}
@@ -308,8 +335,8 @@ class FakeHost:
             async with command.changed:
                 if sent == len(command.output) and command.record.exit_code is not None:
                     break
-                at = sent
-                await command.changed.wait_for(lambda: len(command.output) > at or command.record.exit_code is not None)
+                while sent == len(command.output) and command.record.exit_code is None:
+                    await command.changed.wait()
         if command.record.exit_code == -1:
             raise GoneError("sandbox_stopped", "Sandbox has stopped execution and is no longer available")
 

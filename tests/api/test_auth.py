@@ -68,7 +68,11 @@ async def test_without_a_bearer_token_it_is_401(api: Api, header: str | None) ->
     client = api.client("")
     headers = {"authorization": header} if header is not None else {}
     for path in ("/v2/sandboxes", "/v2/sandboxes/sessions/sbx_x/cmd", "/hutch/v1/tokens"):
-        response = await client.post(path, content=b"{", headers=headers) if "tokens" in path else await client.get(path, headers=headers)
+        response = (
+            await client.post(path, content=b"{", headers=headers)
+            if "tokens" in path
+            else await client.get(path, headers=headers)
+        )
         assert (response.status_code, response.json()["error"]["code"]) == (401, "unauthorized")
 
 
@@ -126,7 +130,9 @@ async def test_ids_of_another_team_are_404_everywhere(api: Api) -> None:
     mine, theirs = await api.tenant("mine"), await api.tenant("theirs")
     created = await api.create(theirs.http, name="box")
     session_id = created["session"]["id"]
-    command = (await theirs.http.post(f"/v2/sandboxes/sessions/{session_id}/cmd", json={"command": "wait"})).json()["command"]["id"]
+    command = (await theirs.http.post(f"/v2/sandboxes/sessions/{session_id}/cmd", json={"command": "wait"})).json()["command"][
+        "id"
+    ]
     for method, path, body in (
         ("GET", "", None),
         ("POST", "/stop", {}),
@@ -237,7 +243,17 @@ async def test_an_owner_of_one_project_stays_in_it(api: Api) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [{"role": "king"}, {"ttl_s": 1}, {"ttl_s": 10**9}, {"ttl_s": "30d"}, {"team": "No Spaces"}, {"team": "\0"}, {"name": "x" * 200}, []]
+    "body",
+    [
+        {"role": "king"},
+        {"ttl_s": 1},
+        {"ttl_s": 10**9},
+        {"ttl_s": "30d"},
+        {"team": "No Spaces"},
+        {"team": "\0"},
+        {"name": "x" * 200},
+        [],
+    ],
 )
 async def test_bad_token_requests_are_400(api: Api, body: object) -> None:
     assert (await api.http.post("/hutch/v1/tokens", json=body)).status_code == 400

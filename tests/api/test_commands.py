@@ -153,7 +153,9 @@ async def test_a_wait_that_breaks_ends_without_a_body(api: Api, session: str) ->
 
 
 async def test_list_is_newest_first(api: Api, session: str) -> None:
-    ids = [(await api.http.post(path(session), json={"command": "echo", "args": [str(n)]})).json()["command"]["id"] for n in range(3)]
+    ids = [
+        (await api.http.post(path(session), json={"command": "echo", "args": [str(n)]})).json()["command"]["id"] for n in range(3)
+    ]
     listed = (await api.http.get(path(session))).json()["commands"]
     assert [command["id"] for command in listed] == ids[::-1]
 
@@ -195,7 +197,9 @@ async def test_a_process_that_does_not_read_is_504_with_the_offset(api: Api, ses
     assert response.json()["error"]["bytesWritten"] == 0
 
 
-@pytest.mark.parametrize("body", [{"data": "!!"}, {"data": 5}, {"offset": -1}, {"offset": 2**60}, {"close": "yes"}, {"data": "YQ"}])
+@pytest.mark.parametrize(
+    "body", [{"data": "!!"}, {"data": 5}, {"offset": -1}, {"offset": 2**60}, {"close": "yes"}, {"data": "YQ"}]
+)
 async def test_bad_stdin_is_400(api: Api, session: str, body: dict[str, object]) -> None:
     command = (await api.http.post(path(session), json={"command": "cat", "attachStdin": True})).json()["command"]["id"]
     assert (await api.http.post(path(session, f"/{command}/stdin"), json=body)).status_code == 400

@@ -73,7 +73,9 @@ async def test_a_bad_x_cwd_is_400(api: Api, session: str, cwd: str) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"junk", b"\x1f\x8bjunk", archive({"x": b"1" * 5000})[:-20], os.urandom(100_000)])
 async def test_what_is_no_archive_is_400(api: Api, session: str, body: bytes) -> None:
-    response = await api.http.post(path(session, "write"), content=body, headers={"x-cwd": "/", "content-type": "application/gzip"})
+    response = await api.http.post(
+        path(session, "write"), content=body, headers={"x-cwd": "/", "content-type": "application/gzip"}
+    )
     assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_archive")
     assert api.host.files[session] == {}
 
@@ -94,8 +96,8 @@ async def test_an_upload_that_breaks_off_is_not_written(api: Api, session: str) 
 
 async def test_more_compressed_bytes_than_an_archive_may_unpack_to_are_413(api: Api, session: str) -> None:
     limit = api.services.settings.sandbox.max_archive_bytes
-    head = f"POST {path(session, 'write')} HTTP/1.1\r\nhost: x\r\nx-cwd: /\r\nauthorization: Bearer {api.own.token}\r\nconnection: close\r\n"
-    answer = await api.raw(f"{head}content-length: {limit * 2}\r\n\r\n".encode())
+    head = f"POST {path(session, 'write')} HTTP/1.1\r\nhost: x\r\nx-cwd: /\r\nauthorization: Bearer {api.own.token}\r\n"
+    answer = await api.raw(f"{head}connection: close\r\ncontent-length: {limit * 2}\r\n\r\n".encode())
     assert answer.startswith(b"HTTP/1.1 413")
 
 
@@ -106,7 +108,9 @@ async def test_a_missing_file_is_404_and_not_410(api: Api, session: str) -> None
 
 
 @pytest.mark.parametrize("name", ["read", "mkdir"])
-@pytest.mark.parametrize("body", [{}, {"path": ""}, {"path": 5}, {"path": "a\0b"}, {"path": "x" * 4096}, {"path": "a", "cwd": ""}, []])
+@pytest.mark.parametrize(
+    "body", [{}, {"path": ""}, {"path": 5}, {"path": "a\0b"}, {"path": "x" * 4096}, {"path": "a", "cwd": ""}, []]
+)
 async def test_bad_paths_are_400(api: Api, session: str, name: str, body: object) -> None:
     response = await api.http.post(path(session, name), json=body)
     assert (response.status_code, response.json()["error"]["code"]) == (400, "bad_request")

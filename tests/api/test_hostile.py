@@ -77,9 +77,16 @@ async def test_a_head_that_does_not_come_is_closed(api: Api, monkeypatch: pytest
 
 @pytest.mark.parametrize(
     "junk",
-    [b"\x00\x01\x02\r\n\r\n", b"GET\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"x" * 200, b"GET / HTTP/9.9\r\n\r\n",
-     b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n", b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
-     b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", b"GET / HTTP/1.1\r\nbad header\r\n\r\n"],
+    [
+        b"\x00\x01\x02\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"x" * 200,
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"GET / HTTP/1.1\r\nbad header\r\n\r\n",
+    ],
 )
 async def test_what_is_not_http_is_400(api: Api, junk: bytes) -> None:
     answer = await api.raw(junk)
@@ -117,9 +124,26 @@ async def test_oversized_bodies_are_413_by_their_length_and_by_their_bytes(api: 
 
 @pytest.mark.parametrize(
     "body",
-    [b"{", b"nul", b"[]", b"1", b'"x"', b"\xff\xfe", b'{"name": "\xff"}', b'{"name": "\\ud800"}', b'{"name": "a\\u0000"}', b"[" * 500_000,
-     b'{"a":' * 100_000 + b"1" + b"}" * 100_000, b'{"networkPolicy":' + b'{"allow":' * 5_000 + b"1" + b"}" * 5_001, b'{"name": 1e999}', b"{}{}",
-     b'{"tags": {"' + b"k" * 300 + b'": "v"}}', b'{"env": [1]}', b"NaN", b"\x00"],
+    [
+        b"{",
+        b"nul",
+        b"[]",
+        b"1",
+        b'"x"',
+        b"\xff\xfe",
+        b'{"name": "\xff"}',
+        b'{"name": "\\ud800"}',
+        b'{"name": "a\\u0000"}',
+        b"[" * 500_000,
+        b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
+        b'{"networkPolicy":' + b'{"allow":' * 5_000 + b"1" + b"}" * 5_001,
+        b'{"name": 1e999}',
+        b"{}{}",
+        b'{"tags": {"' + b"k" * 300 + b'": "v"}}',
+        b'{"env": [1]}',
+        b"NaN",
+        b"\x00",
+    ],
 )
 async def test_bodies_that_are_no_objects_are_400(api: Api, body: bytes) -> None:
     response = await api.http.post("/v3/sandboxes", content=body, headers={"content-type": "application/json"})
@@ -135,7 +159,9 @@ async def test_unknown_and_private_fields_are_ignored(api: Api) -> None:
 
 
 async def test_a_body_needs_no_json_content_type_and_may_be_gone(api: Api) -> None:
-    assert (await api.http.post("/v3/sandboxes", content=b'{"name":"a"}', headers={"content-type": "text/plain"})).status_code == 200
+    assert (
+        await api.http.post("/v3/sandboxes", content=b'{"name":"a"}', headers={"content-type": "text/plain"})
+    ).status_code == 200
     assert (await api.http.post("/v3/sandboxes", headers={"content-type": "application/json"})).status_code == 200
 
 

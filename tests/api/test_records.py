@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hutch.api.commands import LogRecords
 
-CHUNKS = st.lists(st.tuples(st.sampled_from([1, 2]), st.binary(max_size=40) | st.text(max_size=10).map(lambda text: text.encode("utf-8", "replace"))))
+CHUNKS = st.lists(
+    st.tuples(
+        st.sampled_from([1, 2]), st.binary(max_size=40) | st.text(max_size=10).map(lambda text: text.encode("utf-8", "replace"))
+    )
+)
 
 
 def texts(chunks: list[tuple[int, bytes]]) -> dict[str, str]:
@@ -37,7 +42,7 @@ def test_text_split_anywhere_is_the_same_text(text: str, data: st.DataObject) ->
     raw = text.encode("utf-8", "replace")
     cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)))))
     edges = [0, *cuts, len(raw)]
-    chunks = [(1, raw[start:end]) for start, end in zip(edges, edges[1:], strict=False)]
+    chunks = [(1, raw[start:end]) for start, end in pairwise(edges)]
     assert texts(chunks)["stdout"] == raw.decode()
 
 

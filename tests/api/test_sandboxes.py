@@ -17,7 +17,9 @@ SESSION_REQUIRED = {"id", "status", "memory", "vcpus", "region", "timeout", "cwd
 
 
 async def test_create_answers_with_a_running_session_and_the_documented_shape(api: Api) -> None:
-    response = await api.http.post("/api/v3/sandboxes", json={"projectId": api.own.project_id, "ports": [3000, 8080], "__interactive": True})
+    response = await api.http.post(
+        "/api/v3/sandboxes", json={"projectId": api.own.project_id, "ports": [3000, 8080], "__interactive": True}
+    )
     assert response.status_code == 200
     assert response.headers["content-type"] == "application/json; charset=utf-8"
     body = response.json()
@@ -314,7 +316,9 @@ async def test_a_cursor_counts_only_for_its_own_list(api: Api) -> None:
 
 async def test_update_changes_what_is_given_and_keeps_the_rest(api: Api) -> None:
     created = await api.create(name="one", ports=[3000], tags={"a": "b"}, env={"X": "1"})
-    response = await api.http.patch("/v2/sandboxes/one", json={"ports": [3000, 4000], "timeout": 60_000, "tags": {}, "networkPolicy": {"mode": "deny-all"}})
+    response = await api.http.patch(
+        "/v2/sandboxes/one", json={"ports": [3000, 4000], "timeout": 60_000, "tags": {}, "networkPolicy": {"mode": "deny-all"}}
+    )
     body = response.json()
     assert response.status_code == 200
     assert body["routes"][0] == created["routes"][0]

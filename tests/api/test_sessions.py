@@ -44,7 +44,9 @@ async def test_an_unknown_session_is_404_and_never_410(api: Api, session_id: str
         ("POST", "/interactive"),
         ("POST", "/snapshot"),
     ):
-        response = await api.http.request(method, f"/v2/sandboxes/sessions/{session_id}{path}", json={} if method == "POST" else None)
+        response = await api.http.request(
+            method, f"/v2/sandboxes/sessions/{session_id}{path}", json={} if method == "POST" else None
+        )
         assert response.status_code == 404, (method, path, response.text)
         assert response.json()["error"]["code"] == "not_found"
 
@@ -120,7 +122,9 @@ async def test_a_session_that_the_host_forgot_is_410(api: Api) -> None:
 async def test_extending_adds_exactly_the_duration_to_the_session_only(api: Api) -> None:
     created = await api.create(name="one")
     session_id = created["session"]["id"]
-    session = (await api.http.post(f"/v2/sandboxes/sessions/{session_id}/extend-timeout", json={"duration": 60_000})).json()["session"]
+    session = (await api.http.post(f"/v2/sandboxes/sessions/{session_id}/extend-timeout", json={"duration": 60_000})).json()[
+        "session"
+    ]
     assert session["timeout"] == 360_000
     assert session["updatedAt"] == created["session"]["updatedAt"]
     assert (await api.http.get("/v2/sandboxes/one")).json()["sandbox"]["timeout"] == 300_000
@@ -131,7 +135,8 @@ async def test_extending_beyond_the_limit_is_400(api: Api) -> None:
     five_days = {"duration": 5 * 86_400_000}
     response = await api.http.post(f"/v2/sandboxes/sessions/{session_id}/extend-timeout", json=five_days)
     assert (response.status_code, response.json()["error"]["code"]) == (400, "sandbox_timeout_invalid")
-    for bad in ({"duration": 999}, {}, {"duration": "1"}, {"duration": 1e9}, {"duration": 10**400}, []):
+    bodies: list[object] = [{"duration": 999}, {}, {"duration": "1"}, {"duration": 1e9}, {"duration": 10**400}, []]
+    for bad in bodies:
         response = await api.http.post(f"/v2/sandboxes/sessions/{session_id}/extend-timeout", json=bad)
         assert response.status_code == 400, bad
 
@@ -147,7 +152,9 @@ async def test_a_network_policy_is_replaced_and_read_back_redacted(api: Api) -> 
     }
     for bad in ({"mode": "x"}, {"allow": 5}, {"subnets": {"allow": ["300.0.0.0/8"]}}, {"allow": ["api*.x"]}, [1]):
         assert (await api.http.post(f"/v2/sandboxes/sessions/{session_id}/network-policy", json=bad)).status_code == 400
-    assert (await api.http.get(f"/v2/sandboxes/sessions/{session_id}")).json()["session"]["networkPolicy"] == session["networkPolicy"]
+    assert (await api.http.get(f"/v2/sandboxes/sessions/{session_id}")).json()["session"]["networkPolicy"] == session[
+        "networkPolicy"
+    ]
 
 
 async def test_list_shows_the_sessions_of_one_sandbox_newest_first(api: Api) -> None:
@@ -171,7 +178,12 @@ async def test_snapshots_are_refused_and_their_lists_are_empty(api: Api) -> None
     assert (await api.http.get("/v2/sandboxes/snapshots")).json() == {"snapshots": []} | empty
     assert (await api.http.get("/v2/sandboxes/drives")).json() == {"drives": []} | empty
     assert (await api.http.get("/v2/sandboxes/snapshots/tree")).json() == {"snapshots": []} | empty
-    for method, path in (("GET", "snapshots/snap_x"), ("DELETE", "snapshots/snap_x"), ("GET", "drives/d"), ("DELETE", "drives/d")):
+    for method, path in (
+        ("GET", "snapshots/snap_x"),
+        ("DELETE", "snapshots/snap_x"),
+        ("GET", "drives/d"),
+        ("DELETE", "drives/d"),
+    ):
         assert (await api.http.request(method, f"/v2/sandboxes/{path}")).status_code == 404
     assert (await api.http.post("/v2/sandboxes/drives/d", json={})).json()["error"]["code"] == "not_supported"
 
@@ -184,7 +196,11 @@ async def test_a_timeout_on_the_host_shows_in_the_database(api: Api) -> None:
     await api.host.end(session_id)
     await settled(api)
     body = (await api.http.get("/v2/sandboxes/one")).json()
-    assert (body["sandbox"]["status"], body["session"]["status"], body["session"]["stopReason"]) == ("stopped", "stopped", "timeout")
+    assert (body["sandbox"]["status"], body["session"]["status"], body["session"]["stopReason"]) == (
+        "stopped",
+        "stopped",
+        "timeout",
+    )
 
 
 async def test_a_crash_is_shown_as_failed_with_its_reason(api: Api) -> None:

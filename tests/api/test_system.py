@@ -69,7 +69,10 @@ async def test_images_are_listed(api: Api) -> None:
     assert image["size_bytes"] == 10
 
 
-@pytest.mark.parametrize("path", ["/", "/nope", "/api", "/api/", "/v2", "/v5/sandboxes", "/v2/sandboxes/a/b/c", "//v2/sandboxes", "/api/api/v2/sandboxes"])
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/nope", "/api", "/api/", "/v2", "/v5/sandboxes", "/v2/sandboxes/a/b/c", "//v2/sandboxes", "/api/api/v2/sandboxes"],
+)
 async def test_what_is_not_there_is_404_in_the_one_shape(api: Api, path: str) -> None:
     response = await api.http.get(api.url + path)
     assert response.status_code == 404

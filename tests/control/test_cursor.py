@@ -13,7 +13,9 @@ from hutch.control.cursor import Position, decode, encode
 from hutch.errors import BadRequestError
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
-POSITIONS = st.builds(Position, INT64, INT64) | st.builds(Position, st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=128), INT64)
+POSITIONS = st.builds(Position, INT64, INT64) | st.builds(
+    Position, st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=128), INT64
+)
 
 
 @given(POSITIONS, st.text())
@@ -45,7 +47,9 @@ def test_a_changed_cursor_is_refused_or_still_a_position(position: Position, at:
     assert isinstance(found.value, type(position.value))
 
 
-@pytest.mark.parametrize("payload", [[b"x", 2**70, 1], [b"x", True, 1], [b"x", None, 1], [b"x", 1.5, 1], {"a": 1}, [[[[]]]], [b"x", 1]])
+@pytest.mark.parametrize(
+    "payload", [[b"x", 2**70, 1], [b"x", True, 1], [b"x", None, 1], [b"x", 1.5, 1], {"a": 1}, [[[[]]]], [b"x", 1]]
+)
 def test_payloads_of_other_shapes_are_refused(payload: object) -> None:
     try:
         raw = msgspec.msgpack.encode(payload)

@@ -17,15 +17,38 @@ STATUSES = st.sampled_from(list(SessionStatus))
 
 def row(status: SessionStatus = SessionStatus.PENDING) -> SessionRow:
     return SessionRow(
-        id="sbx_1", sandbox_id="s", team_id="t", project_id="p", sandbox_name="n", status=status, image="i", runtime="r", region="x", cwd="",
-        vcpus=2, memory_mb=4096, timeout_ms=1000, requested_at=1, created_at=1, updated_at=1,
+        id="sbx_1",
+        sandbox_id="s",
+        team_id="t",
+        project_id="p",
+        sandbox_name="n",
+        status=status,
+        image="i",
+        runtime="r",
+        region="x",
+        cwd="",
+        vcpus=2,
+        memory_mb=4096,
+        timeout_ms=1000,
+        requested_at=1,
+        created_at=1,
+        updated_at=1,
     )
 
 
 def report(status: SessionStatus, **values: object) -> SessionRecord:
     base: dict[str, object] = {
-        "session_id": "sbx_1", "sandbox_name": "n", "project_id": "p", "status": status, "image": "i", "cwd": "/v", "vcpus": 2, "memory_mb": 4096,
-        "timeout_ms": 1000, "requested_at": 1, "started_at": 10,
+        "session_id": "sbx_1",
+        "sandbox_name": "n",
+        "project_id": "p",
+        "status": status,
+        "image": "i",
+        "cwd": "/v",
+        "vcpus": 2,
+        "memory_mb": 4096,
+        "timeout_ms": 1000,
+        "requested_at": 1,
+        "started_at": 10,
     }
     return SessionRecord(**(base | values))  # type: ignore[arg-type]
 
@@ -62,12 +85,26 @@ def test_every_order_of_the_reports_of_one_life_ends_alike() -> None:
         session = row()
         for item in order:
             session = merge(session, item, 99).session
-        ends.add((session.status, session.timeout_ms, session.requested_stop_at, session.stopped_at, session.active_cpu_us, session.stop_reason))
+        ends.add(
+            (
+                session.status,
+                session.timeout_ms,
+                session.requested_stop_at,
+                session.stopped_at,
+                session.active_cpu_us,
+                session.stop_reason,
+            )
+        )
     assert ends == {(SessionStatus.STOPPED, 2000, 50, 60, 7, "stop")}
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [(SessionStatus.PENDING, SessionStatus.FAILED), (SessionStatus.RUNNING, SessionStatus.ABORTED), (SessionStatus.STOPPED, SessionStatus.STOPPED)]
+    ("before", "after"),
+    [
+        (SessionStatus.PENDING, SessionStatus.FAILED),
+        (SessionStatus.RUNNING, SessionStatus.ABORTED),
+        (SessionStatus.STOPPED, SessionStatus.STOPPED),
+    ],
 )
 def test_what_the_host_lost_failed_before_it_ran_and_is_aborted_after(before: SessionStatus, after: SessionStatus) -> None:
     assert lost(row(before), 5).session.status is after

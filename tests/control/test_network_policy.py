@@ -16,8 +16,33 @@ JSON = st.recursive(
     max_leaves=12,
 )
 KEYS = st.sampled_from(
-    ["mode", "allow", "subnets", "deny", "allowedDomains", "allowedCIDRs", "deniedCIDRs", "injectionRules", "domain", "headers", "match", "path",
-     "method", "queryString", "transform", "forwardURL", "response", "statusCode", "body", "contentType", "exact", "regex", "custom", "a.com", "*"]
+    [
+        "mode",
+        "allow",
+        "subnets",
+        "deny",
+        "allowedDomains",
+        "allowedCIDRs",
+        "deniedCIDRs",
+        "injectionRules",
+        "domain",
+        "headers",
+        "match",
+        "path",
+        "method",
+        "queryString",
+        "transform",
+        "forwardURL",
+        "response",
+        "statusCode",
+        "body",
+        "contentType",
+        "exact",
+        "regex",
+        "custom",
+        "a.com",
+        "*",
+    ]
 )
 POLICY_LIKE = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 600) | KEYS | st.sampled_from(["10.0.0.0/8", "http://x.test/", "allow-all"]),
@@ -35,7 +60,15 @@ def test_any_object_is_refused_or_has_a_response_form_that_clients_take(policy: 
         return
     form = response_form(checked)
     assert form["mode"] in ("allow-all", "deny-all", "custom")
-    assert set(form) <= {"mode", "allowedDomains", "allowedCIDRs", "deniedCIDRs", "injectionRules", "forwardRules", "responseRules"}
+    assert set(form) <= {
+        "mode",
+        "allowedDomains",
+        "allowedCIDRs",
+        "deniedCIDRs",
+        "injectionRules",
+        "forwardRules",
+        "responseRules",
+    }
     assert check_policy(checked) == checked
 
 
@@ -61,7 +94,11 @@ def test_values_of_headers_never_come_back(secret: str) -> None:
             {"mode": "custom", "allowedCIDRs": ["10.0.0.0/8"], "deniedCIDRs": ["::/0"]},
         ),
         (
-            {"allow": {"a.com": [{"match": {"method": ["GET"]}, "forwardURL": "http://p.test/x"}, {"response": {"statusCode": 403}}]}},
+            {
+                "allow": {
+                    "a.com": [{"match": {"method": ["GET"]}, "forwardURL": "http://p.test/x"}, {"response": {"statusCode": 403}}]
+                }
+            },
             {
                 "mode": "custom",
                 "allowedDomains": ["a.com"],

@@ -25,7 +25,18 @@ from hutch.control.requests import (
 )
 from hutch.errors import BadRequestError
 
-MODELS: list[type[Body]] = [CreateSandbox, CreateToken, ForkSandbox, KillCommand, MakeDirectory, PtyStart, ReadFile, StartCommand, UpdateSandbox, WriteStdin]
+MODELS: list[type[Body]] = [
+    CreateSandbox,
+    CreateToken,
+    ForkSandbox,
+    KillCommand,
+    MakeDirectory,
+    PtyStart,
+    ReadFile,
+    StartCommand,
+    UpdateSandbox,
+    WriteStdin,
+]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,12 @@ pytestmark = pytest.mark.root
 
 
 @pytest.fixture(params=[BtrfsLayers, Ext4Layers])
-def layers(request: pytest.FixtureRequest, tmp_path: Path) -> WritableLayers:
+def layers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[WritableLayers]:
     make: Callable[[Path], WritableLayers] = request.param
     store = make(tmp_path / "store")
     store.open()
-    request.addfinalizer(store.close)
-    return store
+    yield store
+    store.close()
 
 
 def fill(path: Path, limit: int) -> int:
@@ -35,8 +36,7 @@ def fill(path: Path, limit: int) -> int:
                 written += file.write(os.urandom(MIB))
                 os.fsync(file.fileno())
     except OSError as error:
-        assert error.errno is not None
-        return error.errno
+        return error.errno or -1
     return 0
 
 
@@ -102,5 +102,5 @@ def test_a_nearly_full_host_refuses_new_layers(layers: WritableLayers, monkeypat
 
 
 def test_ext4_serves_where_btrfs_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
     assert storage.choose(tmp_path).kind == "ext4"

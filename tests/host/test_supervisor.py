@@ -183,8 +183,10 @@ async def test_live_sessions_are_adopted_with_their_commands(no_leaks: Path) -> 
         done = await box.start("sh", "-c", "echo before; exit 4")
         await finished(done)
         running_on = await box.start("sh", "-c", "for n in 1 2 3 4 5 6 7 8; do echo $n; sleep 0.2; done; exit 9")
-        while running_on.output.end < 4:
-            await asyncio.sleep(0.01)
+        reader = running_on.output.reader()
+        for _ in range(2):
+            await asyncio.wait_for(reader.next(), 20)
+        reader.close()
         ended = await guest(service)
         await ended.stop()
     async with real_host(no_leaks) as again:

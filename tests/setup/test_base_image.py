@@ -19,12 +19,11 @@ from scripts.setup import image as image_step
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="mounting an image needs root")]
 
 # What the SDKs' helpers call, and what the image promises beside.
-_PROGRAMS = (
+PROGRAMS = (
     "base64 bash cat chmod chown cp env find getent gpasswd groupadd id ls mkdir mktemp mv readlink realpath rm rmdir setpriv sh "
     "sleep stat sudo test truncate useradd usermod tar gzip unzip zip zstd xz bzip2 git git-lfs curl wget jq rg sqlite3 openssl "
     "ps ip dig ping ssh less file rsync tmux node npm npx pnpm python python3 pip pip3 uv apt-get"
-)
-PROGRAMS = _PROGRAMS.split()
+).split()
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from scripts.setup import agent, machine, packages, runsc
+from scripts.setup import agent, go, machine, packages
 from scripts.setup.report import SetupError, Step
 
 DEBIAN = (
@@ -67,7 +69,7 @@ def test_a_kernel_without_a_file_system_is_told_which_and_why_it_matters(monkeyp
     ],
 )
 def test_versions_of_go(text: str, version: tuple[int, ...]) -> None:
-    assert runsc.go_version(text) == version
+    assert go.parse_version(text) == version
 
 
 @pytest.mark.parametrize(
@@ -100,27 +102,76 @@ def no_distribution(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return installed
 
 
-@pytest.mark.parametrize("have", [(), (1, 19), (1, 20, 5)])
-def test_without_a_go_that_is_recent_enough_setup_says_how_to_get_one(no_distribution: list[str], have: tuple[int, ...]) -> None:
-    with pytest.raises(SetupError, match="Go 1\\.26.* or newer") as caught:
-        runsc._require_go(have, Step("runsc"))
-    assert "install" in str(caught.value).lower()
+@pytest.mark.parametrize(
+    ("have", "toolchain", "enough"),
+    [
+        ((), "", False),
+        ((1, 19, 8), "", False),
+        ((1, 22, 2), "auto", True),
+        ((1, 22, 2), "local", False),
+        ((1, 22, 2), "go1.22.2", False),
+        ((1, 26, 3), "local", True),
+        ((1, 27), "local", True),
+        ((2, 0), "", True),
+    ],
+)
+def test_a_go_is_enough_when_it_is_recent_or_fetches_a_recent_one(have: tuple[int, ...], toolchain: str, enough: bool) -> None:
+    assert go.wanted() == "1.26.3"
+    assert go.enough(have, toolchain) is enough
+
+
+def test_the_sum_of_the_go_that_old_ones_fetch_is_known() -> None:
+    assert go.sums()[f"v0.0.1-go{go.wanted()}.linux-amd64"].startswith("h1:")
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory that is the whole PATH, and an empty cache."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("HUTCH_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "tmp").mkdir(parents=True)
+    return tmp_path / "bin"
+
+
+def old_go(place: Path, total: str, module: Path) -> None:
+    """A Go 1.19 in `place` whose download of a toolchain has that sum."""
+    answer = f'{{"Dir": "{module}", "Sum": "{total}"}}'
+    (place / "go").write_text(f"#!/bin/sh\ncase $1 in env) [ $2 = GOVERSION ] && echo go1.19.8;; mod) echo '{answer}';; esac\n")
+    (place / "go").chmod(0o755)
+    (place / "env").symlink_to("/usr/bin/env")
+    (module / "bin").mkdir(parents=True)
+    (module / "bin" / "go").write_text("#!/bin/sh\n")
+    (module / "bin" / "go").chmod(0o444)
+
+
+def test_an_old_go_fetches_the_one_that_is_needed_once(programs: Path, tmp_path: Path, no_distribution: list[str]) -> None:
+    old_go(programs, go.sums()[f"v0.0.1-go{go.wanted()}.linux-amd64"], tmp_path / "module")
+    assert go.find() is None
+    fetched = go.obtain(Step("runsc"))
+    assert Path(fetched).stat().st_mode & 0o111
+    (programs / "go").unlink()
+    assert go.obtain(Step("runsc")) == go.find() == fetched
     assert no_distribution == []
 
 
-def test_a_go_that_fetches_newer_ones_is_enough(monkeypatch: pytest.MonkeyPatch, no_distribution: list[str]) -> None:
-    monkeypatch.setenv("GOTOOLCHAIN", "auto")
-    runsc._require_go((1, 22, 2), Step("runsc"))
-    monkeypatch.setenv("GOTOOLCHAIN", "local")
-    with pytest.raises(SetupError):
-        runsc._require_go((1, 22, 2), Step("runsc"))
+def test_a_fetched_go_with_another_sum_is_refused(programs: Path, tmp_path: Path) -> None:
+    old_go(programs, "h1:AAAA", tmp_path / "module")
+    with pytest.raises(SetupError, match="h1:AAAA"):
+        go.obtain(Step("runsc"))
+    assert go.find() is None
 
 
-def test_the_distributions_go_is_taken_where_it_is_recent_enough(
+@pytest.mark.usefixtures("programs")
+def test_without_any_go_the_distributions_is_installed_and_else_setup_says_how_to_get_one(
     monkeypatch: pytest.MonkeyPatch, no_distribution: list[str]
 ) -> None:
-    monkeypatch.setattr(packages, "candidate", lambda name: (1, 24))
-    runsc._require_go((), Step("runsc"))
+    with pytest.raises(SetupError, match="Install Go"):
+        go.obtain(Step("runsc"))
+    assert no_distribution == ["golang-go"]
+    monkeypatch.setattr(packages, "candidate", lambda name: None)
+    with pytest.raises(SetupError, match="Go 1.26.3 or newer"):
+        go.obtain(Step("runsc"))
     assert no_distribution == ["golang-go"]
 
 

@@ -62,20 +62,48 @@ async def new_scope(database: Database, team: str, project: str = "web") -> Scop
 
 def sandbox(scope: Scope, name: str, *, created_at: int = 1000, **config: object) -> SandboxRecord:
     values: dict[str, object] = {
-        "image": "i", "timeout_ms": 300_000, "vcpus": 2, "memory_mb": 4096, "persistent": True, "runtime": "node22", "region": "iad1", "cwd": "/vercel",
+        "image": "i",
+        "timeout_ms": 300_000,
+        "vcpus": 2,
+        "memory_mb": 4096,
+        "persistent": True,
+        "runtime": "node22",
+        "region": "iad1",
+        "cwd": "/vercel",
     }
     assert scope.project_id is not None
     return SandboxRecord(
-        id=sandbox_id(), team_id=scope.team_id, project_id=scope.project_id, name=name, config=SandboxConfig(**(values | config)),  # type: ignore[arg-type]
-        routes=(), status="pending", status_updated_at=created_at, created_at=created_at, updated_at=created_at, current_session_id=session_id(),
+        id=sandbox_id(),
+        team_id=scope.team_id,
+        project_id=scope.project_id,
+        name=name,
+        config=SandboxConfig(**(values | config)),  # type: ignore[arg-type]
+        routes=(),
+        status="pending",
+        status_updated_at=created_at,
+        created_at=created_at,
+        updated_at=created_at,
+        current_session_id=session_id(),
     )
 
 
 def session_of(record: SandboxRecord, **values: object) -> SessionRow:
     base: dict[str, object] = {
-        "id": record.current_session_id, "sandbox_id": record.id, "team_id": record.team_id, "project_id": record.project_id,
-        "sandbox_name": record.name, "status": SessionStatus.PENDING, "image": "i", "runtime": "node22", "region": "iad1", "cwd": "/vercel",
-        "vcpus": 2, "memory_mb": 4096, "timeout_ms": 300_000, "requested_at": record.created_at, "created_at": record.created_at,
+        "id": record.current_session_id,
+        "sandbox_id": record.id,
+        "team_id": record.team_id,
+        "project_id": record.project_id,
+        "sandbox_name": record.name,
+        "status": SessionStatus.PENDING,
+        "image": "i",
+        "runtime": "node22",
+        "region": "iad1",
+        "cwd": "/vercel",
+        "vcpus": 2,
+        "memory_mb": 4096,
+        "timeout_ms": 300_000,
+        "requested_at": record.created_at,
+        "created_at": record.created_at,
         "updated_at": record.created_at,
     }
     return SessionRow(**(base | values))  # type: ignore[arg-type]

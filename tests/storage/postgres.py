@@ -21,7 +21,7 @@ def binaries() -> Path:
     """The directory of the newest PostgreSQL here; fails the test that needs it where there is none."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
     if not found:
-        pytest.fail("PostgreSQL is not installed, and the storage contract is tested on it. Run `make setup`, or: apt-get install postgresql")
+        pytest.fail("PostgreSQL is not installed, and storage is tested on it. Run `make setup`, or: apt-get install postgresql")
     return found[-1].parent
 
 
@@ -47,10 +47,23 @@ def cluster() -> Iterator[str]:
     data, programs = directory / "data", binaries()
 
     def run(*command: str) -> None:
-        subprocess.run(command, check=True, capture_output=True, cwd=directory, env={"LC_ALL": "C.UTF-8", "PATH": os.defpath}, **demotion)  # type: ignore[call-overload]
+        subprocess.run(
+            command, check=True, capture_output=True, cwd=directory, env={"LC_ALL": "C.UTF-8", "PATH": os.defpath}, **demotion
+        )  # type: ignore[call-overload]
 
     try:
-        run(str(programs / "initdb"), "-D", str(data), "-U", "hutch", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8")
+        run(
+            str(programs / "initdb"),
+            "-D",
+            str(data),
+            "-U",
+            "hutch",
+            "--auth=trust",
+            "--no-sync",
+            "-E",
+            "UTF8",
+            "--locale=C.UTF-8",
+        )
         options = f"-k {directory} -c listen_addresses='' -c fsync=off -c full_page_writes=off -c max_connections=50"
         run(str(programs / "pg_ctl"), "-D", str(data), "-w", "-o", options, "-l", str(directory / "log"), "start")
         try:

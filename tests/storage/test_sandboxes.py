@@ -21,8 +21,17 @@ from tests.storage.conftest import new_scope, sandbox, session_of
 
 def report(row: SessionRow, status: SessionStatus, **values: object) -> SessionRecord:
     base: dict[str, object] = {
-        "session_id": row.id, "sandbox_name": row.sandbox_name, "project_id": row.project_id, "status": status, "image": "i", "cwd": "/vercel",
-        "vcpus": 2, "memory_mb": 4096, "timeout_ms": row.timeout_ms, "requested_at": 1000, "started_at": 1010,
+        "session_id": row.id,
+        "sandbox_name": row.sandbox_name,
+        "project_id": row.project_id,
+        "status": status,
+        "image": "i",
+        "cwd": "/vercel",
+        "vcpus": 2,
+        "memory_mb": 4096,
+        "timeout_ms": row.timeout_ms,
+        "requested_at": 1000,
+        "started_at": 1010,
     }
     return SessionRecord(**(base | values))  # type: ignore[arg-type]
 
@@ -30,8 +39,15 @@ def report(row: SessionRow, status: SessionStatus, **values: object) -> SessionR
 async def test_what_is_added_is_found_again_whole(database: Database, scope: Scope, sealer: Sealer) -> None:
     record = replace(
         sandbox(
-            scope, "one", env={"A": "größe €"}, tags={"k": "v"}, network_policy={"mode": "deny-all"}, keep_last_snapshots={"count": 1},
-            failover_regions=("sfo1",), disk_bytes=2**40, snapshot_expiration_ms=0,
+            scope,
+            "one",
+            env={"A": "größe €"},
+            tags={"k": "v"},
+            network_policy={"mode": "deny-all"},
+            keep_last_snapshots={"count": 1},
+            failover_regions=("sfo1",),
+            disk_bytes=2**40,
+            snapshot_expiration_ms=0,
         ),
         routes=(Route(3000, "sb-x"),),
     )
@@ -77,7 +93,12 @@ async def test_rows_outside_the_scope_do_not_exist(database: Database, scope: Sc
     async with database.write() as connection:
         await sandboxes.add(connection, record, sealer)
         await sessions.add(connection, row, sealer)
-        for foreign in (scope, Scope(scope.team_id), Scope(scope.team_id, theirs.project_id), Scope(theirs.team_id, scope.project_id)):
+        for foreign in (
+            scope,
+            Scope(scope.team_id),
+            Scope(scope.team_id, theirs.project_id),
+            Scope(theirs.team_id, scope.project_id),
+        ):
             assert await sandboxes.find(connection, foreign, "one", sealer) is None
             assert (await sandboxes.page(connection, foreign, SandboxQuery(), sealer))[0] == []
             assert not await sandboxes.remove(connection, foreign, record.id, 1)
@@ -88,7 +109,9 @@ async def test_rows_outside_the_scope_do_not_exist(database: Database, scope: Sc
 
 @pytest.mark.parametrize("sort_by", ["createdAt", "name", "statusUpdatedAt", "currentSnapshotId"])
 @pytest.mark.parametrize("descending", [True, False])
-async def test_pages_show_every_row_once_in_order(database: Database, scope: Scope, sealer: Sealer, sort_by: str, descending: bool) -> None:
+async def test_pages_show_every_row_once_in_order(
+    database: Database, scope: Scope, sealer: Sealer, sort_by: str, descending: bool
+) -> None:
     names = ["b", "B", "a_1", "a-1", "A", "_", "-", "z9", "Z", "0"]
     async with database.write() as connection:
         for number, name in enumerate(names):
@@ -214,7 +237,9 @@ async def test_reading_goes_on_while_something_is_written(database: Database, sc
             assert await sandboxes.find(reading, scope, "one", sealer) is None
 
 
-async def test_secrets_are_not_in_the_database_and_need_their_key_and_row(database: Database, scope: Scope, sealer: Sealer) -> None:
+async def test_secrets_are_not_in_the_database_and_need_their_key_and_row(
+    database: Database, scope: Scope, sealer: Sealer
+) -> None:
     first, second = sandbox(scope, "one", env={"TOKEN": "s3cret"}), sandbox(scope, "two", env={"TOKEN": "other"})
     async with database.write() as connection:
         await sandboxes.add(connection, first, sealer)

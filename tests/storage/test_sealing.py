@@ -14,7 +14,10 @@ from hutch.errors import InternalError
 from hutch.storage.sealing import Sealer, load_or_create_key, read_or_create
 
 SEALER = Sealer(b"k" * 32)
-JSON = st.recursive(st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
 
 
 @given(JSON, st.text(alphabet="abc_", min_size=1))

@@ -4,6 +4,7 @@
 //! 400 bad_request                    the request itself
 //! 400 executable_not_found           no such program
 //! 400 file_error, no_space           the caller can mend it
+//! 400 command_stdin_unavailable      started without standard input, or it is closed
 //! 400 invalid_archive
 //! 404 not_found                      no such file
 //! 404 command_not_found_or_exited

@@ -303,7 +303,7 @@ fn a_process_that_does_not_read_stalls_a_standard_input_request() {
     host.connection.start(&start).unwrap();
     let reply = host
         .connection
-        .upload("command.stdin", &stdin(&start.id, None, 150, false), &[0; 300_000])
+        .upload("command.stdin", &stdin(&start.id, None, 150, false), &vec![0; 300_000])
         .unwrap();
     assert_eq!((&reply["written"], &reply["stalled"]), (&65_536.into(), &true.into()));
     let second = host

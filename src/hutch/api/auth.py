@@ -221,7 +221,9 @@ class Authenticator:
                 raise forbidden("project", project)
             return Scope(team.id, found.id)
         if own is None and one:
-            raise BadRequestError("bad_request", "Invalid request: `projectId` is needed, because the token is not bound to a project.")
+            raise BadRequestError(
+                "bad_request", "Invalid request: `projectId` is needed, because the token is not bound to a project."
+            )
         return Scope(team.id, own)
 
     async def session(self, request: Request, session_id: str) -> SessionOwner:
@@ -268,9 +270,7 @@ class Authenticator:
         return project
 
 
-def new_token(
-    team_id: str, project_id: str | None, role: TokenRole, *, now: int, ttl_ms: int, name: str = ""
-) -> TokenRecord:
+def new_token(team_id: str, project_id: str | None, role: TokenRole, *, now: int, ttl_ms: int, name: str = "") -> TokenRecord:
     """A record for a token that is about to be issued."""
     return TokenRecord(ids.token_id(), team_id, project_id, role, name, now, now + ttl_ms)
 

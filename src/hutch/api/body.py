@@ -55,4 +55,6 @@ async def drain(request: Request) -> None:
 
 
 def _too_large(limit: int) -> PayloadTooLargeError:
-    return PayloadTooLargeError("payload_too_large", f"The request body is larger than {limit} bytes, the most that is taken here.")
+    return PayloadTooLargeError(
+        "payload_too_large", f"The request body is larger than {limit} bytes, the most that is taken here."
+    )

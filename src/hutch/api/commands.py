@@ -91,14 +91,18 @@ async def list_commands(request: Request, session_id: str) -> Response:
     return JsonResponse({"commands": [shapes.command(record) for record in records]})
 
 
-@router.get("/v2/sandboxes/sessions/{session_id}/cmd/{command_id}", openapi_extra=documented(query={"wait": "`true` waits for the exit"}))
+@router.get(
+    "/v2/sandboxes/sessions/{session_id}/cmd/{command_id}", openapi_extra=documented(query={"wait": "`true` waits for the exit"})
+)
 async def get_command(request: Request, session_id: str, command_id: str) -> Response:
     """A command; with `wait=true` once it has exited. The head of a waiting answer is sent at once."""
     services = services_of(request)
     await services.auth.session(request, session_id)
     reference = _known(command_id)
     if not flag(request, "wait"):
-        return JsonResponse({"command": shapes.command(await call(services, "command.get", CommandGet(session_id, reference), CommandRecord))})
+        return JsonResponse(
+            {"command": shapes.command(await call(services, "command.get", CommandGet(session_id, reference), CommandRecord))}
+        )
     stream = await open_stream(services, "command.get", CommandGet(session_id, reference, wait=True))
     try:
         with host_errors():
@@ -159,7 +163,9 @@ async def write_stdin(request: Request, session_id: str, command_id: str) -> Res
     written = answer.get("written", 0)
     if answer.get("stalled"):
         raise StalledError(
-            "command_stdin_stalled", "The process does not read its standard input. Try again later.", details={"bytesWritten": written}
+            "command_stdin_stalled",
+            "The process does not read its standard input. Try again later.",
+            details={"bytesWritten": written},
         )
     return JsonResponse({"bytesWritten": written})
 

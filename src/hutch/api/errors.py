@@ -43,7 +43,9 @@ def install(app: FastAPI) -> None:
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         code = _CODES.get(error.status_code, "bad_request")
-        message = f"There is no endpoint {request.method} {request.url.path[:256]}." if error.status_code == 404 else str(error.detail)
+        message = (
+            f"There is no endpoint {request.method} {request.url.path[:256]}." if error.status_code == 404 else str(error.detail)
+        )
         if error.status_code == 405:
             message = f"{request.url.path[:256]} does not take {request.method[:16]}."
         headers = [(key.lower().encode(), value.encode()) for key, value in (error.headers or {}).items()]

@@ -67,7 +67,9 @@ async def write_files(request: Request, session_id: str) -> Response:
     return JsonResponse({})
 
 
-@router.post("/v2/sandboxes/sessions/{session_id}/fs/read", openapi_extra=documented(ReadFile, content="application/octet-stream"))
+@router.post(
+    "/v2/sandboxes/sessions/{session_id}/fs/read", openapi_extra=documented(ReadFile, content="application/octet-stream")
+)
 async def read_file(request: Request, session_id: str) -> Response:
     """The bytes of a file."""
     services = services_of(request)
@@ -113,7 +115,8 @@ async def _target(request: Request, services: Services, session_id: str) -> byte
         if name == b"x-cwd":
             if not value.startswith(b"/") or len(value) > MAX_PATH_BYTES:
                 raise BadRequestError(
-                    "bad_request", f"Invalid request: the header `x-cwd` should be an absolute path of at most {MAX_PATH_BYTES} bytes."
+                    "bad_request",
+                    f"Invalid request: the header `x-cwd` should be an absolute path of at most {MAX_PATH_BYTES} bytes.",
                 )
             return value
     session = await call(services, "session.get", SessionRef(session_id), SessionRecord)

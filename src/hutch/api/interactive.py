@@ -61,7 +61,9 @@ async def terminal(socket: WebSocket) -> None:
     services: Services = socket.app.state.services
     session_id = services.tickets.redeem(socket.query_params.get("token", ""))
     if session_id is None:
-        await _refuse(socket, UnauthorizedError("unauthorized", "The terminal's token is unknown, used or expired. Open another."))
+        await _refuse(
+            socket, UnauthorizedError("unauthorized", "The terminal's token is unknown, used or expired. Open another.")
+        )
         return
     await socket.accept()
     try:

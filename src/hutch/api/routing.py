@@ -63,7 +63,7 @@ class PlainRoute(APIRoute):
                 response = error_response(error)
             except ClientDisconnect:
                 return
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the one place where faults become answers
                 response = fault_response(error)
             try:
                 await response(scope, receive, send)
@@ -89,7 +89,8 @@ def documented(
     extra: dict[str, Any] = {}
     if query:
         extra["parameters"] = [
-            {"name": name, "in": "query", "required": False, "description": text, "schema": {"type": "string"}} for name, text in query.items()
+            {"name": name, "in": "query", "required": False, "description": text, "schema": {"type": "string"}}
+            for name, text in query.items()
         ]
     if body is not None:
         schema = body.model_json_schema(ref_template="#/components/schemas/{model}")

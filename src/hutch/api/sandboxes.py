@@ -37,7 +37,7 @@ from hutch.control.requests import (
     SandboxFields,
     UpdateSandbox,
 )
-from hutch.errors import BadRequestError, GoneError, HutchError, NotFoundError, NotReadyError, UnavailableError
+from hutch.errors import BadRequestError, GoneError, HutchError, NotFoundError, NotReadyError
 from hutch.host.protocol import SessionRecord, SessionRef, SessionSpec, SessionStatus, StopRequest
 from hutch.storage import sandboxes as rows
 from hutch.storage import sessions as session_rows
@@ -154,7 +154,9 @@ async def list_sandboxes(request: Request) -> Response:
     )
     async with services.database.read() as connection:
         records, end = await rows.page(connection, scope, query, services.sealer)
-        current = await session_rows.find_many(connection, scope, [record.current_session_id for record in records], services.sealer)
+        current = await session_rows.find_many(
+            connection, scope, [record.current_session_id for record in records], services.sealer
+        )
     items = [shapes.sandbox(record, current.get(record.current_session_id)) for record in records]
     return JsonResponse(shapes.page("sandboxes", items, paging.next_cursor(end, described)))
 
@@ -177,7 +179,9 @@ async def get_sandbox(request: Request, name: str) -> Response:
     return JsonResponse(answer)
 
 
-@router.patch("/v2/sandboxes/{name}", openapi_extra=documented(UpdateSandbox, query={"projectId": "Id or slug", "resume": "as in get"}))
+@router.patch(
+    "/v2/sandboxes/{name}", openapi_extra=documented(UpdateSandbox, query={"projectId": "Id or slug", "resume": "as in get"})
+)
 async def update_sandbox(request: Request, name: str) -> Response:
     """Change a sandbox's configuration. Ports and tags change at once, the rest with the next session."""
     services = services_of(request)
@@ -207,7 +211,9 @@ async def update_sandbox(request: Request, name: str) -> Response:
     return JsonResponse({"sandbox": shapes.sandbox(record, session), "routes": routes(services, record)})
 
 
-@router.delete("/v2/sandboxes/{name}", openapi_extra=documented(query={"projectId": "Id or slug", "deleteOrphanSnapshots": "true or false"}))
+@router.delete(
+    "/v2/sandboxes/{name}", openapi_extra=documented(query={"projectId": "Id or slug", "deleteOrphanSnapshots": "true or false"})
+)
 async def delete_sandbox(request: Request, name: str) -> Response:
     """Stop a sandbox's session if it is alive, and delete the record."""
     services = services_of(request)
@@ -334,8 +340,6 @@ async def boot(
     services: Services, scope: Scope, name: str | None, config: SandboxConfig, ports: list[int], *, runtime: str | None
 ) -> Response:
     """Take the name, start a session, answer. Raises `ConflictError` for a taken name, and the host's errors."""
-    if services.draining:
-        raise UnavailableError("shutting_down", "The server is shutting down. Try again.", retry_after_s=2)
     assert scope.project_id is not None
     image = services.images.resolve(config.image, runtime)
     config = replace(config, image=image.pinned, cwd=image.cwd)
@@ -425,5 +429,3 @@ async def _undo(services: Services, scope: Scope, record: SandboxRecord, error: 
 def _hostname(name: str) -> str:
     """A sandbox's name as a host name: letters, digits and hyphens, at most 63."""
     return name.lower().replace("_", "-").strip("-")[:63].rstrip("-") or "sandbox"
-
-

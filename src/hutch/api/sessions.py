@@ -36,7 +36,9 @@ class PolicyBody(Body):
 
 @router.get(
     "/v2/sandboxes/sessions",
-    openapi_extra=documented(query={"project": "Id or slug", "name": "Sandbox", "limit": "", "cursor": "", "sortOrder": "desc or asc"}),
+    openapi_extra=documented(
+        query={"project": "Id or slug", "name": "Sandbox", "limit": "", "cursor": "", "sortOrder": "desc or asc"}
+    ),
 )
 async def list_sessions(request: Request) -> Response:
     """Sessions of a project, or of one sandbox, newest first."""

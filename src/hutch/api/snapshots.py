@@ -26,7 +26,10 @@ async def take_snapshot(request: Request, session_id: str) -> Response:
     raise BadRequestError("not_supported", "Snapshots are not supported by this server yet.")
 
 
-@router.get("/v2/sandboxes/snapshots", openapi_extra=documented(query={"project": "Id or slug", "name": "Sandbox", "limit": "", "cursor": ""}))
+@router.get(
+    "/v2/sandboxes/snapshots",
+    openapi_extra=documented(query={"project": "Id or slug", "name": "Sandbox", "limit": "", "cursor": ""}),
+)
 async def list_snapshots(request: Request) -> Response:
     """Snapshots of a project."""
     await _authorize(request, "project")
@@ -36,7 +39,9 @@ async def list_snapshots(request: Request) -> Response:
     return JsonResponse(shapes.page("snapshots", [], None))
 
 
-@router.get("/v2/sandboxes/snapshots/tree", openapi_extra=documented(query={"project": "Id or slug", "snapshotId": "Where to start"}))
+@router.get(
+    "/v2/sandboxes/snapshots/tree", openapi_extra=documented(query={"project": "Id or slug", "snapshotId": "Where to start"})
+)
 async def snapshot_tree(request: Request) -> Response:
     """Ancestors or descendants of a snapshot."""
     await _authorize(request, "project")

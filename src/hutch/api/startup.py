@@ -21,7 +21,7 @@ from hutch.storage.sealing import Sealer, load_or_create_key
 
 DEFAULT_TEAM = "default"
 DEFAULT_PROJECT = "default"
-SERVER_TOKEN_NAME = "hutch serve"
+SERVER_TOKEN_NAME = "hutch serve"  # noqa: S105 - a name, not a secret
 """The administrator's token that a server writes to its ready file; the same one as long as it is young enough."""
 
 

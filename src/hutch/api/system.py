@@ -88,7 +88,9 @@ async def ready(services: Services) -> HostInfo:
         await tenants.find_team(connection, services.default_team_id)
     info = await services.host_info()
     if not info.ready:
-        raise UnavailableError("host_not_ready", f"The host can't start sandboxes yet: {info.reason or 'it is starting'}.", retry_after_s=1)
+        raise UnavailableError(
+            "host_not_ready", f"The host can't start sandboxes yet: {info.reason or 'it is starting'}.", retry_after_s=1
+        )
     return info
 
 

@@ -22,6 +22,7 @@ from hutch.client import Client, Created
 from hutch.errors import BadRequestError, InternalError, NotFoundError
 
 CHUNK_BYTES = 256 * 1024
+GUEST_TEMPORARY = "/tmp"  # noqa: S108 - the guest's, not ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,16 @@ def copy(
     raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
 
 
+def local_name(path: str) -> str:
+    """The last part of a local path, also of `.` and `..`."""
+    return Path(path).resolve().name
+
+
+def local_target(target: str, name: str) -> Path:
+    """Where a copy called `name` goes: below `target` when that is a directory, or says so with a slash."""
+    return Path(target) / name if target.endswith("/") or Path(target).is_dir() else Path(target)
+
+
 # -- in ---------------------------------------------------------------------------------------------
 
 
@@ -76,7 +87,7 @@ async def _put(client: Client, source: str, target: Remote) -> int:
                 count = await asyncio.to_thread(pack, content, path, archive)
         else:
             if target.path.endswith("/") or target.path in ("", ".") or await _is_directory(client, created, path):
-                path = posixpath.join(path, Path(source).resolve().name)
+                path = posixpath.join(path, local_name(source))
             count = await asyncio.to_thread(pack, Path(source), path, archive)
         archive.seek(0)
         await client.files.write_archive(created.session.id, _chunks(archive), cwd="/")
@@ -103,7 +114,7 @@ async def _get(client: Client, source: Remote, target: str) -> int:
     if await _is_directory(client, created, path):
         if target == "-":
             raise BadRequestError("bad_option", f"{path} is a directory; only a file can go to standard output.")
-        return await _get_directory(client, created.session.id, path, Path(target))
+        return await _get_directory(client, created.session.id, path, target)
     count = 0
     if target == "-":
         async with aclosing(client.files.read(created.session.id, path)) as content:
@@ -111,9 +122,7 @@ async def _get(client: Client, source: Remote, target: str) -> int:
                 await stdio.write_all(sys.stdout.fileno(), chunk)
                 count += len(chunk)
         return count
-    local = Path(target)
-    if local.is_dir() or target.endswith("/"):
-        local = local / posixpath.basename(path)
+    local = local_target(target, posixpath.basename(path))
     # Into a neighbour first: a copy that breaks off must not leave half a file under the name.
     partial = local.with_name(f".{local.name}.{secrets.token_hex(4)}")
     try:
@@ -132,12 +141,11 @@ async def _get(client: Client, source: Remote, target: str) -> int:
     return count
 
 
-async def _get_directory(client: Client, session_id: str, path: str, target: Path) -> int:
+async def _get_directory(client: Client, session_id: str, path: str, target: str) -> int:
     """Pack in the sandbox, fetch the archive, unpack what may be unpacked."""
-    packed = f"/tmp/.hutch-cp-{secrets.token_hex(8)}.tar.gz"
+    packed = f"{GUEST_TEMPORARY}/.hutch-cp-{secrets.token_hex(8)}.tar.gz"
     parent, name = posixpath.split(path) if path != "/" else ("/", ".")
-    if target.is_dir():
-        target = target / (name if name != "." else "root")
+    directory = local_target(target, name if name != "." else "root")
     try:
         code, _, complaint = await client.commands.run(
             session_id, ["tar", "-czf", packed, "-C", posixpath.join(parent, name), "."]
@@ -149,6 +157,6 @@ async def _get_directory(client: Client, session_id: str, path: str, target: Pat
                 async for chunk in content:
                     archive.write(chunk)
             archive.seek(0)
-            return await asyncio.to_thread(unpack, archive, target)
+            return await asyncio.to_thread(unpack, archive, directory)
     finally:
         await client.commands.run(session_id, ["rm", "-f", packed])

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Mapping
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -17,7 +17,7 @@ from hutch.errors import HutchError
 from hutch.glue import PYTHON_PATH, REDIRECT_MODULE
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     SH = "sh"
     FISH = "fish"
     JSON = "json"
@@ -25,7 +25,7 @@ class Format(str, Enum):
 
 
 def variables(server: Server, environment: Mapping[str, str]) -> dict[str, str]:
-    """Every variable, with its value. `NODE_OPTIONS` and `PYTHONPATH` keep what `environment` has; doing it twice changes nothing."""
+    """Every variable, with its value. `NODE_OPTIONS` and `PYTHONPATH` keep what `environment` has; twice is the same as once."""
     redirect = f"--import {REDIRECT_MODULE.as_uri()}"
     node = environment.get("NODE_OPTIONS", "")
     python = environment.get("PYTHONPATH", "")

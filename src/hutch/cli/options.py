@@ -32,7 +32,7 @@ Sudo = Annotated[bool, typer.Option("--sudo", help="Run as root in the sandbox."
 Tty = Annotated[bool, typer.Option("--tty", "-t", help="Give the program a terminal.")]
 Interactive = Annotated[bool, typer.Option("--interactive", "-i", help="Pass standard input on.")]
 
-_DURATION = re.compile(r"(\d{1,12})(ms|s|m|h|d)?")
+_DURATION = re.compile(r"([0-9]{1,12})(ms|s|m|h|d)?")
 _UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 

@@ -119,9 +119,10 @@ async def _feed(client: Client, session_id: str, command_id: str) -> None:
     """Pass standard input on until it ends; then the program sees end of file."""
     offset = 0
     async for chunk in stdio.chunks(sys.stdin.fileno(), STDIN_CHUNK_BYTES):
-        while chunk:
+        rest = chunk
+        while rest:
             try:
-                accepted = await client.commands.write_stdin(session_id, command_id, chunk, offset=offset)
+                accepted = await client.commands.write_stdin(session_id, command_id, rest, offset=offset)
             except HutchError as error:
                 if error.code == "command_stdin_stalled":
                     accepted = int(str(error.details.get("bytesWritten", offset)))
@@ -132,7 +133,7 @@ async def _feed(client: Client, session_id: str, command_id: str) -> None:
                 else:
                     # The program has ended or closed its input, as `head` does: nobody wants the rest.
                     return
-            chunk = chunk[accepted - offset :]
+            rest = rest[accepted - offset :]
             offset = accepted
     with contextlib.suppress(HutchError):
         await client.commands.write_stdin(session_id, command_id, b"", offset=offset, close=True)

@@ -26,7 +26,10 @@ EXTEND_BEFORE_S = 60.0
 async def run_in_terminal(
     client: Client, session_id: str, argv: Sequence[str], cwd: str | None, env: dict[str, str], sudo: bool
 ) -> int:
-    """Run `argv` with a terminal of this one's size until it ends; its exit code. The session lives as long as somebody sits there."""
+    """Run `argv` with a terminal of this one's size until it ends; its exit code.
+
+    The session is extended for as long as somebody sits there.
+    """
     where = await client.sandboxes.terminal(session_id)
     variables = {"TERM": os.environ.get("TERM", "xterm-256color"), **env}
     program = ["sudo", *argv] if sudo else list(argv)

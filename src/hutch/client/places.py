@@ -49,6 +49,10 @@ def find_server(data_dir: Path | None = None, environment: Mapping[str, str] | N
         from hutch.settings import load
 
         data_dir = load(environment=environment).server.data_dir
+        # `make serve` keeps its state in the checkout.
+        checkout = Path(__file__).resolve().parents[3] / ".hutch" / "data"
+        if not server_file(data_dir).exists() and server_file(checkout).exists():
+            data_dir = checkout
     return _from_file(server_file(data_dir))
 
 
@@ -77,7 +81,7 @@ def _from_file(path: Path) -> Server:
         raise UnavailableError(
             "server_not_readable", f"{path} belongs to another user. Run as that user, or set HUTCH_URL and HUTCH_TOKEN."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UnavailableError("server_not_readable", f"{path} is not what `hutch serve` writes: {error!r}.") from error
 
 

@@ -44,7 +44,10 @@ def encode(position: Position, *, query: str) -> str:
 
 
 def decode(cursor: str, *, query: str, kind: type[int] | type[str] = int) -> Position:
-    """The position in `cursor`; `kind` is the type of its sort value. Raises `BadRequestError` for anything `encode` did not make for the same query."""
+    """The position in `cursor`; `kind` is the type of its sort value.
+
+    Raises `BadRequestError` for anything that `encode` did not make for the same query.
+    """
     invalid = BadRequestError(
         "bad_request",
         "Invalid request: `cursor` is not a cursor of this list. Use `pagination.next` of the page before, with the same query.",

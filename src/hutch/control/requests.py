@@ -362,6 +362,13 @@ _KINDS = {
     "model_type": "object",
     "model_attributes_type": "object",
 }
+_BOUNDS = {
+    "too_long": "should NOT have more than {max_length} items.",
+    "string_too_long": "should NOT be longer than {max_length} characters.",
+    "string_too_short": "should NOT be shorter than {min_length} characters.",
+    "greater_than_equal": "should be >= {ge}.",
+    "less_than_equal": "should be <= {le}.",
+}
 
 
 def _sentence(problem: ErrorDetails) -> str:
@@ -377,16 +384,8 @@ def _sentence(problem: ErrorDetails) -> str:
         if not subject:
             return "the body should be a JSON object."
         return f"{subject}should be {_KINDS[kind]}."
-    if kind == "too_long":
-        return f"{subject}should NOT have more than {context['max_length']} items."
-    if kind == "string_too_long":
-        return f"{subject}should NOT be longer than {context['max_length']} characters."
-    if kind == "string_too_short":
-        return f"{subject}should NOT be shorter than {context['min_length']} characters."
-    if kind == "greater_than_equal":
-        return f"{subject}should be >= {context['ge']}."
-    if kind == "less_than_equal":
-        return f"{subject}should be <= {context['le']}."
+    if kind in _BOUNDS:
+        return f"{subject}{_BOUNDS[kind].format(**context)}"
     if kind == "literal_error":
         allowed = context["expected"].replace("' or '", "', '").replace("'", '"')
         return f"{subject}should be equal to one of the allowed values {allowed}."

@@ -23,10 +23,8 @@ STEADY_S = 30.0
 
 
 def child_environment(settings: Settings, environment: Mapping[str, str], changed: Mapping[str, str]) -> dict[str, str]:
-    """`environment` in which `hutch.settings.load` finds these effective settings, with `changed` (`section.key` → text) over them."""
-    result = {
-        name: value for name, value in environment.items() if not (name.startswith(ENVIRONMENT_PREFIX) and "__" in name)
-    }
+    """`environment` in which `hutch.settings.load` finds these settings, with `changed` (`section.key` → text) over them."""
+    result = {name: value for name, value in environment.items() if not (name.startswith(ENVIRONMENT_PREFIX) and "__" in name)}
     result["HUTCH_CONFIG"] = os.devnull
     for section in type(settings).model_fields:
         model = getattr(settings, section)
@@ -80,7 +78,7 @@ class Child:
     async def keep(self, start: StartChild) -> None:
         """Run it until `stop`: start it with `start`, wait for its death, pause, start it again."""
         pause = FIRST_PAUSE_S
-        while not self._stopping:
+        while True:
             began = time.monotonic()
             process = await start(self)
             code = await process.wait()

@@ -2,7 +2,8 @@
 
 It moves into a mount namespace with a root of its own, which holds the system's libraries, the Python installation and this
 package (read-only), the directories `control/`, `run/` and the images, and nothing else: no home directories, no sandboxes'
-files, no mounts of the host that it would keep busy. Then it becomes the API's user, without capabilities and unable to regain any.
+files, no mounts of the host that it would keep busy. Then it becomes the API's user, without capabilities and unable to regain
+any.
 
 That the files are shown at fixed places also means that it does not matter whether the API's user may pass through the
 directories above them: a data directory below `/root` or in a private temporary directory works.
@@ -42,7 +43,10 @@ class _Shown:
 
 
 def confine(settings: Settings) -> Settings:
-    """Shut this process in; the settings with the paths as it sees them from now on. Raises `BadRequestError` or `InternalError`."""
+    """Shut this process in; the settings with the paths as it sees them from now on.
+
+    Raises `BadRequestError` or `InternalError`.
+    """
     layout.require_root()
     user = layout.api_user(settings)
     parent = os.getppid()
@@ -88,7 +92,9 @@ def _database_dir(settings: Settings) -> Path | None:
     if settings.database.url.startswith("sqlite"):
         path = Path(make_url(settings.database.url).database or "")
         if not path.is_absolute():
-            raise BadRequestError("invalid_configuration", "`database.url` must name an SQLite file by its absolute path (sqlite:////PATH).")
+            raise BadRequestError(
+                "invalid_configuration", "`database.url` must name an SQLite file by its absolute path (sqlite:////PATH)."
+            )
         return path.parent
     host = parse_qs(urlsplit(settings.database.url).query).get("host", [""])[0]
     return Path(host) if host.startswith("/") else None
@@ -110,7 +116,7 @@ def _build_root(root: Path, shown: list[_Shown]) -> None:
             if item.source.is_symlink() and item.source == item.target:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if not target.exists() and not target.is_symlink():
-                    target.symlink_to(os.readlink(item.source))
+                    target.symlink_to(item.source.readlink())
                 continue
             _make_target(target, is_dir=item.source.is_dir())
             kernel.bind(Path(f"/proc/self/fd/{descriptor}"), target, item.flags)

@@ -38,7 +38,9 @@ def api_user(settings: Settings) -> pwd.struct_passwd:
 def require_root() -> None:
     """Raises `BadRequestError` for anybody else: sandboxes need namespaces, mounts and cgroups."""
     if os.geteuid() != 0:
-        raise BadRequestError("root_required", "`hutch serve` must be started by root: it makes namespaces, mounts and cgroups. Try `sudo`.")
+        raise BadRequestError(
+            "root_required", "`hutch serve` must be started by root: it makes namespaces, mounts and cgroups. Try `sudo`."
+        )
 
 
 def root_dir(settings: Settings) -> Path:
@@ -64,9 +66,10 @@ def prepare(settings: Settings) -> None:
             if path.lstat().st_uid != user.pw_uid:
                 os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
     except OSError as error:
+        reason = error.strerror or error
         raise BadRequestError(
             "data_dir_unusable",
-            f"The data directory {settings.server.data_dir} can't be used: {error.strerror or error}. Choose another with --data-dir.",
+            f"The data directory {settings.server.data_dir} can't be used: {reason}. Choose another with --data-dir.",
         ) from error
 
 

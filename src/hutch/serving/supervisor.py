@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import Process
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hutch.errors import BadRequestError, ConflictError
@@ -23,6 +23,9 @@ from hutch.settings import Settings, split_listen
 
 log = logging.getLogger(__name__)
 
+HOST_COMMAND = (sys.executable, "-P", "-m", "hutch", "host")
+API_COMMAND = (sys.executable, "-P", "-m", "hutch.api.main")
+"""`-P`: never import from the directory that somebody happened to start us in."""
 BACKLOG = 2048
 HOST_STOP_S = 180.0
 API_STOP_MARGIN_S = 5.0
@@ -85,7 +88,9 @@ def _bound(listener: socket.socket) -> str:
 class Supervisor:
     """Both children, from the first start to the end."""
 
-    def __init__(self, settings: Settings, listener: socket.socket, ready_file: Path | None) -> None:
+    def __init__(
+        self, settings: Settings, listener: socket.socket, ready_file: Path | None, host_command: Sequence[str] = HOST_COMMAND
+    ) -> None:
         self._settings = settings
         self._listener = listener
         self._url = base_url(settings, listener)
@@ -95,10 +100,8 @@ class Supervisor:
             "server.listen": _bound(listener),
         }
         environment = child_environment(settings, os.environ, changed)
-        hutch = [sys.executable, "-P", "-m", "hutch"]
-        data_dir = ["--data-dir", str(settings.server.data_dir)]
-        self._host = Child("the host", [*hutch, "host", *data_dir], environment)
-        self._api = Child("the API process", [sys.executable, "-P", "-m", "hutch.api.main"], environment)
+        self._host = Child("the host", [*host_command, "--data-dir", str(settings.server.data_dir)], environment)
+        self._api = Child("the API process", API_COMMAND, environment)
         self._stop = asyncio.Event()
         self._ready = False
 

@@ -112,7 +112,9 @@ async def add(connection: AsyncConnection, record: SandboxRecord, sealer: Sealer
     await _replace_tags(connection, record.id, record.config.tags)
 
 
-async def find(connection: AsyncConnection, scope: Scope, name: str, sealer: Sealer, *, lock: bool = False) -> SandboxRecord | None:
+async def find(
+    connection: AsyncConnection, scope: Scope, name: str, sealer: Sealer, *, lock: bool = False
+) -> SandboxRecord | None:
     """The sandbox; with `lock` nobody else changes it until the transaction ends."""
     query = select(_TABLE).where(*_scoped(scope), SandboxModel.name == name)
     row = (await connection.execute(query.with_for_update() if lock else query)).first()

@@ -43,7 +43,8 @@ class Sealer:
         except (InvalidTag, ValueError) as error:
             raise InternalError(
                 "sealed_value_unreadable",
-                f"A stored secret of {row_id} can't be decrypted: the key file does not belong to this database. Restore control/secrets.key.",
+                f"A stored secret of {row_id} can't be decrypted: the key file does not belong to this database. "
+                "Restore control/secrets.key.",
             ) from error
 
 

@@ -22,7 +22,8 @@ pytestmark = [pytest.mark.clients, pytest.mark.sandbox, pytest.mark.root]
 
 async def test_a_sandbox_is_created_used_stopped_and_destroyed(sdk: SandboxClient) -> None:
     name = f"python-{os.getpid()}"
-    async with sdk.create_sandbox(name=name, persistent=False, env={"COLOUR": "blue"}, resources=SandboxResources(vcpus=1)) as sandbox:
+    size = SandboxResources(vcpus=1)
+    async with sdk.create_sandbox(name=name, persistent=False, env={"COLOUR": "blue"}, resources=size) as sandbox:
         assert sandbox.name == name
         assert sandbox.status == "running"
         assert sandbox.cwd == "/vercel"

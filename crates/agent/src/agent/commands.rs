@@ -198,7 +198,8 @@ impl Agent {
                     self.fail(stream, &bad_request(message));
                 }
                 Notice::Closed { stream } => {
-                    self.fail(stream, &bad_request("The command's standard input is closed."));
+                    let message = "The command has no standard input, or it is closed.";
+                    self.fail(stream, &ErrorMessage::new(400, "command_stdin_unavailable", message));
                 }
             }
         }
@@ -229,7 +230,7 @@ impl Agent {
         }
         if let Some(sink) = input.sink {
             self.with_command(serial, |command, around| {
-                command.set_discard(sink == Sink::Discard, around)
+                command.set_discard(sink == Sink::Discard, around);
             });
             self.senders_push(Sender::Command(serial));
         }

@@ -247,11 +247,9 @@ impl Agent {
             }
             wait
         });
-        if !self.grants.is_empty() {
-            if !self.timers.is_set(Timer::Grants) {
-                self.timers
-                    .set(self.grant_second + Duration::from_secs(1), Timer::Grants);
-            }
+        if !self.grants.is_empty() && !self.timers.is_set(Timer::Grants) {
+            self.timers
+                .set(self.grant_second + Duration::from_secs(1), Timer::Grants);
         }
     }
 

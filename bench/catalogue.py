@@ -1,0 +1,22 @@
+"""The benchmarks by id, in the order in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from bench import api, cpu, density, execute, files, start
+from bench.measure import Result
+
+Benchmark = Callable[[bool], Awaitable[list[Result]]]
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "tti.seq": start.tti_seq,
+    "create.first": start.create_first,
+    "tti.burst": start.tti_burst,
+    "exec.rt": execute.exec_rt,
+    "exec.stream": execute.exec_stream,
+    "files": files.put_and_get,
+    "density": density.density,
+    "cpu.overhead": cpu.cpu_overhead,
+    "api.overhead": api.api_overhead,
+}

@@ -1,0 +1,125 @@
+"""How soon a new sandbox answers: `tti.seq`, `create.first`, `tti.burst`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from bench.http import HttpError
+from bench.machine import busy_cpu_s
+from bench.measure import Result, Series, Target, at_most
+from bench.raw import Raw, raw_runsc
+from bench.sdk import Sdk
+from bench.server import serving
+
+NODE = ("node", "-v")
+TRUE = ("/bin/true",)
+BURST = 50
+
+
+async def tti_seq(quick: bool) -> list[Result]:
+    """Create → `node -v` has answered, one after another, with the pool and without."""
+    return [
+        await _sequence("tti.seq", NODE, None, 10 if quick else 100, {"p50": 100, "p99": 250}),
+        await _sequence("tti.seq.nopool", NODE, 0, 5 if quick else 50, {"p50": 300}),
+    ]
+
+
+async def create_first(quick: bool) -> list[Result]:
+    """Create → `/bin/true` has ended, one after another, with the pool and without."""
+    return [
+        await _sequence("create.first", TRUE, None, 10 if quick else 100, {"p50": 30}),
+        await _sequence("create.first.nopool", TRUE, 0, 5 if quick else 50, {"p50": 180}),
+    ]
+
+
+async def _sequence(name: str, argv: Sequence[str], pool: int | None, count: int, limits: dict[str, float]) -> Result:
+    samples, failures = [], 0
+    with serving(pool) as server:
+        sdk = Sdk(server.where)
+        await _probe(sdk)
+        cpu = busy_cpu_s()
+        for _ in range(count):
+            start = time.perf_counter()
+            try:
+                sandbox = await sdk.create()
+                code, _ = await sdk.run(sandbox, argv)
+                elapsed = time.perf_counter() - start
+                if code == 0:
+                    samples.append(elapsed * 1000)
+                else:
+                    failures += 1
+                await sdk.delete(sandbox)
+            except (HttpError, OSError):
+                failures += 1
+        cpu_ms = (busy_cpu_s() - cpu) * 1000 / count
+        await sdk.close()
+    ours = Series.of(samples, "ms", failures)
+    with raw_runsc() as raw:
+        peer = Series.of([_raw_start(raw, argv) for _ in range(max(5, count // 3))])
+    targets = [at_most(f"{percentile} ms", getattr(ours, percentile), limit) for percentile, limit in limits.items()]
+    what = f"create → `{' '.join(argv)}`, {'default pool' if pool is None else 'pool off'}, one after another"
+    facts = {"machine_cpu_ms_each": round(cpu_ms, 1)}
+    return Result(name, what, ours, peer, "runsc run of the same", [*targets, _no_failures(failures)], facts)
+
+
+async def _probe(sdk: Sdk) -> None:
+    """That commands really run in a sandbox. Raises `AssertionError`."""
+    sandbox = await sdk.create()
+    code, kernel = await sdk.run(sandbox, ["uname", "-r"])
+    assert code == 0, f"`uname -r` ended with {code}"
+    assert "gvisor" in kernel, f"`uname -r` said {kernel!r}: that is no sandbox"
+    await sdk.delete(sandbox)
+
+
+def _no_failures(failures: int) -> Target:
+    return Target("no failures", failures, failures == 0)
+
+
+def _raw_start(raw: Raw, argv: Sequence[str]) -> float:
+    name = raw.prepare(
+        [f"/usr/bin/{argv[0]}" if "/" not in argv[0] else argv[0], *argv[1:]] if argv != NODE else ["/usr/bin/env", *argv]
+    )
+    start = time.perf_counter()
+    raw.mount(name)
+    raw.run(name)
+    elapsed = time.perf_counter() - start
+    raw.remove(name)
+    return elapsed * 1000
+
+
+async def tti_burst(quick: bool) -> list[Result]:
+    """Fifty creates at once, until each has answered a command."""
+    count = 10 if quick else BURST
+    with serving() as server:
+        sdk = Sdk(server.where)
+        await _probe(sdk)
+        start = time.perf_counter()
+
+        async def one() -> float | None:
+            try:
+                sandbox = await sdk.create()
+                code, _ = await sdk.run(sandbox, TRUE)
+            except (HttpError, OSError):
+                return None
+            return (time.perf_counter() - start) * 1000 if code == 0 else None
+
+        found = await asyncio.gather(*(one() for _ in range(count)))
+        await sdk.close()
+    samples = [sample for sample in found if sample is not None]
+    failures = count - len(samples)
+    with raw_runsc() as raw:
+        names = [raw.prepare(list(TRUE)) for _ in range(count)]
+
+        def burst(name: str) -> float:
+            raw.mount(name)
+            raw.run(name)
+            return (time.perf_counter() - began) * 1000
+
+        began = time.perf_counter()
+        peers = await asyncio.gather(*(asyncio.to_thread(burst, name) for name in names))
+    ours = Series.of(samples, "ms", failures)
+    targets = [at_most("wall s", ours.max / 1000, 5), _no_failures(failures)]
+    what = f"{count} creates at once, each until its first command answered"
+    return [Result("tti.burst", what, ours, Series.of(peers), f"{count} × runsc run at once", targets)]

@@ -1,0 +1,47 @@
+"""The command line as a user starts it: a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from tests.conftest import CHECKOUT, RunningServer
+
+TIMEOUT_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+
+Hutch = Callable[..., Ran]
+
+
+def run_hutch(*arguments: str, environment: dict[str, str], stdin: bytes = b"") -> Ran:
+    done = subprocess.run(
+        [sys.executable, "-m", "hutch", *arguments],
+        cwd=CHECKOUT,
+        env=environment,
+        input=stdin,
+        capture_output=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    return Ran(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
+
+
+@pytest.fixture
+def hutch(server: RunningServer, leak_check: None) -> Hutch:
+    """Runs `hutch …` against the real server."""
+
+    def run(*arguments: str, stdin: bytes = b"") -> Ran:
+        return run_hutch(*arguments, environment=server.environment, stdin=stdin)
+
+    return run

@@ -1,0 +1,61 @@
+"""A real `hutch host` in a process of its own, that can be killed, and its client."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hutch.errors import HutchError
+from hutch.host.client import HostClient
+from hutch.host.protocol import HostInfo
+
+START_S = 60.0
+
+
+class HostProcess:
+    """`hutch host` on one data directory, started and killed any number of times."""
+
+    def __init__(self, data_dir: Path, **settings: str) -> None:
+        self.data_dir = data_dir
+        self.log = data_dir.parent / "host.log"
+        self._settings = {f"HUTCH_{key.upper()}": value for key, value in settings.items()}
+        self._process: subprocess.Popen[bytes] | None = None
+        self.client = HostClient(data_dir / "run" / "host.sock")
+
+    async def start(self) -> None:
+        """Start, and wait until it answers."""
+        own = {key: value for key, value in os.environ.items() if not key.startswith("HUTCH_") or key == "HUTCH_CACHE_DIR"}
+        command = [sys.executable, "-m", "hutch", "host", "--data-dir", str(self.data_dir)]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=own | self._settings)
+        async with asyncio.timeout(START_S):
+            while True:
+                if self._process.poll() is not None:
+                    pytest.fail(f"hutch host ended with {self._process.returncode}:\n{self.log.read_text()[-4000:]}")
+                try:
+                    await self.client.call("host.info", {}, HostInfo)
+                except HutchError:
+                    await asyncio.sleep(0.02)
+                else:
+                    return
+
+    async def kill(self) -> None:
+        """SIGKILL, and wait for its end."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL)
+        await asyncio.to_thread(self._process.wait)
+        await self.client.close()
+
+    async def stop(self) -> None:
+        """SIGTERM; it must end cleanly."""
+        assert self._process is not None
+        self._process.terminate()
+        await self.client.close()
+        code = await asyncio.to_thread(self._process.wait, 60)
+        assert code == 0, self.log.read_text()[-4000:]
