@@ -13,7 +13,7 @@ use crate::sys_unsafe::read_into;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// A connection that lived this long was a good one: the next one is tried soon.
+/// A connection that lived this long, or over which a host asked something, was a good one: the next is tried soon.
 const GOOD_CONNECTION: Duration = Duration::from_millis(500);
 const READ_BYTES: usize = 64 * 1024;
 const LARGE_READ_BYTES: usize = 272 * 1024;
@@ -34,6 +34,7 @@ struct Connection {
     mux: Mux,
     interest: Interest,
     since: Instant,
+    asked: bool,
     large_reads: bool,
 }
 
@@ -90,14 +91,23 @@ impl Channel {
             mux,
             interest: Interest::READ,
             since: Instant::now(),
+            asked: false,
             large_reads: false,
         })
     }
 
+    /// The host asked something.
+    pub(crate) fn asked(&mut self) {
+        if let Some(connection) = &mut self.connection {
+            connection.asked = true;
+        }
+    }
+
     /// Close; how long to wait before the next try.
-    pub(crate) fn close(&mut self) -> Duration {
+    pub(crate) fn close(&mut self, broken: &Broken) -> Duration {
         if let Some(connection) = self.connection.take()
-            && connection.since.elapsed() >= GOOD_CONNECTION
+            && (connection.since.elapsed() >= GOOD_CONNECTION
+                || (connection.asked && !matches!(broken, Broken::Violation(_))))
         {
             self.pause = FIRST_PAUSE;
         }

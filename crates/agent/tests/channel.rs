@@ -251,6 +251,26 @@ fn a_host_that_is_away_is_looked_for_with_growing_pauses() {
 }
 
 #[test]
+fn a_host_that_asks_nothing_is_not_looked_for_without_pause() {
+    let mut host = Host::start();
+    let began = Instant::now();
+    for _ in 0..6 {
+        host.reconnect();
+    }
+    assert!(began.elapsed() > Duration::from_millis(150), "{:?}", began.elapsed());
+    for _ in 0..6 {
+        host.connection.call("ping", &map([])).unwrap();
+        host.reconnect();
+    }
+    let began = Instant::now();
+    for _ in 0..6 {
+        host.connection.call("ping", &map([])).unwrap();
+        host.reconnect();
+    }
+    assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
+}
+
+#[test]
 fn an_idle_agent_is_small_and_asleep() {
     let mut host = Host::start();
     host.connection.run(&Start::shell("head -c 3000000 /dev/zero"));

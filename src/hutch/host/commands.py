@@ -12,7 +12,7 @@ import contextlib
 import logging
 import sqlite3
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -34,13 +34,16 @@ CLOSE_TIMEOUT_S = 0.5
 SIGHUP, SIGKILL = 1, 9
 
 
+Size = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+
+
 class Started(msgspec.Struct, frozen=True):
     pid: int
 
 
 class Attached(msgspec.Struct, frozen=True):
     pid: int
-    offset: int
+    offset: Size
     running: bool
 
 
@@ -53,7 +56,7 @@ class CommandEvent(msgspec.Struct, frozen=True):
     """An EVENT of a command stream; unknown ones are ignored."""
 
     exit: Exit | None = None
-    skipped: int = 0
+    skipped: Size = 0
 
 
 class AgentCommand(msgspec.Struct, frozen=True):

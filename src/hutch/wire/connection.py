@@ -347,6 +347,10 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        if self.closed.done():
+            # Given up before it had a transport; the peer must hear of it.
+            self._transport.abort()
+            return
         self._transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
         self.flush_soon()
 

@@ -37,7 +37,7 @@ impl Agent {
         if let Broken::Violation(violation) = broken {
             system::complain(&format!("the host broke the protocol: {violation}"));
         }
-        let pause = self.channel.close();
+        let pause = self.channel.close(broken);
         self.timers.set(Instant::now() + pause, Timer::Connect);
         for (_, used) in std::mem::take(&mut self.streams) {
             match used {
@@ -80,6 +80,7 @@ impl Agent {
         match event {
             Event::Hello(hello) => self.window = hello.window as usize,
             Event::Open { stream, method, params } => {
+                self.channel.asked();
                 if let Err(error) = self.open(stream, &method, &params) {
                     self.fail(stream, &error);
                 }
