@@ -5,8 +5,9 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 PYTHON := .venv/bin/python
-# Sandboxes need root. Setup itself asks for it where it has to, so that the checkout stays its owner's.
-SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=HUTCH_CACHE_DIR,HUTCH_CAMPAIGN,CI,PATH)
+# Sandboxes need root. Setup itself asks for it where it has to, so that the checkout stays its owner's. Through env, because sudo
+# has a PATH of its own.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=HUTCH_CACHE_DIR,HUTCH_CAMPAIGN,CI env "PATH=$$PATH")
 
 # Compiled Rust lies outside the checkout, where setup has it too: a fresh checkout is warm.
 export HUTCH_CACHE_DIR ?= $(HOME)/.cache/hutch
@@ -54,7 +55,7 @@ bench: setup  ## Measure (ID=… for one benchmark)
 	$(SUDO) $(PYTHON) -m bench $(if $(ID),--id $(ID))
 
 docs: setup  ## The documentation as a site in site/
-	$(PYTHON) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict --quiet
 
 UV_COMPILE := .venv/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--universal --python-version 3.11 --custom-compile-command "make lock"

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -32,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"there is no benchmark {', '.join(unknown)}; known: {', '.join(BENCHMARKS)}")
     if os.geteuid() != 0:
         parser.error("benchmarks start real servers and need root")
+    # Told to leave, a benchmark still stops its server and unmounts its peer.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     return asyncio.run(_run(wanted, options.quick, options.output))
 
 

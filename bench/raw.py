@@ -132,7 +132,9 @@ def raw_runsc() -> Iterator[Raw]:
         if raw is not None:
             for bundle in scratch.glob("raw-*"):
                 raw.remove(bundle.name)
-        subprocess.run(["umount", str(scratch / "state" / "null-netns")], check=False, capture_output=True)
+        # runsc binds it once per launcher that found it missing.
+        while subprocess.run(["umount", str(scratch / "state" / "null-netns")], check=False, capture_output=True).returncode == 0:
+            pass
         for point in mounted:
             subprocess.run(["umount", str(point)], check=False)
         shutil.rmtree(scratch, ignore_errors=True)

@@ -42,12 +42,12 @@ class RunningServer:
         return own | {"HUTCH_URL": self.where.url, "HUTCH_TOKEN": self.where.token}
 
 
-def wait_until(condition: Callable[[], bool], deadline_s: float, what: str) -> None:
+def wait_until(condition: Callable[[], bool], deadline_s: float, what: str | Callable[[], str]) -> None:
     """Wait for something that has no event of its own. Fails with `what`."""
     end = time.monotonic() + deadline_s
     while not condition():
         if time.monotonic() > end:
-            pytest.fail(f"not within {deadline_s:g} s: {what}")
+            pytest.fail(f"not within {deadline_s:g} s: {what if isinstance(what, str) else what()}")
         time.sleep(POLL_S)
 
 

@@ -284,7 +284,8 @@ def check(root: Path, log: str) -> None:
         "set -e; node --version; npm --version; pnpm --version; /opt/node22/bin/node --version; uv --version; pip --version; "
         "python -c 'import ssl, sqlite3, venv, ensurepip, zoneinfo'; git --version; curl --version; jq --version; rg --version; "
         "sqlite3 --version; openssl version; zip --version; wget --version; dig -v; ip -V; "
-        'test "$(locale charmap)" = UTF-8; test "$(id -un)" = ubuntu; test "$(sudo -n id -u)" = 0; test ! -e .sudo_as_admin_successful'
+        'test "$(locale charmap)" = UTF-8; test "$(id -un)" = ubuntu; test "$(sudo -n id -u)" = 0; '
+        "sudo -n visudo -cq; test ! -e ~ubuntu/.sudo_as_admin_successful"
     )
     image = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     # All mounts are in a namespace of their own, gone with the last process in it.
@@ -294,5 +295,5 @@ def check(root: Path, log: str) -> None:
         f'exec chroot --userspec={UID}:{GID} --groups={SUDO_GID} "$0" "$@"'
     )
     command: list[str | Path] = ["unshare", "--mount", "--pid", "--fork", "sh", "-c", inside, root]
-    command += ["env", "-i", f"PATH={image}", "HOME=/tmp", "LANG=C.UTF-8", "sh", "-c", f"cd; {script}"]
+    command += ["env", "-i", f"PATH={image}", "HOME=/tmp", "LANG=C.UTF-8", "sh", "-c", script]
     shell.logged(command, log)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
+from sqlalchemy import text
 
 from hutch.api.host_events import reconcile
 from hutch.host.protocol import SessionStatus
@@ -248,3 +250,42 @@ async def test_a_reconnect_during_a_create_does_not_end_it(api: Api) -> None:
     api.host.create_gate.set()
     assert (await request).status_code == 200
     assert (await api.http.get("/v2/sandboxes/slow")).json()["session"]["status"] == "running"
+
+
+async def test_a_create_that_died_before_it_reached_the_host_frees_its_name(api: Api) -> None:
+    session_id = (await api.create(name="half"))["session"]["id"]
+    await settled(api)
+    # As if the API process had been killed between taking the name and asking the host.
+    api.host.forget(session_id)
+    async with api.services.database.write() as connection:
+        await connection.execute(text("UPDATE sessions SET status = 'pending', started_at = NULL"))
+    await reconcile(api.services)
+    assert (await api.http.get("/v2/sandboxes/half")).status_code == 404
+    await api.create(name="half")
+
+
+async def test_a_session_that_runs_although_it_was_given_up_is_stopped(api: Api) -> None:
+    session_id = (await api.create(name="one"))["session"]["id"]
+    await settled(api)
+    await api.services.mark_lost(session_id)
+    await reconcile(api.services)
+    assert api.host.sessions[session_id].status is SessionStatus.STOPPED
+
+
+async def test_a_session_that_this_database_does_not_know_is_left_alone(api: Api) -> None:
+    session_id = (await api.create(name="one"))["session"]["id"]
+    await settled(api)
+    async with api.services.database.write() as connection:
+        await connection.execute(text("DELETE FROM sessions"))
+    await reconcile(api.services)
+    assert api.host.sessions[session_id].status is SessionStatus.RUNNING
+
+
+async def test_an_end_that_the_listing_missed_is_asked_for(api: Api) -> None:
+    session_id = (await api.create(name="one"))["session"]["id"]
+    await settled(api)
+    record = api.host.sessions[session_id]
+    stopped_at = record.requested_at + 5
+    api.host.sessions[session_id] = msgspec.structs.replace(record, status=SessionStatus.STOPPED, stopped_at=stopped_at)
+    await reconcile(api.services)
+    assert (await api.http.get("/v2/sandboxes/one")).json()["session"]["stoppedAt"] == stopped_at

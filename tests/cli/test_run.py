@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -28,6 +32,27 @@ def sandbox(hutch: Hutch) -> Iterator[str]:
     name = hutch("create", "--ephemeral").out.strip()
     yield name
     assert hutch("rm", "--force", name).code == 0
+
+
+@contextlib.contextmanager
+def started(
+    server: RunningServer, *arguments: str, stdin: int = subprocess.DEVNULL, stdout: Any = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`hutch …` running beside the test, in a session of its own; killed if the test ends before it does."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hutch", *arguments],
+        cwd=CHECKOUT,
+        env=server.environment,
+        stdin=stdin,
+        stdout=stdout,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        with process:
+            process.wait()
 
 
 def test_run_prints_the_output_passes_the_exit_code_and_cleans_up(hutch: Hutch) -> None:
@@ -93,18 +118,16 @@ def test_output_is_whole_and_a_reader_may_leave(hutch: Hutch, sandbox: str, serv
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_program_and_cleans_up(hutch: Hutch, server: RunningServer, number: signal.Signals) -> None:
-    command = [sys.executable, "-m", "hutch", "run", "--", "sh", "-c", "echo ready; exec sleep 600"]
-    with subprocess.Popen(command, cwd=CHECKOUT, env=server.environment, stdout=subprocess.PIPE, text=True) as process:
+    with started(server, "run", "--", "sh", "-c", "echo ready; exec sleep 600", stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+        assert process.stdout.readline() == b"ready\n"
         process.send_signal(number)
         assert process.wait(30) == 128 + number
     assert names(hutch) == []
 
 
 def test_a_signal_before_the_sandbox_is_there_cleans_up_too(hutch: Hutch, server: RunningServer) -> None:
-    command = [sys.executable, "-m", "hutch", "run", "--", "sleep", "600"]
-    with subprocess.Popen(command, cwd=CHECKOUT, env=server.environment, stderr=subprocess.PIPE) as process:
+    with started(server, "run", "--", "sleep", "600") as process:
         end = time.monotonic() + 30
         # As soon as it handles the signal, which is about when it asks for the sandbox.
         while not _catches(process.pid, signal.SIGTERM):
@@ -121,47 +144,48 @@ def _catches(pid: int, number: signal.Signals) -> bool:
     return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
 
+class Screen:
+    """The other end of a terminal, and what has appeared on it."""
+
+    def __init__(self, rows: int, columns: int) -> None:
+        self.descriptor, self.terminal = pty.openpty()
+        self.shown = b""
+        self.resize(rows, columns)
+
+    def resize(self, rows: int, columns: int) -> None:
+        termios.tcsetwinsize(self.descriptor, (rows, columns))
+
+    def type(self, text: bytes) -> None:
+        os.write(self.descriptor, text)
+
+    def until(self, wanted: bytes) -> None:
+        """Read until it has appeared; what is before it and itself are then done with."""
+        while wanted not in self.shown:
+            ready, _, _ = select.select([self.descriptor], [], [], 30)
+            chunk = os.read(self.descriptor, 4096) if ready else b""
+            assert chunk, f"{wanted!r} did not appear after {self.shown!r}"
+            self.shown += chunk
+        self.shown = self.shown.partition(wanted)[2]
+
+
 def test_a_terminal_has_our_size_takes_keys_and_passes_the_exit_code(hutch: Hutch, sandbox: str, server: RunningServer) -> None:
-    controller, terminal = pty.openpty()
-    os.set_blocking(controller, True)
-    _resize(terminal, 33, 101)
-    command = [sys.executable, "-m", "hutch", "exec", "-it", sandbox, "sh"]
-    with subprocess.Popen(command, cwd=CHECKOUT, env=server.environment, stdin=terminal, stdout=terminal, start_new_session=True) as process:
-        os.close(terminal)
-        os.write(controller, b"stty size; tty\n")
-        _until(controller, b"33 101")
-        _until(controller, b"/dev/pts/")
-        os.write(controller, b"sleep 600\n")
-        _until(controller, b"sleep 600")
-        os.write(controller, b"\x03echo after-$((40 + 2))\n")
-        _until(controller, b"after-42")
-        _resize(controller, 44, 122)
+    screen = Screen(33, 101)
+    with started(server, "exec", "-it", sandbox, "sh", stdin=screen.terminal, stdout=screen.terminal) as process:
+        os.close(screen.terminal)
+        screen.type(b"stty size; tty\n")
+        screen.until(b"33 101")
+        screen.until(b"/dev/pts/")
+        screen.type(b'echo rea""dy; sleep 600\n')
+        screen.until(b"ready")
+        screen.type(b"\x03")
+        screen.type(b"echo after-$((40 + 2))\n")
+        screen.until(b"after-42")
+        screen.resize(44, 122)
         process.send_signal(signal.SIGWINCH)
-        _until(controller, b"$")
-        os.write(controller, b"while [ \"$(stty size)\" != '44 122' ]; do :; done; echo resized; exit 7\n")
-        _until(controller, b"\nresized")
+        screen.type(b'while [ "$(stty size)" != \'44 122\' ]; do :; done; echo resi""zed; exit 7\n')
+        screen.until(b"resized")
         assert process.wait(30) == 7
-    os.close(controller)
-
-
-def _resize(descriptor: int, rows: int, columns: int) -> None:
-    import fcntl
-    import struct
-    import termios
-
-    fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-
-def _until(descriptor: int, wanted: bytes) -> None:
-    """Read until it appears; the test's time limit ends a wait in vain."""
-    seen = b""
-    while wanted not in seen:
-        try:
-            chunk = os.read(descriptor, 4096)
-        except OSError:
-            chunk = b""
-        assert chunk, f"ended after {seen!r} before {wanted!r}"
-        seen += chunk
+    os.close(screen.descriptor)
 
 
 def test_a_terminal_needs_a_terminal(hutch: Hutch) -> None:

@@ -76,7 +76,13 @@ def test_what_can_not_be_copied_is_refused(hutch: Hutch, sandbox: str, tmp_path:
 
 
 def test_a_hostile_sandbox_writes_nothing_outside_the_copy(hutch: Hutch, sandbox: str, tmp_path: Path) -> None:
-    hutch("exec", sandbox, "sh", "-c", "mkdir evil && ln -s /etc/passwd evil/link && ln -s .. evil/up && echo x > evil/file && mkfifo evil/pipe")
+    hutch(
+        "exec",
+        sandbox,
+        "sh",
+        "-c",
+        "mkdir evil && ln -s /etc/passwd evil/link && ln -s .. evil/up && echo x > evil/file && mkfifo evil/pipe",
+    )
     done = hutch("cp", f"{sandbox}:evil", str(tmp_path / "evil"))
     assert done.code == 1
     assert sorted(path.name for path in tmp_path.iterdir()) in (["evil"], [])
@@ -91,18 +97,23 @@ def test_logs_are_replayed_listed_and_followed(hutch: Hutch, sandbox: str) -> No
     command = hutch("exec", "-d", sandbox, "--", "sh", "-c", "echo later; sleep 0.5; echo last").out.strip()
     assert hutch("logs", sandbox, command).out == "later\nlast\n"
     listed = json.loads(hutch("logs", "--list", "--json", sandbox).out)["commands"]
-    assert [item["id"] for item in listed][0] == command
+    assert listed[0]["id"] == command
     assert hutch("logs", sandbox, "cmd_nothing").code == 1
 
 
 def test_names_that_none_can_have_are_not_found(hutch: Hutch) -> None:
-    for name in ["", ".", "..", "../sessions", "a b", "a/b", "ä" * 300, "x" * 5000, "a\x1b[31m"]:
-        for command in (["get"], ["stop"], ["rm"], ["exec"]):
-            done = hutch(*command, "--", name, *(["true"] if command == ["exec"] else []))
-            assert done.code in (1, 125), (command, name, done)
-            assert "not found" in done.err
-            assert "\x1b" not in done.err
-            assert "Traceback" not in done.err
+    hostile = ["", ".", "..", "../sessions", "a b", "a/b", "ä" * 300, "x" * 5000, "a\x1b[31m"]
+    for command in ("stop", "rm"):
+        done = hutch(command, "--", *hostile)
+        assert (done.code, done.out) == (1, "")
+        assert done.err.count("not found") == len(hostile)
+        assert "\x1b" not in done.err
+    for command in (["get", "--", "a\x1b[31m"], ["logs", "--", ".."], ["exec", "--", "", "true"], ["cp", "..:x", "here"]):
+        done = hutch(*command)
+        assert done.code in (1, 125), (command, done)
+        assert "not found" in done.err
+        assert "\x1b" not in done.err
+        assert "Traceback" not in done.err
 
 
 def test_a_token_is_made_used_listed_and_revoked(hutch: Hutch, server: RunningServer) -> None:

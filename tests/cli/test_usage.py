@@ -38,7 +38,9 @@ def test_every_command_and_option_has_a_help_text() -> None:
     visit(typer.main.get_command(app), "hutch")
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["ls", "--nonsense"], ["run"], ["exec", "name"], ["create", "--vcpus", "many"], ["token"], []])
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["ls", "--nonsense"], ["run"], ["exec", "name"], ["create", "--vcpus", "many"], ["token"], []]
+)
 def test_a_wrong_command_line_is_2_and_shows_usage(arguments: list[str]) -> None:
     done = run_hutch(*arguments, environment=NOWHERE)
     assert done.code == 2
@@ -71,7 +73,11 @@ def test_config_shows_values_sources_and_no_secrets() -> None:
     environment = NOWHERE | {"HUTCH_POOL__SIZE": "7", "HUTCH_DATABASE__URL": "postgresql://user:hunter2@db/hutch"}
     done = run_hutch("config", "show", "--json", environment=environment)
     found = {item["key"]: item for item in json.loads(done.out)["settings"]}
-    assert (found["pool.size"]["value"], found["pool.size"]["source"], found["pool.size"]["origin"]) == (7, "env", "HUTCH_POOL__SIZE")
+    assert (found["pool.size"]["value"], found["pool.size"]["source"], found["pool.size"]["origin"]) == (
+        7,
+        "env",
+        "HUTCH_POOL__SIZE",
+    )
     assert found["server.listen"]["source"] == "default"
     plain = run_hutch("config", "show", environment=environment)
     assert "hunter2" not in done.out + plain.out
@@ -80,7 +86,9 @@ def test_config_shows_values_sources_and_no_secrets() -> None:
     assert "HUTCH_POOL__SIZE" in bad.err
 
 
-@pytest.mark.parametrize(("text", "ms"), [("90s", 90_000), ("5m", 300_000), ("2h", 7_200_000), ("1d", 86_400_000), ("500ms", 500), ("7", 7000)])
+@pytest.mark.parametrize(
+    ("text", "ms"), [("90s", 90_000), ("5m", 300_000), ("2h", 7_200_000), ("1d", 86_400_000), ("500ms", 500), ("7", 7000)]
+)
 def test_durations(text: str, ms: int) -> None:
     assert options.duration_ms(text, "--timeout") == ms
 

@@ -61,7 +61,8 @@ async def test_a_name_that_none_can_have_never_becomes_a_url(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"), [(400, BadRequestError), (403, ForbiddenError), (410, GoneError), (503, UnavailableError), (599, InternalError)]
+    ("status", "kind"),
+    [(400, BadRequestError), (403, ForbiddenError), (410, GoneError), (503, UnavailableError), (599, InternalError)],
 )
 async def test_errors_become_the_same_class_again(status: int, kind: type[HutchError]) -> None:
     def answer(request: httpx.Request) -> httpx.Response:
@@ -74,7 +75,18 @@ async def test_errors_become_the_same_class_again(status: int, kind: type[HutchE
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"<html>", b"[]", b"{}", b'{"error": 1}', b'{"error": {"code": 1, "message": "x"}}', b"[" * 100_000, b"\xff\xfe", b"x" * 10_000_000]
+    "body",
+    [
+        b"",
+        b"<html>",
+        b"[]",
+        b"{}",
+        b'{"error": 1}',
+        b'{"error": {"code": 1, "message": "x"}}',
+        b"[" * 100_000,
+        b"\xff\xfe",
+        b"x" * 10_000_000,
+    ],
 )
 async def test_an_error_that_is_not_ours_is_still_an_error(body: bytes) -> None:
     def answer(request: httpx.Request) -> httpx.Response:
@@ -110,7 +122,9 @@ async def test_a_followed_command_yields_its_start_output_and_end() -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         assert json.loads(request.content)["wait"] is True
         end = COMMAND | {"exitCode": 3, "durationMs": 5}
-        return stream({"command": COMMAND}, {"stream": "stdout", "data": "a\n"}, {"stream": "stderr", "data": "b"}, {"command": end})
+        return stream(
+            {"command": COMMAND}, {"stream": "stdout", "data": "a\n"}, {"stream": "stderr", "data": "b"}, {"command": end}
+        )
 
     async with client(answer) as made:
         events = [event async for event in made.commands.follow(SESSION, ["true"])]
@@ -147,7 +161,9 @@ async def test_lists_follow_their_cursor() -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         first = "cursor" not in request.url.params
         name = "a" if first else "b"
-        return httpx.Response(200, json={"sandboxes": [item | {"name": name}], "pagination": {"count": 1, "next": "c" if first else None}})
+        return httpx.Response(
+            200, json={"sandboxes": [item | {"name": name}], "pagination": {"count": 1, "next": "c" if first else None}}
+        )
 
     async with client(answer) as made:
         assert [sandbox.name async for sandbox in made.sandboxes.all()] == ["a", "b"]

@@ -25,8 +25,8 @@ const LARGE_PIPE_BYTES: usize = 1024 * 1024;
 #[derive(Debug)]
 struct OutputSource {
     descriptor: OwnedFd,
-    /// A terminal's other end, kept open so that the terminal stays alive while nobody has it open.
-    _other_end: Option<OwnedFd>,
+    /// A terminal's other end, kept open while the command runs, so that its terminal stays alive when nobody has it open.
+    other_end: Option<OwnedFd>,
     is_terminal: bool,
     watched: bool,
     large: bool,
@@ -37,6 +37,8 @@ struct OutputSource {
 /// What reading a source came to.
 enum Reading {
     Some,
+    /// There is no room for more.
+    Full,
     Nothing,
     End,
 }
@@ -137,21 +139,29 @@ impl Command {
 
     /// Read what an output source has.
     pub(crate) fn read(&mut self, index: usize, around: &mut Surroundings<'_>) {
-        match self.read_once(index, around) {
-            Reading::Some => {
-                if self.sources[index]
-                    .as_ref()
-                    .is_some_and(|source| source.left == Some(0))
-                {
-                    self.retire(index, around);
-                }
+        loop {
+            let reading = self.read_once(index, around);
+            let source = self.sources[index].as_ref();
+            let left = source.and_then(|source| source.left);
+            match reading {
+                Reading::Some if left == Some(0) => self.retire(index, around),
+                // Nothing announces that an ended command's terminal is empty, so it is read until it says so.
+                Reading::Some if left.is_some() && source.is_some_and(|source| source.is_terminal) => continue,
+                Reading::Nothing if left.is_some() => self.retire(index, around),
+                Reading::Some | Reading::Full | Reading::Nothing => {}
+                Reading::End => self.close(index, around.poller),
             }
-            Reading::Nothing => {
-                if self.sources[index].as_ref().is_some_and(|source| source.left.is_some()) {
-                    self.retire(index, around);
-                }
+            break;
+        }
+        self.watch_sources(around.poller, around.window);
+    }
+
+    /// There is room again: what an ended command still holds may be less than was announced, and no event would come.
+    fn read_rest(&mut self, around: &mut Surroundings<'_>) {
+        if self.exit.is_some() {
+            for index in 0..self.sources.len() {
+                self.read(index, around);
             }
-            Reading::End => self.close(index, around.poller),
         }
         self.watch_sources(around.poller, around.window);
     }
@@ -168,7 +178,7 @@ impl Command {
         let wanted = if source.large { READ_BYTES } else { PIPE_BYTES };
         let limit = wanted.min(room).min(source.left.unwrap_or(usize::MAX));
         if limit == 0 {
-            return Reading::Some;
+            return Reading::Full;
         }
         match read_into(source.descriptor.as_fd(), around.buffers.scratch(), limit) {
             Ok(0) => Reading::End,
@@ -215,6 +225,7 @@ impl Command {
                 // A terminal says nothing reliable about what it holds; it is read until it is empty.
                 let held = rustix::io::ioctl_fionread(&source.descriptor).unwrap_or(0) as usize;
                 source.left = Some(if source.is_terminal { LARGE_PIPE_BYTES } else { held });
+                source.other_end = None;
                 if source.left == Some(0) {
                     self.retire(index, around);
                 } else {
@@ -284,14 +295,14 @@ impl Command {
         self.stream = Some(stream);
         self.exit_sent = false;
         self.discard = false;
-        self.watch_sources(around.poller, around.window);
+        self.read_rest(around);
         Some(start)
     }
 
     /// The host has dealt with `bytes`.
     pub(crate) fn acknowledge(&mut self, bytes: u32, around: &mut Surroundings<'_>) {
         self.output.acknowledge(bytes, around.buffers);
-        self.watch_sources(around.poller, around.window);
+        self.read_rest(around);
     }
 
     /// Drop output, or stop doing so.
@@ -300,7 +311,7 @@ impl Command {
         if discard {
             self.output.drop_unsent(around.buffers);
         }
-        self.watch_sources(around.poller, around.window);
+        self.read_rest(around);
     }
 
     /// Tell the terminal its size, if there is one.
@@ -398,7 +409,7 @@ fn source(descriptor: OwnedFd, other_end: Option<OwnedFd>) -> Result<OutputSourc
     let is_terminal = other_end.is_some();
     Ok(OutputSource {
         descriptor,
-        _other_end: other_end,
+        other_end,
         is_terminal,
         watched: false,
         large: false,

@@ -347,6 +347,52 @@ fn a_terminal_has_a_size_that_can_change() {
 }
 
 #[test]
+fn a_terminals_last_output_and_its_end_arrive() {
+    let mut host = Host::start();
+    for round in 0..200 {
+        // The last output may come just before the end or long before, and a child may keep the terminal open.
+        let script = format!(
+            "{} head -c {} /dev/zero | tr '\\0' x; echo; echo last",
+            if round % 3 == 0 {
+                "(trap '' HUP; sleep 0.3) &"
+            } else {
+                ""
+            },
+            round * 50
+        );
+        let (stream, _) = host.connection.start(&Start::shell(&script).pty(80, 24)).unwrap();
+        let finished = host.connection.finish(stream);
+        assert!(
+            finished.text().ends_with("last\r\n"),
+            "round {round}: {:?}",
+            finished.text()
+        );
+        assert_eq!(finished.text().matches('x').count(), round * 50);
+        host.connection.end(stream);
+    }
+}
+
+#[test]
+fn a_terminals_end_is_told_to_a_client_that_credits_late() {
+    let mut host = Host::start();
+    host.connection.credit = false;
+    // More than the window, and a child that keeps the terminal open without writing to it.
+    let script = "(trap '' HUP; sleep 1000) & stty raw; head -c 300000 /dev/zero";
+    let (stream, _) = host.connection.start(&Start::shell(script).pty(80, 24)).unwrap();
+    let mut received = 0;
+    while received < support::WINDOW as usize {
+        match host.connection.next(stream) {
+            Item::Data(1, data) => received += data.len(),
+            other => panic!("{other:?}"),
+        }
+    }
+    host.connection.credit = true;
+    host.connection.mux.grant(stream, received as u32);
+    host.connection.flush();
+    assert_eq!(host.connection.finish(stream).stdout.len() + received, 300_000);
+}
+
+#[test]
 fn a_terminal_takes_input_and_its_end() {
     let mut host = Host::start();
     let (stream, _) = host

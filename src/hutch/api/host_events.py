@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from hutch.api.services import Services
 from hutch.control.lifecycle import is_live, merge
 from hutch.control.records import Scope, SessionRow
-from hutch.errors import HutchError, NotFoundError
+from hutch.errors import GoneError, HutchError, NotFoundError
 from hutch.host.protocol import SessionEvent, SessionRecord, SessionRef, SessionStatus, StopRequest
 from hutch.storage import hosts, sandboxes, sessions
 from hutch.wire import Stream
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 2.0
 BATCH = 256
+BATCH_PAUSE_S = 0.02
+"""How long one event waits for others, so that a burst of creates costs a few transactions and not one each."""
 
 
 async def follow_host(services: Services) -> None:
@@ -73,17 +75,14 @@ async def _batch(stream: Stream) -> list[SessionEvent]:
             raise ConnectionClosed("the host ended its events")
         if isinstance(item, Message):
             events.append(item.decode(SessionEvent))
+            if len(events) == 1:
+                await asyncio.sleep(BATCH_PAUSE_S)
     return events
 
 
 async def apply(services: Services, host_id: str, events: list[SessionEvent]) -> None:
-    """Write events and how far we got, in one transaction."""
-    now = services.clock()
-    async with services.database.write() as connection:
-        for event in events:
-            decide = functools.partial(merge, report=event.session, now=now)
-            await sessions.change(connection, event.session.session_id, services.sealer, decide)
-        await hosts.set_cursor(connection, host_id, max(event.seq for event in events))
+    """Write events and how far we got."""
+    await _write(services, [event.session for event in events], (host_id, max(event.seq for event in events)))
     services.metrics.host_events.inc(len(events))
 
 
@@ -92,14 +91,31 @@ async def reconcile(services: Services) -> None:
     async with services.database.read() as connection:
         believed = {row.id: row for row in await sessions.live(connection, services.sealer)}
     reports = {report.session_id: report for report in await services.host.collect("session.list", {}, SessionRecord)}
+    now = services.clock()
+    news = [report for report in reports.values() if _is_news(believed.get(report.session_id), report, now)]
+    if news:
+        await _write(services, news)
     for row in believed.values():
-        if row.id in reports:
-            await services.apply(reports[row.id])
-        elif row.id not in services.starting:
+        if row.id not in reports and row.id not in services.starting:
             await _ended_unseen(services, row)
     for report in reports.values():
         if report.session_id not in believed and is_live(report.status):
             await _stop_if_over(services, report.session_id)
+
+
+def _is_news(row: SessionRow | None, report: SessionRecord, now: int) -> bool:
+    return row is not None and merge(row, report, now).changed
+
+
+async def _write(services: Services, reports: Sequence[SessionRecord], cursor: tuple[str, int] | None = None) -> None:
+    """Write reports, and how far the host's events were applied, in one transaction."""
+    now = services.clock()
+    async with services.database.write() as connection:
+        for report in reports:
+            decide = functools.partial(merge, report=report, now=now)
+            await sessions.change(connection, report.session_id, services.sealer, decide)
+        if cursor is not None:
+            await hosts.set_cursor(connection, *cursor)
 
 
 async def _ended_unseen(services: Services, row: SessionRow) -> None:
@@ -107,7 +123,7 @@ async def _ended_unseen(services: Services, row: SessionRow) -> None:
     try:
         await services.apply(await services.host.call("session.get", SessionRef(row.id), SessionRecord))
         return
-    except NotFoundError:
+    except (NotFoundError, GoneError):
         pass
     log.warning("session %s of sandbox %s is unknown to the host", row.id, row.sandbox_name)
     await services.mark_lost(row.id)

@@ -8,7 +8,6 @@ import typer
 
 from hutch.cli import errors, options, output
 from hutch.errors import HutchError
-from hutch.settings import Source, load
 
 app = typer.Typer(no_args_is_help=True, help="The configuration.")
 
@@ -21,6 +20,8 @@ def config() -> None:
 @app.command()
 def show(config_file: options.ConfigFile = None, data_dir: options.DataDir = None, as_json: options.AsJson = False) -> None:
     """Print every setting with its value and where it comes from, secrets masked."""
+    from hutch.settings import Source, load
+
     try:
         settings = load(config_file, flags={"server.data_dir": data_dir})
     except HutchError as error:

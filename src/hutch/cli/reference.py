@@ -18,16 +18,17 @@ _INTRODUCTION = """\
 
 <!-- Made by `python -m hutch.cli.reference`; a test fails when it is out of date. -->
 
-The client commands find the server by `HUTCH_URL` and `HUTCH_TOKEN`, or by `--data-dir` on the machine where it runs; without
-either they look in `/var/lib/hutch` and, in a checkout, in `.hutch/data`, where `make serve` keeps its state. Options stand before
-names: what follows a sandbox's name in `exec`, or the first word in `run`, belongs to the program.
+The client commands find the server by `HUTCH_URL` and `HUTCH_TOKEN`, or by `--data-dir` on the machine where it runs. Without
+either they look in `/var/lib/hutch` and, in a checkout, in `.hutch/data`, where `make serve` keeps its state.
+
+Options stand before names: what follows a sandbox's name in `exec`, or the first word in `run`, belongs to the program.
 
 ## Exit codes
 
 | code | meaning |
 | --- | --- |
 | 0 | done |
-| 1 | refused or failed; the server's text is on standard error, with `--json` as `{"error": {"code", "message"}}` |
+| 1 | refused or failed; the text is on standard error, with `--json` as `{"error": {"code", "message"}}` |
 | 2 | the command line itself was wrong |
 | 125 | `run`, `exec`: Hutch failed, not the program |
 | 127 | `run`, `exec`: there is no such program in the sandbox |

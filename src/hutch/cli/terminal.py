@@ -62,7 +62,8 @@ def _size() -> Size:
 def _raw(descriptor: int) -> Iterator[None]:
     """Every key goes to the program, Ctrl-C included; afterwards the terminal is as it was."""
     before = termios.tcgetattr(descriptor)
-    tty.setraw(descriptor)
+    # Draining, not flushing: what was typed ahead belongs to the program.
+    tty.setraw(descriptor, termios.TCSADRAIN)
     try:
         yield
     finally:

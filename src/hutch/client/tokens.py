@@ -30,10 +30,11 @@ class Tokens:
         return await self._http.call("POST", f"{_BASE}/tokens", Token, body=body)
 
     async def list(self) -> list[Token]:
-        return (await self._http.call("GET", f"{_BASE}/tokens", _Tokens)).tokens
+        """Those that the caller may manage: an administrator's are everybody's."""
+        return (await self._http.call("GET", f"{_BASE}/tokens", _Tokens, scoped=False)).tokens
 
     async def revoke(self, token_id: str) -> None:
-        await self._http.call("DELETE", f"{_BASE}/tokens/{token_id}", dict[str, Any])
+        await self._http.call("DELETE", f"{_BASE}/tokens/{token_id}", dict[str, Any], scoped=False)
 
 
 class Images:

@@ -44,9 +44,10 @@ class Http:
         body: object | None = None,
         query: Mapping[str, str] | None = None,
         timeout_s: float | None = TIMEOUT_S,
+        scoped: bool = True,
     ) -> T:
-        """A JSON request and its answer as `kind`."""
-        async with self.open(method, path, body=body, query=query, timeout_s=timeout_s) as response:
+        """A JSON request and its answer as `kind`. Without `scoped` it names no team."""
+        async with self.open(method, path, body=body, query=query, timeout_s=timeout_s, scoped=scoped) as response:
             return decode(await response.aread(), kind)
 
     @asynccontextmanager
@@ -60,6 +61,7 @@ class Http:
         headers: Sequence[tuple[bytes, bytes]] = (),
         query: Mapping[str, str] | None = None,
         timeout_s: float | None = None,
+        scoped: bool = True,
     ) -> AsyncIterator[httpx.Response]:
         """A request whose answer the caller reads; `timeout_s` None waits for ever between two bytes."""
         sent = list(headers)
@@ -67,7 +69,8 @@ class Http:
         if body is not None:
             data = msgspec.json.encode(body)
             sent.append((b"content-type", b"application/json"))
-        parameters = {"teamId": self.server.team_id, **(query or {})} if self.server.team_id else dict(query or {})
+        team = {"teamId": self.server.team_id} if scoped and self.server.team_id else {}
+        parameters = {**team, **(query or {})}
         request = self._client.build_request(
             method, path, content=data, headers=sent, params=parameters, timeout=httpx.Timeout(timeout_s, connect=10.0, pool=None)
         )

@@ -64,8 +64,10 @@ def mount(source: str, target: Path, kind: str, flags: int = 0, options: str = "
 
 
 def unmount(target: Path) -> None:
-    """Detach a mount; nothing happens where there is none."""
-    if _libc.umount2(os.fsencode(target), MNT_DETACH | UMOUNT_NOFOLLOW) != 0:
+    """Unmount, or detach what is busy; nothing happens where there is no mount."""
+    path = os.fsencode(target)
+    # Not detached at once: only a plain unmount has let go of a loop device when it returns.
+    if _libc.umount2(path, UMOUNT_NOFOLLOW) != 0 and _libc.umount2(path, MNT_DETACH | UMOUNT_NOFOLLOW) != 0:
         number = ctypes.get_errno()
         if number not in (errno.ENOENT, errno.EINVAL):
             raise OSError(number, f"umount {target}: {os.strerror(number)}")
