@@ -16,7 +16,7 @@ def ensure(step: Step) -> None:
     try:
         found = pwd.getpwnam(USER)
     except KeyError:
-        command = ["useradd", "--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent"]
+        command = ["/usr/sbin/useradd", "--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent"]
         command += ["--shell", "/usr/sbin/nologin", USER]
         done = subprocess.run(shell.privileged(command), capture_output=True, text=True, check=False)
         if done.returncode != 0:

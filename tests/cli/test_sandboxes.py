@@ -108,9 +108,9 @@ def test_names_that_none_can_have_are_not_found(hutch: Hutch) -> None:
         assert (done.code, done.out) == (1, "")
         assert done.err.count("not found") == len(hostile)
         assert "\x1b" not in done.err
-    for command in (["get", "--", "a\x1b[31m"], ["logs", "--", ".."], ["exec", "--", "", "true"], ["cp", "..:x", "here"]):
-        done = hutch(*command)
-        assert done.code in (1, 125), (command, done)
+    for arguments in (["get", "--", "a\x1b[31m"], ["logs", "--", ".."], ["exec", "--", "", "true"], ["cp", "..:x", "here"]):
+        done = hutch(*arguments)
+        assert done.code in (1, 125), (arguments, done)
         assert "not found" in done.err
         assert "\x1b" not in done.err
         assert "Traceback" not in done.err

@@ -13,7 +13,6 @@ from tests import leaks
 from tests.conftest import wait_until
 from tests.host.guest import Guest, guest, real_host
 
-
 SETTLE_S = 10.0
 """A mount namespace that another process made in the meantime may hold a loop device for a moment."""
 

@@ -35,7 +35,7 @@ def agent_binary() -> Path:
     assert cargo, "neither a fresh .hutch/bin/hutch-agent nor cargo to build it: run `make setup`"
     cache = Path(os.environ.get("HUTCH_CACHE_DIR", Path.home() / ".cache/hutch"))
     target = cache / "target"
-    subprocess.run(  # noqa: S603 - cargo of the developer's own PATH
+    subprocess.run(
         [cargo, "build", "--release", "--quiet", "-p", "hutch-agent"],
         cwd=ROOT,
         env={**os.environ, "CARGO_TARGET_DIR": str(target)},

@@ -490,6 +490,20 @@ async def test_a_flood_of_control_frames_is_a_violation(guest: tuple[Connection,
     assert "control frames in a second" in await closed(connection)
 
 
+async def test_answers_to_many_requests_are_not_a_flood(guest: tuple[Connection, Peer], monkeypatch: Any) -> None:
+    connection, peer = guest
+    monkeypatch.setattr(c, "CONTROL_FRAMES_PER_SECOND", 200)
+    for _ in range(20):
+        streams = [connection.open("ping", {}) for _ in range(50)]
+        for stream in streams:
+            await peer.send(Kind.REPLY, stream.identifier, b"\x80")
+            await peer.send(Kind.END, stream.identifier)
+            stream.send_end()
+        assert [await stream.reply() for stream in streams] == [{}] * 50
+    await peer.send(Kind.PONG, 0, b"12345678", times=201 + 4 * 1000)
+    assert "control frames" in await closed(connection)
+
+
 async def test_control_frames_of_many_seconds_are_not_a_flood(guest: tuple[Connection, Peer], monkeypatch: Any) -> None:
     connection, peer = guest
     time = 1000.0

@@ -36,6 +36,8 @@ COALESCE_BYTES = 1024
 
 # What a peer that is not trusted (`limit_control`) may cost.
 CONTROL_FRAMES_PER_SECOND = 20_000
+CONTROL_FRAMES_PER_REQUEST = 4
+"""What each request adds to that: an agent must not be blamed for answering many of them."""
 DATA_FRAMES_PER_SECOND = 20_000
 """Reading pauses for a peer that sends more: its data then comes in larger pieces."""
 FRAMES_PER_TURN = 2_000
@@ -285,7 +287,8 @@ class Connection(asyncio.Protocol):
         self._streams: dict[int, Stream] = {}
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
-        self._second_began, self._second_control, self._second_data = self._loop.time(), 0, 0
+        self._second_began = self._loop.time()
+        self._second_control = self._second_data = self._second_requests = 0
         self._flush_scheduled = False
         self._grants: dict[int, int] = {}
         self._writable = Signal()
@@ -313,6 +316,7 @@ class Connection(asyncio.Protocol):
             raise PayloadTooLargeError("message_too_large", f"The request is too large: {error}.") from error
         stream = Stream(self, identifier, method)
         self._streams[identifier] = stream
+        self._second_requests += 1
         self.flush_soon()
         return stream
 
@@ -390,12 +394,13 @@ class Connection(asyncio.Protocol):
             raise WireViolation(f"{backlog} bytes wait for it, and it does not read")
         now, mux = self._loop.time(), self.mux
         if now - self._second_began > 1.0:
-            self._second_began, self._second_control, self._second_data = now, 0, 0
+            self._second_began, self._second_control, self._second_data, self._second_requests = now, 0, 0, 0
         self._second_control += mux.control_frames
         self._second_data += mux.data_frames
         mux.control_frames = mux.data_frames = 0
-        if self._second_control > CONTROL_FRAMES_PER_SECOND:
-            raise WireViolation(f"more than {CONTROL_FRAMES_PER_SECOND} control frames in a second")
+        allowed = CONTROL_FRAMES_PER_SECOND + CONTROL_FRAMES_PER_REQUEST * self._second_requests
+        if self._second_control > allowed:
+            raise WireViolation(f"more than {allowed} control frames in a second")
         if self._second_data <= DATA_FRAMES_PER_SECOND // 10:
             return 0.0  # A short burst passes.
         return max(0.0, self._second_data / DATA_FRAMES_PER_SECOND - (now - self._second_began))

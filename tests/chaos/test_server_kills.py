@@ -1,0 +1,115 @@
+"""kill -9 of every process of a server at once, or of one of them: sandboxes and their commands run on."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from hutch.client import Client, Server
+from tests.conftest import start_server, stop_server, wait_until
+
+pytestmark = [pytest.mark.root, pytest.mark.sandbox, pytest.mark.campaign]
+
+SCRIPT = "n=1; while [ $n -le 40 ]; do echo line $n; n=$((n+1)); sleep 0.05; done; exit 7"
+EXPECTED = "".join(f"line {number}\n" for number in range(1, 41))
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def kill_everything(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to the supervisor and its children, so that none can tell another."""
+    processes = [process.pid, *children(process.pid)]
+    for pid in processes:
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    wait_until(lambda: all(gone(pid) for pid in processes), 10, "the server's processes to be gone")
+
+
+async def begin(where: Server) -> tuple[str, str, str]:
+    """A new sandbox with a detached command: name, session, command."""
+    async with Client(where) as client:
+        made = await client.sandboxes.create()
+        command = await client.commands.start(made.session.id, ["sh", "-c", SCRIPT])
+        return made.sandbox.name, made.session.id, command.id
+
+
+async def check(where: Server, session: str, command: str) -> None:
+    """The command ended by itself, and nothing of its output is missing."""
+    async with Client(where) as client:
+        ended = await client.commands.get(session, command, wait=True)
+        assert ended.exit_code == 7
+        assert "".join([output.text async for output in client.commands.logs(session, command)]) == EXPECTED
+
+
+async def delete(where: Server, names: list[str]) -> None:
+    async with Client(where) as client:
+        for name in names:
+            await client.sandboxes.delete(name)
+
+
+@pytest.mark.timeout(1800)
+async def test_sandboxes_survive_the_death_of_every_process(no_leaks: Path, full_campaign: bool) -> None:
+    no_leaks.mkdir()
+    log = no_leaks.parent / "serve.log"
+    chance = random.Random(7)
+    process, where = start_server(no_leaks, log)
+    names = []
+    for _ in range(20 if full_campaign else 2):
+        name, session, command = await begin(where)
+        names.append(name)
+        if chance.random() < 0.5:
+            async with Client(where) as client:
+                assert (await client.commands.run(session, ["true"]))[0] == 0
+        kill_everything(process)
+        process, where = start_server(no_leaks, log)
+        await check(where, session, command)
+        async with Client(where) as client:
+            assert (await client.sandboxes.session(session)).status == "running"
+            assert (await client.commands.run(session, ["echo", "still here"]))[1] == "still here\n"
+    await delete(where, names)
+    stop_server(process, log)
+
+
+async def test_sandboxes_survive_the_death_of_each_process_alone(no_leaks: Path) -> None:
+    no_leaks.mkdir()
+    log = no_leaks.parent / "serve.log"
+    process, where = start_server(no_leaks, log)
+    name, session, command = await begin(where)
+    for victim in sorted(children(process.pid)):
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda victim=victim: gone(victim) and len(children(process.pid)) == 2, 30, "a new child")  # type: ignore[misc]
+    wait_until(lambda: answers(where, session), 60, "an answer after both were killed")
+    await check(where, session, command)
+    await delete(where, [name])
+    stop_server(process, log)
+
+
+def answers(where: Server, session: str) -> bool:
+    done = subprocess.run(
+        [
+            "curl",
+            "-sf",
+            "-m",
+            "5",
+            "-H",
+            f"authorization: Bearer {where.token}",
+            f"{where.url}/api/v2/sandboxes/sessions/{session}/cmd",
+        ],
+        capture_output=True,
+        check=False,
+    )
+    return done.returncode == 0
