@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("ids", nargs="*", help=f"ID=a,b or names; known: {', '.join(BENCHMARKS)}. Default: all")
     parser.add_argument("--id", default="", help="the same, as `make bench ID=…` says it")
     parser.add_argument("--quick", action="store_true", help="few samples, to see that it works; the figures mean little")
+    parser.add_argument("--note", default="", help="a sentence about the circumstances, kept with the result")
     parser.add_argument("--output", type=Path, help="where the JSON goes; default: bench/results/DATE.json")
     options = parser.parse_args(argv)
     wanted = [name for word in [*options.ids, options.id] for name in word.removeprefix("ID=").split(",") if name]
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("benchmarks start real servers and need root")
     # Told to leave, a benchmark still stops its server and unmounts its peer.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    return asyncio.run(_run(wanted, options.quick, options.output))
+    return asyncio.run(_run(wanted, options.quick, options.note, options.output))
 
 
 def _matches(wanted: str, known: str) -> bool:
@@ -43,9 +44,10 @@ def _matches(wanted: str, known: str) -> bool:
     return wanted == known or wanted.startswith(f"{known}.") or known.startswith(f"{wanted}.")
 
 
-async def _run(wanted: list[str], quick: bool, output: Path | None) -> int:
+async def _run(wanted: list[str], quick: bool, note: str, output: Path | None) -> int:
     results: list[Result] = []
     broken = 0
+    machine = facts()
     for known, benchmark in BENCHMARKS.items():
         if wanted and not any(_matches(name, known) for name in wanted):
             continue
@@ -55,7 +57,7 @@ async def _run(wanted: list[str], quick: bool, output: Path | None) -> int:
         except Exception as error:  # noqa: BLE001 - one broken benchmark must not hide the others
             print(f"{known} could not run: {type(error).__name__}: {error}", file=sys.stderr)
             broken += 1
-    document = {"machine": facts(), "quick": quick, "results": [result.as_json() for result in results]}
+    document = {"machine": machine, "quick": quick, "note": note, "results": [result.as_json() for result in results]}
     path = output or RESULTS / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")

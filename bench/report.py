@@ -19,6 +19,7 @@ _INTRODUCTION = """\
 
 Measured with `make bench` on one machine on one day. Absolute times describe that machine; the **ratio** to the peer, which ran
 beside it in the same run, is what carries over. Nothing is trimmed, nothing is tried again. A target that is not met says so.
+To publish another run: `make bench`, then `python -m bench.report --publish bench/results/….json`.
 
 """
 
@@ -50,9 +51,10 @@ def page(document: dict[str, Any]) -> str:
     where = (
         f"{machine['cpu']}, {machine['cores']} cores{' (virtual)' if machine['virtual'] else ''}, {machine['memory_mib']} MiB, "
         f"Linux {machine['kernel']}, cgroup version {machine['cgroup_version']}; {machine['backend']}, runsc {machine['runsc']}, "
-        f"Hutch {machine['hutch']}; {machine['date']}."
+        f"Hutch {machine['hutch']}; load {machine.get('load_before', 'unknown')} before; {machine['date']}."
     )
-    parts = [_INTRODUCTION, f"Machine: {where}\n\n", table(document), "\n\n## What each one is\n\n"]
+    note = f" {document['note']}" if document.get("note") else ""
+    parts = [_INTRODUCTION, f"Machine: {where}{note}\n\n", table(document), "\n\n## What each one is\n\n"]
     for result in document["results"]:
         facts = "; ".join(f"{key.replace('_', ' ')} {value}" for key, value in result["facts"].items())
         peer = f" Peer: {result['peer_is']}." if result["peer_is"] else ""

@@ -71,6 +71,11 @@ class Sdk:
     async def show(self, sandbox: Sandbox) -> bytes:
         return await self._http.request("GET", f"/api/v2/sandboxes/{sandbox.name}?teamId={self._team}&projectId={self._project}")
 
+    async def pooled(self) -> int:
+        """Machines that wait in the server's pools now."""
+        lines = (await self._http.request("GET", "/metrics")).decode().splitlines()
+        return next((int(float(line.split()[1])) for line in lines if line.startswith("hutch_host_pooled ")), 0)
+
     async def delete(self, sandbox: Sandbox) -> None:
         await self._http.request("DELETE", f"/api/v2/sandboxes/{sandbox.name}?teamId={self._team}&projectId={self._project}")
 

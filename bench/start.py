@@ -12,10 +12,12 @@ from bench.measure import Result, Series, Target, at_most
 from bench.raw import Raw, raw_runsc
 from bench.sdk import Sdk
 from bench.server import serving
+from hutch.settings import load
 
 NODE = ("node", "-v")
 TRUE = ("/bin/true",)
 BURST = 50
+POLL_S = 0.02
 
 
 async def tti_seq(quick: bool) -> list[Result]:
@@ -27,20 +29,27 @@ async def tti_seq(quick: bool) -> list[Result]:
 
 
 async def create_first(quick: bool) -> list[Result]:
-    """Create → `/bin/true` has ended, one after another, with the pool and without."""
+    """Create → `/bin/true` has ended, one after another: with a full pool, with the pool as fast as it refills, and without."""
     return [
-        await _sequence("create.first", TRUE, None, 10 if quick else 100, {"p50": 30}),
+        await _sequence("create.first", TRUE, None, 10 if quick else 100, {"p50": 30}, full_pool=True),
+        await _sequence("create.first.drained", TRUE, None, 10 if quick else 100, {}),
         await _sequence("create.first.nopool", TRUE, 0, 5 if quick else 50, {"p50": 180}),
     ]
 
 
-async def _sequence(name: str, argv: Sequence[str], pool: int | None, count: int, limits: dict[str, float]) -> Result:
+async def _sequence(
+    name: str, argv: Sequence[str], pool: int | None, count: int, limits: dict[str, float], *, full_pool: bool = False
+) -> Result:
+    """`full_pool` waits before each create, off the clock, until the pool is as it should be."""
     samples, failures = [], 0
+    wanted = load().pool.size
     with serving(pool) as server:
         sdk = Sdk(server.where)
         await _probe(sdk)
         cpu = busy_cpu_s()
         for _ in range(count):
+            if full_pool:
+                await _until_pooled(sdk, wanted)
             start = time.perf_counter()
             try:
                 sandbox = await sdk.create()
@@ -59,9 +68,16 @@ async def _sequence(name: str, argv: Sequence[str], pool: int | None, count: int
     with raw_runsc() as raw:
         peer = Series.of([_raw_start(raw, argv) for _ in range(max(5, count // 3))])
     targets = [at_most(f"{percentile} ms", getattr(ours, percentile), limit) for percentile, limit in limits.items()]
-    what = f"create → `{' '.join(argv)}`, {'default pool' if pool is None else 'pool off'}, one after another"
+    kept = "pool off" if pool == 0 else "each with a full pool" if full_pool else "default pool, refilling meanwhile"
+    what = f"create → `{' '.join(argv)}`, one after another, {kept}"
     facts = {"machine_cpu_ms_each": round(cpu_ms, 1)}
     return Result(name, what, ours, peer, "runsc run of the same", [*targets, _no_failures(failures)], facts)
+
+
+async def _until_pooled(sdk: Sdk, wanted: int) -> None:
+    """Wait until that many machines are ready; the server tells nobody when they are."""
+    while await sdk.pooled() < wanted:  # noqa: ASYNC110 - there is no event to wait for
+        await asyncio.sleep(POLL_S)
 
 
 async def _probe(sdk: Sdk) -> None:

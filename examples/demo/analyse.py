@@ -5,7 +5,9 @@ import re
 import sys
 from collections import Counter
 
-LINE = re.compile(r'(?P<client>\S+) \S+ \S+ \[[^\]]+\] "(?P<method>\S+) (?P<path>[^ ?"]+)[^"]*" (?P<status>\d{3}) (?P<size>\d+) (?P<ms>\d+)')
+LINE = re.compile(
+    r'(?P<client>\S+) \S+ \S+ \[[^\]]+\] "(?P<method>\S+) (?P<path>[^ ?"]+)[^"]*" (?P<status>\d{3}) (?P<size>\d+) (?P<ms>\d+)'
+)
 
 
 def main(source: str, target: str) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.clients.conftest import JAVASCRIPT
+from tests.clients.conftest import JAVASCRIPT, node_tool
 from tests.conftest import RunningServer, tail
 
 TIMEOUT_S = 240
@@ -20,10 +19,8 @@ pytestmark = [pytest.mark.clients, pytest.mark.sandbox, pytest.mark.root, pytest
 def test_javascript_sdk(
     script: str, server: RunningServer, javascript_sdk: Path, client_environment: dict[str, str], leak_check: None
 ) -> None:
-    node = shutil.which("node")
-    assert node is not None, "node is not installed; `make setup` installs it."
     done = subprocess.run(
-        [node, "--test", "--test-reporter=spec", script],
+        [node_tool("node"), "--test", "--test-reporter=spec", script],
         cwd=javascript_sdk,
         env=client_environment,
         capture_output=True,

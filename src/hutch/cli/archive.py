@@ -3,12 +3,17 @@ directories and links that stay inside."""
 
 from __future__ import annotations
 
+import gzip
 import os
+import posixpath
+import shutil
 import stat
 import tarfile
-from pathlib import Path
+import zlib
+from pathlib import Path, PurePosixPath
 from typing import IO
 
+from hutch.cli.errors import printable
 from hutch.errors import BadRequestError, NotFoundError
 
 
@@ -80,20 +85,58 @@ def _add(tar: tarfile.TarFile, name: str, content: IO[bytes], status: os.stat_re
 
 
 def unpack(archive: IO[bytes], target: Path) -> int:
-    """Unpack a gzipped archive from a sandbox as the directory `target`; the bytes of the files. Raises `BadRequestError`."""
+    """Unpack a gzipped archive from a sandbox as the directory `target`; the bytes of the files. Raises `BadRequestError`.
+
+    Symbolic links are made last, so nothing is ever written through one that the archive brought.
+    """
     total = 0
+    links: list[tuple[PurePosixPath, str]] = []
     try:
         target.mkdir(parents=True, exist_ok=True)
         with tarfile.open(fileobj=archive, mode="r:gz") as tar:
             for entry in tar:
-                if not (entry.isreg() or entry.isdir() or entry.issym() or entry.islnk()):
-                    raise BadRequestError(
-                        "hostile_archive", f"The sandbox sent {entry.name!r}, which is no file, directory or link."
-                    )
-                tar.extract(entry, target, filter="data")
-                total += entry.size if entry.isreg() else 0
-    except (tarfile.TarError, EOFError) as error:
-        raise BadRequestError("hostile_archive", f"The sandbox's archive can't be unpacked: {error}.") from error
+                name = _within(entry.name, entry.name)
+                if entry.isdir():
+                    (target / name).mkdir(parents=True, exist_ok=True)
+                elif entry.issym():
+                    _within(str(name.parent / entry.linkname), entry.name)
+                    links.append((name, entry.linkname))
+                elif entry.isreg() or entry.islnk():
+                    total += _extract(tar, entry, target / name)
+                else:
+                    raise _hostile(f"{entry.name!r} is no file, directory or link")
+        for name, to in links:
+            (target / name).symlink_to(to)
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _hostile(str(error)) from error
     except OSError as error:
         raise BadRequestError("not_writable", f"{error.filename or target} can't be written: {error.strerror}.") from error
     return total
+
+
+def _within(path: str, name: str) -> PurePosixPath:
+    """`path` below the target, normalized. Raises for one that leaves it."""
+    normal = PurePosixPath(posixpath.normpath(path))
+    if normal.is_absolute() or ".." in normal.parts or "\0" in path:
+        raise _hostile(f"{name!r} leads out of the directory")
+    return normal
+
+
+def _extract(tar: tarfile.TarFile, entry: tarfile.TarInfo, path: Path) -> int:
+    """Write one file; of its mode only what is harmless. A hard link becomes a copy."""
+    try:
+        content = tar.extractfile(entry)
+    except KeyError:
+        content = None
+    if content is None:
+        raise _hostile(f"{entry.name!r} links to what is not there")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with content, open(path, "wb") as file:
+        shutil.copyfileobj(content, file)
+        size = file.tell()
+    path.chmod((entry.mode & 0o755) | 0o600)
+    return size
+
+
+def _hostile(reason: str) -> BadRequestError:
+    return BadRequestError("hostile_archive", f"What the sandbox sent is not unpacked: {printable(reason)}.")
