@@ -16,6 +16,10 @@ from pathlib import Path
 CONTROLLERS = ("cpu", "cpuacct", "memory", "pids")
 
 
+POLL_S = 0.003
+"""The kernel has no event for an empty version 1 cgroup."""
+
+
 class CgroupsMissing(OSError):
     """The machine lacks a controller that limits or meters sandboxes."""
 
@@ -84,12 +88,12 @@ class Cgroups:
             return None
 
     def pids(self, path: str) -> list[int]:
-        """Processes in a cgroup."""
-        found: set[int] = set()
-        for directory in self.directories(path):
-            with contextlib.suppress(OSError):
-                found.update(int(line) for line in (directory / "cgroup.procs").read_text().split())
-        return sorted(found)
+        """Processes in a cgroup. They are the same in every hierarchy."""
+        try:
+            listed = (self.roots["pids"] / path.lstrip("/") / "cgroup.procs").read_text()
+        except OSError:
+            return []
+        return sorted(int(line) for line in listed.split())
 
     def oom_kills(self, path: str) -> int:
         """How often the kernel killed something in a cgroup for lack of memory."""
@@ -109,20 +113,19 @@ class Cgroups:
                     os.kill(pid, signal.SIGKILL)
             if time.monotonic() > deadline:
                 return
-            # The kernel has no event for an empty version 1 cgroup.
-            time.sleep(0.002)
+            time.sleep(POLL_S)
 
-    def remove(self, path: str) -> bool:
-        """Remove an empty cgroup; whether nothing of it is left."""
-        left = False
-        for directory in self.directories(path):
-            try:
-                directory.rmdir()
-            except FileNotFoundError:
-                continue
-            except OSError:
-                left = True
-        return not left
+    def remove(self, path: str, timeout_s: float = 0.0) -> bool:
+        """Remove an empty cgroup; whether nothing of it is left. The dead may keep it busy for a moment: that is waited for."""
+        left = self.directories(path)
+        deadline = time.monotonic() + timeout_s
+        while left:
+            left = [directory for directory in left if not _removed(directory)]
+            if left and time.monotonic() >= deadline:
+                return False
+            if left:
+                time.sleep(POLL_S)
+        return True
 
     def children(self, path: str) -> set[str]:
         """Names of the cgroups below one."""
@@ -131,3 +134,13 @@ class Cgroups:
             with contextlib.suppress(OSError):
                 found.update(entry.name for entry in directory.iterdir() if entry.is_dir())
         return found
+
+
+def _removed(directory: Path) -> bool:
+    try:
+        directory.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True

@@ -16,7 +16,7 @@ import signal
 import struct
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +34,13 @@ class CommandFailed(OSError):
         super().__init__(f"`{' '.join(command)}` ended with {code}: {output.strip()[-2000:] or 'no output'}")
 
 
-def run(command: Sequence[str], stdin: str | None = None, timeout_s: float = 60.0) -> str:
-    """Run a command to its end; what it printed. Raises `CommandFailed`."""
+def run(
+    command: Sequence[str], stdin: str | None = None, timeout_s: float = 60.0, environment: Mapping[str, str] | None = None
+) -> str:
+    """Run a command to its end; what it printed. `environment` is added to what every command gets. Raises `CommandFailed`."""
+    merged = command_environment() | dict(environment or {})
     try:
-        done = subprocess.run(
-            command, input=stdin, text=True, capture_output=True, timeout=timeout_s, check=False, env=command_environment()
-        )
+        done = subprocess.run(command, input=stdin, text=True, capture_output=True, timeout=timeout_s, check=False, env=merged)
     except FileNotFoundError as error:
         raise CommandFailed(command, 127, "it is not installed; run `make setup`") from error
     except subprocess.TimeoutExpired as error:

@@ -336,7 +336,7 @@ class Machines:
     def _remove_files(self, identifier: str) -> None:
         cgroup = self._names.cgroup(identifier)
         self.cgroups.kill_all(cgroup, EMPTY_TIMEOUT_S)
-        self.cgroups.remove(cgroup)
+        self.cgroups.remove(cgroup, EMPTY_TIMEOUT_S)
         directory = self._directory / identifier
         for point in kernel.mounts_below(directory):
             kernel.unmount(point)

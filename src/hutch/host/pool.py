@@ -34,7 +34,11 @@ class Pool:
         self._discard = discard
         self._wake = asyncio.Event()
         self._workers_wanted = refill_concurrency
-        self._starting: dict[tuple[str, int, int, int], int] = dict.fromkeys(self._ready, 0)
+        self._starting: dict[tuple[str, int, int, int], list[float]] = {kind.key: [] for kind, _ in kinds}
+        self._boot_s = 0.0
+        self._waiters: dict[tuple[str, int, int, int], deque[asyncio.Future[Machine | None]]] = {
+            kind.key: deque() for kind, _ in kinds
+        }
         self._workers: list[asyncio.Task[None]] = []
         self._discards: set[asyncio.Task[None]] = set()
 
@@ -46,8 +50,24 @@ class Pool:
         self._wake.set()
         self._workers = [loop.create_task(self._refill()) for _ in range(self._workers_wanted if self._targets else 0)]
 
-    def take(self, kind: MachineKind) -> Machine | None:
-        """A ready machine, or None."""
+    async def take(self, kind: MachineKind) -> Machine | None:
+        """A ready machine, or one that will be sooner than one of the caller's own; None when the caller has to boot one."""
+        machine = self._take_ready(kind)
+        if machine is not None:
+            return machine
+        waiters = self._waiters.get(kind.key)
+        if waiters is None:
+            return None
+        loop = asyncio.get_running_loop()
+        begun = self._starting[kind.key]
+        # Half done is worth waiting for; before that, a second boot beside it serves both this caller and the next.
+        if len(waiters) >= len(begun) or loop.time() - begun[len(waiters)] < self._boot_s / 2:
+            return None
+        waiter: asyncio.Future[Machine | None] = loop.create_future()
+        waiters.append(waiter)
+        return await waiter
+
+    def _take_ready(self, kind: MachineKind) -> Machine | None:
         ready = self._ready.get(kind.key)
         while ready:
             machine = ready.popleft()
@@ -64,21 +84,36 @@ class Pool:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            self._starting[kind.key] += 1
+            began = asyncio.get_running_loop().time()
+            self._starting[kind.key].append(began)
             try:
                 machine = await self._boot(kind)
             except HutchError as error:
+                self._hand_over(kind, None)
                 log.warning("the pool could not be refilled: %s", error)
                 await asyncio.sleep(RETRY_S)
                 continue
             finally:
-                self._starting[kind.key] -= 1
+                self._starting[kind.key].remove(began)
+            self._boot_s = asyncio.get_running_loop().time() - began
+            if self._hand_over(kind, machine):
+                continue
             self._ready[kind.key].append(machine)
             machine.died.add_done_callback(lambda _, machine=machine: self._lost(machine))  # type: ignore[misc]
 
+    def _hand_over(self, kind: MachineKind, machine: Machine | None) -> bool:
+        """Give a machine, or the news that there is none, to whoever waits longest; whether anybody did."""
+        waiters = self._waiters[kind.key]
+        while waiters:
+            waiter = waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(machine)
+                return True
+        return False
+
     def _short(self) -> MachineKind | None:
         for key, (kind, size) in self._targets.items():
-            if len(self._ready[key]) + self._starting[key] < size:
+            if len(self._ready[key]) + len(self._starting[key]) < size:
                 return kind
         return None
 
@@ -100,6 +135,10 @@ class Pool:
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
         machines = [machine for ready in self._ready.values() for machine in ready]
         for ready in self._ready.values():
             ready.clear()

@@ -256,7 +256,7 @@ class Supervisor:
 
     async def _claimed(self, kind: MachineKind, spec: SessionSpec) -> Machine:
         """A machine that is this session's. A pooled one that fails is replaced by a fresh one, once."""
-        pooled = self.pool.take(kind)
+        pooled = await self.pool.take(kind)
         if pooled is not None:
             try:
                 await self._machines.claim(pooled, kind.image, spec.hostname, spec.env)

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 * 1024 * 1024), "MALLOC_TRIM_THRESHOLD_": str(64 * 1024 * 1024)}
+"""Buffers of a stream come from memory that is kept: given back to the kernel after each, its pages would be half of the cost."""
 STEADY_S = 30.0
 """A child that ran this long was well; the next restart is quick again."""
 
@@ -26,6 +28,7 @@ def child_environment(settings: Settings, environment: Mapping[str, str], change
     """`environment` in which `hutch.settings.load` finds these settings, with `changed` (`section.key` → text) over them."""
     result = {name: value for name, value in environment.items() if not (name.startswith(ENVIRONMENT_PREFIX) and "__" in name)}
     result["HUTCH_CONFIG"] = os.devnull
+    result |= MALLOC
     for section in type(settings).model_fields:
         model = getattr(settings, section)
         for key in type(model).model_fields:
