@@ -195,7 +195,7 @@ class PoolSettings(Section):
 
     size: int = Field(2, description="Machines kept ready per image; 0 switches pools off.", ge=0, le=1000)
     images: TextList = Field((), description="Images that get a pool. Default: only `sandbox.default_image`.")
-    refill_concurrency: int = Field(1, description="Machines started at once to refill a pool.", ge=1, le=64)
+    refill_concurrency: int = Field(2, description="Machines started at once to refill a pool.", ge=1, le=64)
 
 
 class DatabaseSettings(Section):
