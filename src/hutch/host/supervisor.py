@@ -14,7 +14,7 @@ import logging
 import shutil
 import sqlite3
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
@@ -49,7 +49,6 @@ class Session:
     commands: Commands | None = None
     timer: asyncio.TimerHandle | None = None
     ending: asyncio.Task[SessionRecord] | None = None
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
     def live(self) -> bool:
@@ -78,6 +77,7 @@ class Supervisor:
         self._sessions: dict[str, Session] = {}
         self._creating: dict[str, asyncio.Task[SessionRecord]] = {}
         self._background: set[asyncio.Task[None]] = set()
+        self._removals: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self.pool = Pool(self._kinds_to_pool(), self._boot, self._discard, settings.pool.refill_concurrency)
         self.draining = self._left = False
@@ -186,7 +186,7 @@ class Supervisor:
             if session.machine is not None and session.commands is not None and session.ending is None:
                 session.machine.let_go()
                 await session.commands.close()
-            await asyncio.gather(*session.tasks, return_exceptions=True)
+        await asyncio.gather(*self._removals, return_exceptions=True)
         for task in list(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
@@ -386,8 +386,8 @@ class Supervisor:
         )
         session.machine = session.commands = None
         removal = asyncio.get_running_loop().create_task(self._machines.remove(machine))
-        session.tasks.add(removal)
-        removal.add_done_callback(session.tasks.discard)
+        self._removals.add(removal)
+        removal.add_done_callback(self._removals.discard)
         removal.add_done_callback(_log_failure)
         return session.record
 
