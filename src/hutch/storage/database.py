@@ -7,7 +7,10 @@ doors lead to one pool.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import sqlite3
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -46,6 +49,9 @@ class Database:
 
     async def open(self, migrations: Migrations) -> None:
         """Bring the schema up to date."""
+        path = self._writer.url.database
+        if self.dialect == "sqlite" and path is not None:
+            await asyncio.to_thread(_switch_to_wal, path)
         async with self.write() as connection:
             if self.dialect == "postgresql":
                 await connection.execute(text("SELECT pg_advisory_xact_lock(4862719)"))
@@ -84,16 +90,30 @@ def _translated() -> Any:
         raise UnavailableError("database_unavailable", "The database does not answer. Try again.", retry_after_s=1) from error
 
 
+def _switch_to_wal(path: str) -> None:
+    """Make WAL the file's journal, which it then stays. The switch needs the file for itself and, unlike everything else,
+    does not wait for it, so that of several processes that open a new database all but one have to try again."""
+    end = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            with contextlib.closing(sqlite3.connect(path, timeout=BUSY_TIMEOUT_MS / 1000)) as connection:
+                connection.execute("PRAGMA journal_mode=WAL")
+                return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise UnavailableError("database_unavailable", "The database does not answer. Try again.", retry_after_s=1) from error
+            time.sleep(0.01)
+
+
 def _prepare_sqlite(engine: AsyncEngine, begin: str) -> None:
     @event.listens_for(engine.sync_engine, "connect")
     def connect(connection: Any, record: object) -> None:
         # The driver must not begin transactions by itself: it would do so with a deferred BEGIN, and only before writes.
         connection.isolation_level = None
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
         cursor.execute("PRAGMA synchronous=NORMAL")
         cursor.execute("PRAGMA foreign_keys=ON")
-        cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
         cursor.close()
 
     @event.listens_for(engine.sync_engine, "begin")
