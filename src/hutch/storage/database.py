@@ -84,10 +84,14 @@ def _translated() -> Any:
         yield
     except DBAPIError as error:
         if error.connection_invalidated or type(error).__name__ in ("OperationalError", "InterfaceError"):
-            raise UnavailableError("database_unavailable", "The database does not answer. Try again.", retry_after_s=1) from error
+            raise _unavailable() from error
         raise
     except OSError as error:
-        raise UnavailableError("database_unavailable", "The database does not answer. Try again.", retry_after_s=1) from error
+        raise _unavailable() from error
+
+
+def _unavailable() -> UnavailableError:
+    return UnavailableError("database_unavailable", "The database does not answer. Try again.", retry_after_s=1)
 
 
 def _switch_to_wal(path: str) -> None:
@@ -101,7 +105,7 @@ def _switch_to_wal(path: str) -> None:
                 return
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
-                raise UnavailableError("database_unavailable", "The database does not answer. Try again.", retry_after_s=1) from error
+                raise _unavailable() from error
             time.sleep(0.01)
 
 
