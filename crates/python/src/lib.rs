@@ -1,0 +1,1 @@
+//! The policy engine as a Python module.
