@@ -8,6 +8,7 @@ Methods over `hutch.wire` (client = control plane):
     session.list     {}                         → {}, EVENT SessionRecord …
     session.stop     StopRequest                → SessionRecord (answers when it is down)
     session.extend   ExtendRequest              → SessionRecord
+    session.network  NetworkUpdate              → NetworkApplied (answers when the policy is enforced)
     events           {"after": seq}             → {}, then EVENT SessionEvent …, for ever
     command.start    CommandStart               → CommandRecord; with `follow`: DATA 1/2 …, EVENT CommandRecord (final)
     command.get      CommandGet                 → CommandRecord; with `wait` an EVENT CommandRecord (final) follows
@@ -19,6 +20,8 @@ Methods over `hutch.wire` (client = control plane):
     file.read        FileRead                   → {"size": int}, DATA 1 …
     file.mkdir       FileMkdir                  → {}
     archive.write    ArchiveWrite, DATA 0, END  → {"files": int, "bytes": int}
+    credentials.change  CredentialChange        → {} (answers when every live session that names it has the new value)
+    audit.read       AuditRead                  → AuditPage
 
 Errors: 404 `session_not_found`, `command_not_found`; 410 `sandbox_stopped`; those of the agent protocol; 503 `host_full`.
 """
@@ -45,6 +48,19 @@ LIVE = frozenset(
 )
 
 
+class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a session may reach. `policy` and `bounds` are policies in request form, as JSON text; no policy is `allow-all`.
+
+    `credentials` has the values of the stored credentials that the policy names: one that is missing here does not exist,
+    and the rules that name it are closed. `generation` grows with every policy of a sandbox and never repeats.
+    """
+
+    policy: str | None = None
+    bounds: list[str] = []
+    credentials: dict[str, str] = {}
+    generation: int = 1
+
+
 class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a host needs to start a session. `image` is a reference; `env` the sandbox's; `timeout_ms` from the start."""
 
@@ -59,6 +75,9 @@ class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     hostname: str = "sandbox"
     disk_bytes: int | None = None
     persistent: bool = False
+    sandbox_id: str = ""
+    team_id: str = ""
+    network: NetworkSpec = NetworkSpec()
 
 
 class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +124,42 @@ class ExtendRequest(msgspec.Struct, frozen=True):
     session_id: str
     duration_ms: int
     max_timeout_ms: int
+
+
+class NetworkUpdate(msgspec.Struct, frozen=True, kw_only=True):
+    session_id: str
+    network: NetworkSpec
+
+
+class NetworkApplied(msgspec.Struct, frozen=True, kw_only=True):
+    """Enforced: connections that the policy of `generation` does not allow are closed, `kept_flows` others live on."""
+
+    generation: int
+    closed_flows: int
+    kept_flows: int
+
+
+class CredentialChange(msgspec.Struct, frozen=True, kw_only=True):
+    """A stored credential of a project has this value from now on; None: it was deleted."""
+
+    project_id: str
+    name: str
+    value: str | None
+
+
+class AuditRead(msgspec.Struct, frozen=True, kw_only=True):
+    """At most `limit` records of a sandbox whose `seq` is greater than `after`, oldest first."""
+
+    sandbox_id: str
+    after: int
+    limit: int
+
+
+class AuditPage(msgspec.Struct, frozen=True, kw_only=True):
+    """`records` are JSON texts; `next` is the `seq` to read on after (that of the last record, or `after` without any)."""
+
+    records: list[str]
+    next: int
 
 
 class CommandStart(msgspec.Struct, frozen=True, kw_only=True):
