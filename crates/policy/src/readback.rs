@@ -4,6 +4,8 @@
 //! responses, and for our extensions. Where something would be lost, `hutch.policy` beside it carries the policy in the
 //! request form. Compiling what was read back, with the policy itself as the previous one, gives the same policy.
 
+use zeroize::Zeroizing;
+
 use crate::json::Json;
 use crate::policy::{Defaults, DnsMode, Inspect, Mode, Policy, Unmatched};
 use crate::rules::{Action, Rule, limits_to_json};
@@ -23,6 +25,12 @@ impl Policy {
             Json::object([Some(("policy", self.request_form(false)))]),
         ));
         Json::Object(members).to_text()
+    }
+
+    /// The request form as JSON text, secret values included. For storage under seal and for the gateway, never to be shown;
+    /// compiling it gives the same policy, values and all.
+    pub fn request_text(&self) -> Zeroizing<String> {
+        Zeroizing::new(self.request_form(true).to_text())
     }
 
     /// Whether the vendor's form says everything.

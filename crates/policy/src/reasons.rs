@@ -20,6 +20,13 @@ macro_rules! reasons {
                     $(Self::$name => $code,)+
                 }
             }
+
+            /// What it means, as a sentence for people.
+            pub fn description(self) -> &'static str {
+                match self {
+                    $(Self::$name => concat!($($doc),+).trim_start(),)+
+                }
+            }
         }
     };
 }

@@ -248,8 +248,8 @@ fn edit_value(node: &Node) -> Result<Value, PolicyError> {
     let fields = node.fields(&["credential", "format", "placeholder"])?;
     let name = fields.need("credential")?;
     let text = name.string()?;
-    if !is_word(text, 64, |byte| matches!(byte, b'-' | b'.')) {
-        return Err(name.error("should be the name of a credential: 1 to 64 letters, digits, `_`, `-` and `.`"));
+    if !is_word(text, 64, |byte| byte == b'-') {
+        return Err(name.error("should be the name of a credential: 1 to 64 letters, digits, `_` and `-`"));
     }
     let format = match fields.get("format") {
         None => "{}",

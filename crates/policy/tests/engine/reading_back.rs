@@ -113,6 +113,12 @@ proptest! {
         // Values as well: not even their fingerprints differ.
         let hard_deny = Arc::new(HardDeny::default());
         let whole = |policy| EffectivePolicy::intersect(Arc::clone(&hard_deny), &[], policy);
-        prop_assert_eq!(diff(&whole(first), &whole(second)), Change::Nothing);
+        prop_assert_eq!(diff(&whole(Arc::clone(&first)), &whole(second)), Change::Nothing);
+        // What is stored is the policy, too.
+        let stored = first.request_text();
+        let third = tenant(&serde_json::from_str(&stored).unwrap());
+        prop_assert_eq!(third.request_text(), stored);
+        prop_assert_eq!(third.read_back(), first.read_back());
+        prop_assert_eq!(diff(&whole(first), &whole(third)), Change::Nothing);
     }
 }

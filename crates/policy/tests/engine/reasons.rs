@@ -17,6 +17,12 @@ fn every_reason_and_every_warning_is_documented_once() {
         codes, known,
         "the table of docs/policy-engine.md lists the codes in the order of the enum"
     );
+    for reason in Reason::ALL {
+        let row = format!("| `{reason}` | ");
+        let meaning = page.lines().find_map(|line| line.strip_prefix(&row)).unwrap();
+        let meaning = meaning.trim_start_matches("no refusal: ").trim_end_matches(" |");
+        assert_eq!(meaning, reason.description(), "{reason}");
+    }
     assert_eq!(known.iter().collect::<HashSet<_>>().len(), known.len());
     assert!(
         known
