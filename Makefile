@@ -71,4 +71,5 @@ image-lock: setup  ## Write the base image's package versions anew, as the mirro
 	@scripts/setup/run image-lock
 
 clean:  ## Remove what was built in the checkout (the cache directory stays)
-	rm -rf .hutch/bin .hutch/images .hutch/node .hutch/log site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .hutch/bin .hutch/images .hutch/node .hutch/log site .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+		src/hutch/egress/hutch_native.abi3.so

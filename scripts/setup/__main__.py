@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from scripts.setup import agent, cache, image, machine, node, packages, python_env, report, runsc, service_user, test_tools
+from scripts.setup import cache, image, machine, native, node, packages, python_env, report, runsc, service_user, test_tools
 from scripts.setup.report import SetupError, Step
 
 STEPS: dict[str, Callable[[Step], None]] = {
@@ -15,7 +15,7 @@ STEPS: dict[str, Callable[[Step], None]] = {
     "python": python_env.ensure,
     "node": node.ensure,
     "runsc": runsc.ensure,
-    "agent": agent.ensure,
+    **{program.name: native.step(program) for program in native.PROGRAMS},
     "image": image.ensure,
     "user": service_user.ensure,
 }

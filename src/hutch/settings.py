@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -221,6 +221,59 @@ class TokenSettings(Section):
     max_ttl_s: int = Field(366 * 86_400, description="Longest life of a token, in seconds.", ge=60)
 
 
+class Audit(StrEnum):
+    """Which decisions of the egress firewall are recorded."""
+
+    ALL = "all"
+    DENIALS = "denials"
+
+
+class EgressSettings(Section):
+    """What sandboxes may reach at most, and how the gateway reaches it."""
+
+    dns_upstreams: TextList = Field(
+        (), description="Resolvers (`ADDR:PORT`) that the gateway asks. Default: those of the machine."
+    )
+    extra_trust_roots: Path | None = Field(
+        None, description="PEM file of certificate authorities that servers may have besides those of the machine."
+    )
+    allow_private: TextList = Field(
+        (),
+        description="Ranges (CIDR) that policies may open although they are private; "
+        "never loopback, metadata, own or sandbox addresses.",
+    )
+    audit: Audit = Field(Audit.ALL, description="Decisions that are recorded.")
+
+    @field_validator("dns_upstreams")
+    @classmethod
+    def _dns_upstreams(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for upstream in value:
+            try:
+                host, port = split_listen(upstream)
+                ip_address(host)
+            except ValueError as error:
+                raise ValueError(f"has {upstream!r}, which is not ADDR:PORT such as 198.51.100.53:53") from error
+            if port == 0:
+                raise ValueError(f"has {upstream!r}, and no server listens on port 0")
+        return value
+
+    @field_validator("allow_private")
+    @classmethod
+    def _allow_private(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        # Which of them can be opened at all is the policy engine's to say; this only tells a range from a slip of the pen.
+        for text in value:
+            try:
+                ip_network(text)
+            except ValueError as error:
+                raise ValueError(f"has {text!r}, which is not a range such as 10.20.0.0/16") from error
+        return value
+
+    @field_validator("extra_trust_roots")
+    @classmethod
+    def _extra_trust_roots(cls, value: Path | None) -> Path | None:
+        return value.expanduser().absolute() if value is not None else None
+
+
 class Settings(BaseSettings):
     """Every setting, by section. Make one with `load`."""
 
@@ -234,6 +287,7 @@ class Settings(BaseSettings):
     pool: PoolSettings = Field(default_factory=PoolSettings)
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)
     tokens: TokenSettings = Field(default_factory=TokenSettings)
+    egress: EgressSettings = Field(default_factory=EgressSettings)
 
     _sources: dict[str, tuple[Source, str]] = PrivateAttr(default_factory=dict)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.setup import agent, go, machine, packages
+from scripts.setup import go, machine, native, packages
 from scripts.setup.report import SetupError, Step
 
 DEBIAN = (
@@ -77,7 +77,7 @@ def test_versions_of_go(text: str, version: tuple[int, ...]) -> None:
     [("rustc 1.95.0 (59807616e 2026-04-14)", (1, 95, 0)), ("rustc 1.96.0-nightly (x)", (1, 96, 0)), ("error: no toolchain", ())],
 )
 def test_versions_of_rust(text: str, version: tuple[int, ...]) -> None:
-    assert agent.rust_version(text) == version
+    assert native.rust_version(text) == version
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_without_a_rust_that_is_recent_enough_setup_says_how_to_get_one(
     no_distribution: list[str], have: tuple[int, ...]
 ) -> None:
     with pytest.raises(SetupError, match="Rust 1\\.88 or newer"):
-        agent._require_rust(have, Step("agent"))
+        native._require_rust(have, Step("agent"))
     assert no_distribution == []
 
 
@@ -188,5 +188,5 @@ def test_the_distributions_rust_is_taken_where_it_is_recent_enough(
     monkeypatch: pytest.MonkeyPatch, no_distribution: list[str]
 ) -> None:
     monkeypatch.setattr(packages, "candidate", lambda name: (1, 90, 0))
-    agent._require_rust((), Step("agent"))
+    native._require_rust((), Step("agent"))
     assert no_distribution == ["cargo", "rustc"]

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts.setup import agent, cache, shell
+from scripts.setup import cache, native, shell
 from scripts.setup.__main__ import STEPS
 
 RUN = shell.CHECKOUT / "scripts" / "setup" / "run"
-LINKS = ("bin/runsc", "bin/hutch-agent", "images", "node")
+LINKS = (".hutch/bin/runsc", ".hutch/images", ".hutch/node", *(program.link for program in native.PROGRAMS))
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -34,7 +34,7 @@ def test_a_second_setup_makes_nothing_and_takes_under_three_seconds(tmp_path: Pa
         (tmp_path / name).write_text(f"#!/bin/sh\necho {name} was called\nexit 1\n")
         (tmp_path / name).chmod(0o755)
     assert run().returncode == 0
-    links = {name: (shell.HUTCH_DIR / name).readlink() for name in LINKS}
+    links = {name: (shell.CHECKOUT / name).readlink() for name in LINKS}
     started = time.monotonic()
     second = run(PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     seconds = time.monotonic() - started
@@ -42,7 +42,7 @@ def test_a_second_setup_makes_nothing_and_takes_under_three_seconds(tmp_path: Pa
     lines = re.findall(r"^\[\d+/\d+\] (\S+) +(\S+)", second.stdout, re.MULTILINE)
     assert lines == [(name, "ok") for name in STEPS]
     assert seconds < 3
-    assert {name: (shell.HUTCH_DIR / name).readlink() for name in LINKS} == links
+    assert {name: (shell.CHECKOUT / name).readlink() for name in LINKS} == links
 
 
 def test_an_unknown_step_is_refused_with_the_names_of_all() -> None:
@@ -54,16 +54,16 @@ def test_an_unknown_step_is_refused_with_the_names_of_all() -> None:
 
 def test_what_is_linked_lies_outside_the_checkout() -> None:
     for name in LINKS:
-        target = (shell.HUTCH_DIR / name).resolve()
+        target = (shell.CHECKOUT / name).resolve()
         assert target.is_relative_to(cache.root().resolve())
         assert target.exists()
 
 
 def test_the_agent_is_static_and_a_distributions_program_is_not() -> None:
-    assert agent.is_static((shell.HUTCH_DIR / "bin" / "hutch-agent").read_bytes())
-    assert not agent.is_static(Path("/bin/ls").read_bytes())
+    assert native.is_static((shell.CHECKOUT / native.AGENT.link).read_bytes())
+    assert not native.is_static(Path("/bin/ls").read_bytes())
 
 
 @pytest.mark.parametrize("content", [b"", b"#!/bin/sh\n", b"\x7fELF\x02\x01", b"\x7fELF\x01\x01" + bytes(100)])
 def test_what_is_no_program_is_not_static(content: bytes) -> None:
-    assert not agent.is_static(content)
+    assert not native.is_static(content)

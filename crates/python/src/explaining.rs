@@ -15,8 +15,8 @@ use serde_json::{Value, json};
 
 use crate::request::{Fields, Refusal, Settings};
 
-/// What a name resolves to if nobody says. An address of documentation, so that hardly any policy has a range for it.
-const ASSUMED_ADDRESS: &str = "203.0.113.1";
+/// What a name resolves to if nobody says: the first of these that no range of the policies contains.
+const ASSUMED_ADDRESSES: [&str; 4] = ["203.0.113.1", "198.51.100.1", "192.0.2.1", "11.11.11.11"];
 /// What a name gets under `dns.mode` "virtual".
 const VIRTUAL_ADDRESS: &str = "198.18.0.1";
 
@@ -294,7 +294,7 @@ fn flow(asked: &Asked, policy: &EffectivePolicy) -> (Flow, bool) {
         (_, Some(address)) => (address, false, None),
         (Host::Address(address), None) => (*address, false, None),
         (Host::Name(name), None) if is_virtual => (constant(VIRTUAL_ADDRESS), false, Some(name.clone())),
-        (Host::Name(_), None) => (constant(ASSUMED_ADDRESS), true, None),
+        (Host::Name(_), None) => (assumed_address(policy), true, None),
     };
     let destination = SocketAddr::new(ip, asked.port);
     (
@@ -304,6 +304,21 @@ fn flow(asked: &Asked, policy: &EffectivePolicy) -> (Flow, bool) {
         },
         assumed,
     )
+}
+
+fn assumed_address(policy: &EffectivePolicy) -> IpAddr {
+    let addresses = ASSUMED_ADDRESSES.map(|text| text.parse::<IpAddr>().expect("a constant address"));
+    let layers = || policy.bounds().iter().chain([policy.tenant()]);
+    let named = |address: IpAddr| {
+        layers().any(|layer| {
+            let (allowed, denied) = layer.ranges();
+            allowed.iter().chain(denied).any(|range| range.contains(address))
+        })
+    };
+    addresses
+        .into_iter()
+        .find(|address| !named(*address))
+        .unwrap_or(addresses[0])
 }
 
 fn judge(asked: &Asked, policy: &EffectivePolicy, admission: &Admission) -> Judgement {

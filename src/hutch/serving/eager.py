@@ -12,6 +12,7 @@ from hutch.settings import Settings
 
 _LATE = (
     "encodings.idna",
+    "hutch.egress.hutch_native",
     "hutch.images",
     "jwt.algorithms",
     "multiprocessing.util",

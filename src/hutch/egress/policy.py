@@ -1,0 +1,181 @@
+"""Checking policies and asking about them. Both release the interpreter's lock; neither does I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+from hutch.egress import hutch_native
+from hutch.errors import BadRequestError
+from hutch.settings import Settings, SettingsError
+
+Role = Literal["tenant", "bounds"]
+Policy = str | bytes | Mapping[str, Any]
+"""JSON text, or what it means: a string is always JSON text, so that allow-all is `'"allow-all"'`."""
+
+SANDBOX_POOLS = ("100.64.0.0/10",)
+"""Where sandboxes get their addresses from: no policy and no operator opens these."""
+
+
+class Boundaries(msgspec.Struct, frozen=True, kw_only=True):
+    """What a policy is checked against: what the operator opened, addresses of the host and of sandboxes, and the policies (JSON
+    values) that bound a tenant's."""
+
+    allow_private: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    sandbox_pools: tuple[str, ...] = SANDBOX_POOLS
+    bounds: tuple[Any, ...] = ()
+
+    @classmethod
+    def of(cls, settings: Settings) -> Boundaries:
+        """Those that a server's settings give. Raises `SettingsError`."""
+        found = cls(allow_private=settings.egress.allow_private)
+        try:
+            hutch_native.check_settings(_encode(found))
+        except hutch_native.PolicyError as error:
+            pointer, _, message = error.args
+            index = pointer.rpartition("/")[2]
+            value = found.allow_private[int(index)] if index.isdecimal() else ""
+            raise SettingsError(f"`egress.allow_private`: {value} {message}.") from error
+        return found
+
+
+class PolicyWarning(msgspec.Struct, frozen=True):
+    """Something valid that its author may not have meant. `message` ends a sentence about what `pointer` names."""
+
+    pointer: str
+    code: str
+    message: str
+
+
+class CheckedPolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """A valid policy.
+
+    `text` is the request form as JSON, with secret values: to be sealed or sent to a host, never to be shown. `read_back` is
+    what clients read. `hash` covers no secret values. `credentials` are the names of the stored ones that rules use;
+    `placeholders` pairs of an environment variable and the credential that its placeholder stands for; `intercepted`
+    the patterns whose TLS is terminated; `empty` is true where nothing is allowed although it is not called deny-all;
+    `outside` says what lies beyond the bounds and will never have an effect.
+    """
+
+    text: str
+    read_back: dict[str, Any]
+    hash: str
+    mode: Literal["allow-all", "deny-all", "custom"]
+    warnings: tuple[PolicyWarning, ...]
+    credentials: tuple[str, ...]
+    placeholders: tuple[tuple[str, str], ...]
+    intercepted: tuple[str, ...]
+    empty: bool
+    outside: tuple[dict[str, str], ...]
+
+
+class Dns(msgspec.Struct, frozen=True):
+    """What a DNS question for the name is answered with: `resolve`, `virtual`, `no_data`, `refuse`."""
+
+    decision: str
+    reason: str | None
+
+
+class RuleReference(msgspec.Struct, frozen=True):
+    """The rule that decided: its place under its pattern, its stable id, and whether it is the tenant's or the bounds'."""
+
+    index: int
+    id: str
+    of: str
+
+
+class Address(msgspec.Struct, frozen=True):
+    """The address that an answer is about; `assumed` where nobody said and nothing was resolved."""
+
+    ip: str
+    assumed: bool
+
+
+class Explanation(msgspec.Struct, frozen=True, kw_only=True):
+    """What would happen to a request. `reason` is a code of audit records, `message` says it in words."""
+
+    decision: Literal["allow", "deny", "inject", "forward", "respond", "pass_unmatched"]
+    reason: str
+    message: str
+    stage: Literal["dns", "connection", "request"]
+    dns: Dns | None
+    mode: Literal["splice", "intercept", "plain", "raw"] | None
+    pattern: str | None
+    rule: RuleReference | None
+    injected: tuple[str, ...]
+    credentials: tuple[str, ...]
+    status: int | None
+    address: Address | None
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One request of a guest. `address` is what it dials; `credentials` says which of the stored ones exist (all that are not
+    named do)."""
+
+    url: str
+    method: str = "GET"
+    headers: Sequence[tuple[str, str]] = ()
+    address: str | None = None
+    credentials: Mapping[str, bool] | None = None
+
+
+_encode = msgspec.json.encode
+
+
+def check(
+    policy: Policy, previous: str | None = None, role: Role = "tenant", settings: Boundaries | None = None
+) -> CheckedPolicy:
+    """A policy in any of its forms, checked. `previous` is the `text` of the one that it replaces.
+
+    Raises `BadRequestError` with the code `invalid_network_policy` and the detail `pointer`.
+    """
+    old = previous.encode() if previous is not None else None
+    try:
+        answer = hutch_native.compile_policy(_json(policy), old, role, _encode(settings or Boundaries()))
+    except hutch_native.PolicyError as error:
+        raise _refused(error) from error
+    return msgspec.json.decode(answer, type=CheckedPolicy)
+
+
+def explain(policies: Sequence[Policy], question: Question, settings: Boundaries | None = None) -> Explanation:
+    """What happens to a request under `policies`: bounds first, the tenant's last. Nothing is resolved or sent.
+
+    Raises `BadRequestError`: `invalid_network_policy` as `check`, `bad_request` for a question that can't be meant.
+    """
+    settings = settings or Boundaries()
+    # Checked one by one, so that an error is about one of them and says where in it.
+    texts = [check(policy, role="bounds", settings=settings).text for policy in policies[:-1]]
+    texts += [check(policy, settings=settings).text for policy in policies[-1:]]
+    asked = {
+        "policies": [msgspec.Raw(text.encode()) for text in texts],
+        "settings": settings,
+        "url": question.url,
+        "method": question.method,
+        "headers": list(question.headers),
+        "address": question.address,
+        "credentials": dict(question.credentials or {}),
+    }
+    try:
+        answer = hutch_native.explain(_encode(asked))
+    except hutch_native.PolicyError as error:
+        raise _refused(error) from error
+    return msgspec.json.decode(answer, type=Explanation)
+
+
+def _json(policy: Policy) -> bytes:
+    if isinstance(policy, bytes):
+        return policy
+    return policy.encode("utf-8", "surrogatepass") if isinstance(policy, str) else _encode(policy)
+
+
+def _refused(error: hutch_native.PolicyError) -> BadRequestError:
+    pointer, code, message = error.args
+    if code != "invalid_network_policy":
+        return BadRequestError("bad_request", f"Invalid request: {pointer.removeprefix('/') or 'it'} {message}.")
+    subject = f"the network policy: {pointer}" if pointer else "the network policy"
+    return BadRequestError("invalid_network_policy", f"Invalid request: {subject} {message}.", details={"pointer": pointer})
