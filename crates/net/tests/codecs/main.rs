@@ -2,4 +2,6 @@
 //! catalogue in so far as they are decided here. `HUTCH_CAMPAIGN=full` tries many more random cases.
 
 mod hello;
+mod http1;
+mod matrix;
 mod support;
