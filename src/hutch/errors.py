@@ -8,6 +8,7 @@
     ├── NotFoundError        404  no such thing for this caller
     ├── ConflictError        409  the name is taken, the thing is busy
     ├── GoneError            410  the session ended; clients resume on this
+    ├── PreconditionFailedError 412  what the caller wants to change is not what it has seen
     ├── PayloadTooLargeError 413  body, header or path beyond a documented bound
     ├── NotReadyError        422  the session is past the point of accepting commands
     ├── RateLimitedError     429  try again after `retry_after_s`
@@ -84,6 +85,10 @@ class GoneError(HutchError):
     status = 410
 
 
+class PreconditionFailedError(HutchError):
+    status = 412
+
+
 class PayloadTooLargeError(HutchError):
     status = 413
 
@@ -120,6 +125,7 @@ BY_STATUS: dict[int, type[HutchError]] = {
         NotFoundError,
         ConflictError,
         GoneError,
+        PreconditionFailedError,
         PayloadTooLargeError,
         NotReadyError,
         RateLimitedError,

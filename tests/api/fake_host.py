@@ -23,16 +23,22 @@ from hutch.errors import BadRequestError, GoneError, HutchError, NotFoundError, 
 from hutch.host.protocol import (
     LIVE,
     ArchiveWrite,
+    AuditPage,
+    AuditRead,
     CommandGet,
     CommandKill,
     CommandRecord,
     CommandRef,
     CommandStart,
     CommandStdin,
+    CredentialChange,
     ExtendRequest,
     FileMkdir,
     FileRead,
     HostInfo,
+    NetworkApplied,
+    NetworkSpec,
+    NetworkUpdate,
     PtyOpen,
     SessionEvent,
     SessionRecord,
@@ -89,6 +95,15 @@ class FakeHost:
         self.refuse_create: HutchError | None = None
         self.break_create = False
         self.stall_stdin = False
+        self.networks: dict[str, NetworkSpec] = {}
+        self.flows = (0, 0)
+        self.refuse_network: HutchError | None = None
+        self.break_network = ""
+        self.network_gate = asyncio.Event()
+        self.network_gate.set()
+        self.changes: list[CredentialChange] = []
+        self.refuse_change: HutchError | None = None
+        self.audits: dict[str, list[str]] = {}
         self.create_gate = asyncio.Event()
         self.create_gate.set()
         self.creating = asyncio.Event()
@@ -194,6 +209,7 @@ class FakeHost:
             isolation="gvisor",
         )
         self.specs[spec.session_id] = spec
+        self.networks[spec.session_id] = spec.network
         self.commands[spec.session_id] = {}
         self.files[spec.session_id] = {}
         await self._set(record)
@@ -240,6 +256,42 @@ class FakeHost:
         request = stream.params(ExtendRequest)
         record = self._live(request.session_id)
         stream.send_reply(await self._set(msgspec.structs.replace(record, timeout_ms=record.timeout_ms + request.duration_ms)))
+
+    async def _on_session_network(self, stream: Stream) -> None:
+        """`break_network`: the connection breaks "before" or "after" the policy is enforced."""
+        update = stream.params(NetworkUpdate)
+        await self.network_gate.wait()
+        self._live(update.session_id)
+        if self.refuse_network is not None:
+            raise self.refuse_network
+        breaks, self.break_network = self.break_network, ""
+        if breaks != "before" and update.network.generation > self.networks[update.session_id].generation:
+            self.networks[update.session_id] = update.network
+        if breaks:
+            self.drop_connections()
+            return
+        closed, kept = self.flows
+        generation = self.networks[update.session_id].generation
+        stream.send_reply(NetworkApplied(generation=generation, closed_flows=closed, kept_flows=kept))
+
+    async def _on_credentials_change(self, stream: Stream) -> None:
+        change = stream.params(CredentialChange)
+        if self.refuse_change is not None:
+            raise self.refuse_change
+        self.changes.append(change)
+        for session_id, network in self.networks.items():
+            # The policy is JSON of ours, so that a name in it can't be anything else.
+            named = network.policy is not None and f'"credential":"{change.name}"' in network.policy
+            if named and self.sessions[session_id].project_id == change.project_id:
+                others = {name: value for name, value in network.credentials.items() if name != change.name}
+                values = others | ({change.name: change.value} if change.value is not None else {})
+                self.networks[session_id] = msgspec.structs.replace(network, credentials=values)
+        stream.send_reply({})
+
+    async def _on_audit_read(self, stream: Stream) -> None:
+        request = stream.params(AuditRead)
+        records = self.audits.get(request.sandbox_id, [])[request.after :][: request.limit]
+        stream.send_reply(AuditPage(records=records, next=request.after + len(records)))
 
     async def _on_events(self, stream: Stream) -> None:
         after = stream.params(dict[str, int])["after"]

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from hutch.control.lifecycle import lost, merge
-from hutch.control.records import Route, Scope, SessionRow
+from hutch.control.records import NetworkPolicy, Route, Scope, SessionRow, Unconfirmed
 from hutch.errors import ConflictError, InternalError
 from hutch.host.protocol import SessionRecord, SessionStatus
 from hutch.storage import hosts, sandboxes, sessions
@@ -17,6 +17,8 @@ from hutch.storage.database import Database
 from hutch.storage.sandboxes import SandboxQuery
 from hutch.storage.sealing import Sealer
 from tests.storage.conftest import new_scope, sandbox, session_of
+
+POLICY = NetworkPolicy('{"mode":"deny-all"}', {"mode": "deny-all"}, 2, ({"pointer": "", "code": "c", "message": "m"},), ("A",))
 
 
 def report(row: SessionRow, status: SessionStatus, **values: object) -> SessionRecord:
@@ -43,7 +45,7 @@ async def test_what_is_added_is_found_again_whole(database: Database, scope: Sco
             "one",
             env={"A": "größe €"},
             tags={"k": "v"},
-            network_policy={"mode": "deny-all"},
+            network_policy=POLICY,
             keep_last_snapshots={"count": 1},
             failover_regions=("sfo1",),
             disk_bytes=2**40,
@@ -51,7 +53,7 @@ async def test_what_is_added_is_found_again_whole(database: Database, scope: Sco
         ),
         routes=(Route(3000, "sb-x"),),
     )
-    row = session_of(record, network_policy={"mode": "deny-all"})
+    row = session_of(record, network_policy=replace(POLICY, generation=3, unconfirmed=Unconfirmed(POLICY)))
     async with database.write() as connection:
         await sandboxes.add(connection, record, sealer)
         await sessions.add(connection, row, sealer)

@@ -8,7 +8,21 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hutch import __version__
-from hutch.api import commands, drives, errors, files, interactive, sandboxes, sessions, snapshots, system, tokens
+from hutch.api import (
+    audit,
+    commands,
+    credentials,
+    drives,
+    errors,
+    files,
+    interactive,
+    network_policy,
+    sandboxes,
+    sessions,
+    snapshots,
+    system,
+    tokens,
+)
 from hutch.api.errors import error_response
 from hutch.api.routing import VersionedPaths
 from hutch.api.services import Services
@@ -19,11 +33,14 @@ ROUTERS = (
     commands.router,
     files.router,
     sessions.router,
+    network_policy.router,
     interactive.router,
     snapshots.router,
     drives.router,
     sandboxes.router,
     tokens.router,
+    credentials.router,
+    audit.router,
     system.router,
 )
 ALWAYS_ANSWERED = frozenset({"/healthz", "/readyz", "/metrics", "/health"})

@@ -12,14 +12,19 @@ DEFAULT_LIMIT = 20
 MAX_LIMIT = 100
 
 
+def number(request: Request, name: str, default: int, *, least: int, digits: int = 9) -> int:
+    """A query parameter that is a number of at most so many digits."""
+    text = request.query_params.get(name)
+    if text is None or text == "":
+        return default
+    if not text.isdecimal() or not text.isascii() or len(text) > digits or int(text) < least:
+        raise BadRequestError("bad_request", f"Invalid request: `{name}` should be an integer >= {least}.")
+    return int(text)
+
+
 def limit(request: Request) -> int:
     """`limit`, 1 to 100."""
-    text = request.query_params.get("limit")
-    if text is None or text == "":
-        return DEFAULT_LIMIT
-    if not text.isdecimal() or not text.isascii() or len(text) > 9 or int(text) < 1:
-        raise BadRequestError("bad_request", "Invalid request: `limit` should be an integer >= 1.")
-    return min(int(text), MAX_LIMIT)
+    return min(number(request, "limit", DEFAULT_LIMIT, least=1), MAX_LIMIT)
 
 
 def choice(request: Request, name: str, default: str, allowed: tuple[str, ...]) -> str:

@@ -82,21 +82,25 @@ def documented(
     body: type[BaseModel] | None = None,
     *,
     query: dict[str, str] | None = None,
+    headers: dict[str, str] | None = None,
     content: str = "application/json",
+    status: int = 200,
     public: bool = False,
 ) -> dict[str, Any]:
-    """The `openapi_extra` of an endpoint: its body, its query parameters (name → description), what it answers."""
+    """The `openapi_extra` of an endpoint: its body, its query parameters and headers (name → description), what it answers."""
     extra: dict[str, Any] = {}
-    if query:
-        extra["parameters"] = [
-            {"name": name, "in": "query", "required": False, "description": text, "schema": {"type": "string"}}
-            for name, text in query.items()
-        ]
+    parameters = [
+        {"name": name, "in": place, "required": False, "description": text, "schema": {"type": "string"}}
+        for place, named in (("query", query), ("header", headers))
+        for name, text in (named or {}).items()
+    ]
+    if parameters:
+        extra["parameters"] = parameters
     if body is not None:
         schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
         extra["requestBody"] = {"content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}}}
         extra["x-hutch-schemas"] = schema.pop("$defs", {}) | {body.__name__: schema}
-    extra["responses"] = {"200": {"description": "Success", "content": {content: {}}}}
+    extra["responses"] = {str(status): {"description": "Success"} | ({"content": {content: {}}} if status != 204 else {})}
     if not public:
         extra["responses"]["default"] = {"$ref": "#/components/responses/Error"}
         extra["security"] = [{"token": []}]

@@ -17,9 +17,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hutch import ids
-from hutch.api import paging
+from hutch.api import network_policy, paging
 from hutch.api.auth import Principal
-from hutch.api.body import read
+from hutch.api.network_policy import IF_MATCH, checked, kept, read_with_policy, require_generation
 from hutch.api.responses import JsonResponse
 from hutch.api.routing import PlainRoute, api_version, documented
 from hutch.api.services import Services, services_of, stopped
@@ -28,7 +28,7 @@ from hutch.api.snapshots import unknown_snapshot
 from hutch.control import shapes
 from hutch.control.lifecycle import is_live, sandbox_status
 from hutch.control.names import NAME_PATTERN, generate_name, is_name
-from hutch.control.records import Route, SandboxConfig, SandboxRecord, Scope, SessionRow
+from hutch.control.records import FIRST_GENERATION, Route, SandboxConfig, SandboxRecord, Scope, SessionRow
 from hutch.control.requests import (
     DAY_MS,
     MEMORY_MB_PER_VCPU,
@@ -58,7 +58,7 @@ async def create_sandbox(request: Request) -> Response:
     """Create a sandbox and start its first session; answers when a command would succeed."""
     services = services_of(request)
     principal = await services.auth.principal(request)
-    body = await read(request, CreateSandbox)
+    body, policy = await read_with_policy(request, CreateSandbox)
     scope = await services.auth.scope(request, principal, body.projectId or request.query_params.get("projectId"))
     if body.source is not None:
         if body.source.type == "snapshot":
@@ -87,6 +87,8 @@ async def create_sandbox(request: Request) -> Response:
         disk_bytes=body.disk_bytes,
     )
     config = replace(configured(services, base, body), keep_last_snapshots=keep)
+    if policy is not None:
+        config = replace(config, network_policy=kept(await checked(services, policy), FIRST_GENERATION))
     return await boot(services, scope, body.name, config, body.ports or [], runtime=body.runtime)
 
 
@@ -94,10 +96,15 @@ async def create_sandbox(request: Request) -> Response:
 async def fork_sandbox(request: Request, name: str) -> Response:
     """A new sandbox with another's configuration; each field that is given replaces the copied one."""
     services = services_of(request)
-    scope = await _scope(request, services)
-    body = await read(request, ForkSandbox)
+    scope = await scope_of(request, services)
+    body, policy = await read_with_policy(request, ForkSandbox)
     source = await find(services, scope, name)
     config = configured(services, source.config, body)
+    copied = source.config.network_policy
+    if policy is not None:
+        config = replace(config, network_policy=kept(await checked(services, policy, copied), FIRST_GENERATION))
+    elif copied is not None:
+        config = replace(config, network_policy=replace(copied, generation=FIRST_GENERATION))
     if body.image is not None:
         config = replace(config, image=body.image)
     if body.disk_bytes is not None:
@@ -180,31 +187,35 @@ async def get_sandbox(request: Request, name: str) -> Response:
 
 
 @router.patch(
-    "/v2/sandboxes/{name}", openapi_extra=documented(UpdateSandbox, query={"projectId": "Id or slug", "resume": "as in get"})
+    "/v2/sandboxes/{name}",
+    openapi_extra=documented(UpdateSandbox, query={"projectId": "Id or slug", "resume": "as in get"}, headers=IF_MATCH),
 )
 async def update_sandbox(request: Request, name: str) -> Response:
     """Change a sandbox's configuration. Ports and tags change at once, the rest with the next session."""
     services = services_of(request)
-    scope = await _scope(request, services)
+    scope = await scope_of(request, services)
     resume = paging.flag(request, "resume")
-    body = await read(request, UpdateSandbox)
+    body, raw = await read_with_policy(request, UpdateSandbox)
     if body.currentSnapshotId is not None:
         raise unknown_snapshot(body.currentSnapshotId)
-    if not is_name(name):
-        raise unknown(name)
-    async with services.database.write() as connection:
-        record = await rows.find(connection, scope, name, services.sealer, lock=True)
-        if record is None:
-            raise unknown(name)
-        config = configured(services, record.config, body)
-        if "keepLastSnapshots" in body.model_fields_set:
-            config = replace(config, keep_last_snapshots=body.keepLastSnapshots.stored() if body.keepLastSnapshots else None)
-        if body.runtime is not None:
-            config = replace(config, runtime=body.runtime)
-        changed_routes = _routes(body.ports, record.routes) if body.ports is not None else record.routes
-        record = replace(record, config=config, routes=changed_routes, updated_at=services.clock())
-        await rows.save(connection, record, services.sealer)
-        session = await session_rows.find(connection, scope, record.current_session_id, services.sealer)
+    while True:
+        seen = (await find(services, scope, name)).config.network_policy
+        require_generation(request, seen)
+        # Before the transaction: nobody else writes while one is open.
+        policy = await checked(services, raw, seen) if raw is not None else None
+        async with services.database.write() as connection:
+            record = await rows.find(connection, scope, name, services.sealer, lock=True)
+            if record is None:
+                raise unknown(name)
+            if record.config.network_policy != seen:
+                continue
+            config = configured(services, record.config, body)
+            if policy is not None:
+                config = replace(config, network_policy=kept(policy, await rows.next_generation(connection, record.id)))
+            record = _updated(record, config, body, services.clock())
+            await rows.save(connection, record, services.sealer)
+            session = await session_rows.find(connection, scope, record.current_session_id, services.sealer)
+        break
     if resume:
         session = await _resumed(services, session)
         return JsonResponse(_full(services, record, session) | {"resumed": False})
@@ -217,7 +228,7 @@ async def update_sandbox(request: Request, name: str) -> Response:
 async def delete_sandbox(request: Request, name: str) -> Response:
     """Stop a sandbox's session if it is alive, and delete the record."""
     services = services_of(request)
-    scope = await _scope(request, services)
+    scope = await scope_of(request, services)
     paging.flag(request, "deleteOrphanSnapshots")
     record, session = await find_with_session(services, scope, name)
     answer = {"sandbox": shapes.sandbox(record, session)}
@@ -238,7 +249,8 @@ async def _caller(request: Request, services: Services) -> tuple[Principal, Scop
     return principal, await services.auth.scope(request, principal, project)
 
 
-async def _scope(request: Request, services: Services) -> Scope:
+async def scope_of(request: Request, services: Services) -> Scope:
+    """The project that a request about a sandbox is about."""
     return (await _caller(request, services))[1]
 
 
@@ -321,10 +333,19 @@ def configured(services: Services, base: SandboxConfig, body: SandboxFields) -> 
         failover_regions=failover,
         env=body.env if body.env is not None else base.env,
         tags=body.tags if body.tags is not None else base.tags,
-        network_policy=body.networkPolicy if body.networkPolicy is not None else base.network_policy,
         snapshot_expiration_ms=body.snapshotExpiration if body.snapshotExpiration is not None else base.snapshot_expiration_ms,
         keep_last_snapshots=body.keepLastSnapshots.stored() if body.keepLastSnapshots is not None else base.keep_last_snapshots,
     )
+
+
+def _updated(record: SandboxRecord, config: SandboxConfig, body: UpdateSandbox, now: int) -> SandboxRecord:
+    """`record` with a new configuration and what only an update can say."""
+    if "keepLastSnapshots" in body.model_fields_set:
+        config = replace(config, keep_last_snapshots=body.keepLastSnapshots.stored() if body.keepLastSnapshots else None)
+    if body.runtime is not None:
+        config = replace(config, runtime=body.runtime)
+    changed_routes = _routes(body.ports, record.routes) if body.ports is not None else record.routes
+    return replace(record, config=config, routes=changed_routes, updated_at=now)
 
 
 def _routes(ports: list[int], known: tuple[Route, ...] = ()) -> tuple[Route, ...]:
@@ -378,6 +399,7 @@ async def boot(
         updated_at=now,
         network_policy=config.network_policy,
     )
+    network = await network_policy.spec(services, scope, config.network_policy)
     spec = SessionSpec(
         session_id=session_id,
         sandbox_name=sandbox_name,
@@ -390,6 +412,9 @@ async def boot(
         hostname=_hostname(sandbox_name),
         disk_bytes=config.disk_bytes,
         persistent=config.persistent,
+        sandbox_id=sandbox_id,
+        team_id=scope.team_id,
+        network=network,
     )
     services.starting.add(session_id)
     try:
@@ -403,6 +428,7 @@ async def boot(
             raise
     finally:
         services.starting.discard(session_id)
+    await network_policy.send_what_changed(services, scope, config.network_policy, network)
     started = await services.apply(report) or session
     record = replace(
         record,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import time
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakValueDictionary
 
 from starlette.requests import Request
 
@@ -15,6 +17,7 @@ from hutch.api.tickets import Tickets
 from hutch.clock import Clock, now_ms
 from hutch.control.lifecycle import lost, merge
 from hutch.control.records import SessionRow
+from hutch.egress.policy import Boundaries
 from hutch.errors import GoneError, HutchError, NotFoundError
 from hutch.host.client import HostClient
 from hutch.host.protocol import HostInfo, SessionRecord
@@ -74,6 +77,9 @@ class Services:
     draining: bool = False
     starting: set[str] = field(default_factory=set)
     """Sessions whose create has not been answered: the host need not know them yet."""
+    boundaries: Boundaries = field(default_factory=Boundaries)
+    """What network policies are checked against."""
+    turns: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     tickets: Tickets = field(default_factory=Tickets)
     metrics: Metrics = field(default_factory=Metrics)
 
@@ -88,6 +94,10 @@ class Services:
         now = self.clock()
         async with self.database.write() as connection:
             return await sessions.change(connection, session_id, self.sealer, lambda row: lost(row, now))
+
+    def turn(self, session_id: str) -> asyncio.Lock:
+        """Held while a session's network policy is replaced, so that the host hears of policies in their order."""
+        return self.turns.setdefault(session_id, asyncio.Lock())
 
     async def host_info(self) -> HostInfo:
         return await self.host.call("host.info", {}, HostInfo)

@@ -17,7 +17,6 @@ from hutch.api.routing import PlainRoute, documented
 from hutch.api.services import Services, services_of, stopped
 from hutch.control import shapes
 from hutch.control.lifecycle import Merged, is_live
-from hutch.control.network_policy import PolicyInvalid, check_policy
 from hutch.control.records import SandboxRecord, SessionRow
 from hutch.control.requests import Body, ExtendTimeout, parse
 from hutch.errors import BadRequestError, GoneError, NotFoundError
@@ -26,12 +25,6 @@ from hutch.storage import sandboxes as sandbox_rows
 from hutch.storage import sessions as session_rows
 
 router = APIRouter(route_class=PlainRoute, tags=["sessions"])
-
-
-class PolicyBody(Body):
-    """A network policy as a whole body; `hutch.control.network_policy` checks its structure."""
-
-    model_config = Body.model_config | {"extra": "allow"}
 
 
 @router.get(
@@ -108,27 +101,7 @@ async def extend_timeout(request: Request, session_id: str) -> Response:
     return JsonResponse({"session": shapes.session(updated or row)})
 
 
-@router.post("/v2/sandboxes/sessions/{session_id}/network-policy", openapi_extra=documented(PolicyBody))
-async def set_network_policy(request: Request, session_id: str) -> Response:
-    """Replace the network policy of a running session."""
-    services = services_of(request)
-    owner = await services.auth.session(request, session_id)
-    body = await read(request, PolicyBody)
-    try:
-        policy = check_policy(dict(body.model_extra or {}))
-    except PolicyInvalid as error:
-        raise BadRequestError("bad_request", f"Invalid request: the network policy {error}.") from error
-    row, _ = await load(services, owner)
-    if not is_live(row.status):
-        raise stopped()
-    async with services.database.write() as connection:
-        changed = await session_rows.change(
-            connection, session_id, services.sealer, lambda found: Merged(replace(found, network_policy=policy), True, False)
-        )
-    return JsonResponse({"session": shapes.session(changed or row)})
-
-
-# -- shared with sandboxes.py -----------------------------------------------------------------------
+# -- shared with sandboxes.py and network_policy.py -----------------------------------------------------------------------
 
 
 async def load(services: Services, owner: SessionOwner) -> tuple[SessionRow, SandboxRecord | None]:

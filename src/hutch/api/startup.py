@@ -12,6 +12,7 @@ from hutch.api.host_events import follow_host
 from hutch.api.services import Images, Services
 from hutch.clock import Clock, now_ms
 from hutch.control.records import Project, Team, TokenRecord, TokenRole
+from hutch.egress.policy import Boundaries
 from hutch.host.client import HostClient
 from hutch.settings import Settings
 from hutch.storage import tenants, tokens
@@ -59,6 +60,7 @@ async def started(settings: Settings, loaded: Loaded, images: Images, clock: Clo
             auth=Authenticator(database, signer, clock),
             images=images,
             clock=clock,
+            boundaries=Boundaries.of(settings),
         )
         team, project = await _default_tenant(services)
         services.default_team_id, services.default_project_id = team.id, project.id

@@ -2,7 +2,6 @@
 
     names.py           sandbox names and slugs: what is allowed, what is generated
     requests.py        bodies of requests as pydantic models, and their error messages
-    network_policy.py  the shape of network policies: request form → checked value → response form
     cursor.py          opaque page cursors
     lifecycle.py       states of sessions and sandboxes, and how a host's report changes a record
     records.py         what the database holds, as frozen values

@@ -65,8 +65,49 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
+class NetworkPolicy:
+    """A network policy as it is kept. `policy` is the request form as JSON text, secret values included; `read` what clients
+    read; `warnings` and `credentials` (names) what the engine said about it (`hutch.egress`).
+
+    `generation` grows with every policy of a sandbox and its sessions and never repeats. A policy is `unconfirmed` while
+    nobody knows whether the host of its session enforces it yet.
+    """
+
+    policy: str
+    read: dict[str, Any]
+    generation: int
+    warnings: tuple[dict[str, str], ...] = ()
+    credentials: tuple[str, ...] = ()
+    unconfirmed: Unconfirmed | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unconfirmed:
+    """What holds again if the host refuses the policy."""
+
+    replaces: NetworkPolicy | None
+
+
+FIRST_GENERATION = 1
+"""The generation of a new sandbox's policy, also of none."""
+
+
+def generation_of(policy: NetworkPolicy | None) -> int:
+    return policy.generation if policy is not None else FIRST_GENERATION
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialRecord:
+    """A stored credential without its value."""
+
+    name: str
+    created_at: int
+    updated_at: int
+
+
+@dataclass(frozen=True, slots=True)
 class SandboxConfig:
-    """What a caller decides about a sandbox; a fork copies it whole. `network_policy` is the request form, secrets included."""
+    """What a caller decides about a sandbox; a fork copies it whole."""
 
     image: str
     timeout_ms: int
@@ -79,7 +120,7 @@ class SandboxConfig:
     env: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     failover_regions: tuple[str, ...] = ()
-    network_policy: dict[str, Any] | None = None
+    network_policy: NetworkPolicy | None = None
     snapshot_expiration_ms: int | None = None
     keep_last_snapshots: dict[str, Any] | None = None
     disk_bytes: int | None = None
@@ -106,6 +147,7 @@ class SandboxRecord:
     total_duration_ms: int = 0
     total_ingress_bytes: int = 0
     total_egress_bytes: int = 0
+    network_generation: int = FIRST_GENERATION
     number: int = 0
 
 
@@ -135,7 +177,7 @@ class SessionRow:
     aborted_at: int | None = None
     snapshotted_at: int | None = None
     source_snapshot_id: str | None = None
-    network_policy: dict[str, Any] | None = None
+    network_policy: NetworkPolicy | None = None
     active_cpu_us: int | None = None
     ingress_bytes: int | None = None
     egress_bytes: int | None = None

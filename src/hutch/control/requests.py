@@ -11,11 +11,11 @@ import base64
 import binascii
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+import msgspec
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from hutch.control.names import MAX_NAME_LENGTH, NAME_PATTERN, RESERVED_NAMES
-from hutch.control.network_policy import Policy, PolicyInvalid, check_policy
 from hutch.errors import BadRequestError, PayloadTooLargeError
 
 DAY_MS = 86_400_000
@@ -29,6 +29,7 @@ MAX_ARGUMENT_BYTES = 131_071
 MAX_ENV_ENTRIES = 4096
 """Linux refuses a longer path (PATH_MAX) and a longer argument or environment string (MAX_ARG_STRLEN)."""
 MAX_STDIN_BYTES = 1_000_000
+MAX_CREDENTIAL_BYTES = 8192
 MIN_DISK_BYTES = 16 * 1024 * 1024
 MAX_DISK_BYTES = 64 * 1024**4
 
@@ -91,16 +92,19 @@ def _ports(value: list[int]) -> list[int]:
     return value
 
 
-def _policy(value: dict[str, Any]) -> Policy:
-    try:
-        return check_policy(value)
-    except PolicyInvalid as error:
-        raise PydanticCustomError("policy", "{reason}", {"reason": str(error)}) from error
-
-
 def _expiration(value: int) -> int:
     if value != 0 and not DAY_MS <= value <= TEN_YEARS_MS:
         raise PydanticCustomError("expiration", "must be 0 (no expiration) or >= 86400000 ms (1 day)")
+    return value
+
+
+def _credential(value: str) -> str:
+    # It becomes part of a header, whose ends are trimmed on the way.
+    if not 1 <= len(value) <= MAX_CREDENTIAL_BYTES or not value.isascii() or not value.isprintable() or value != value.strip():
+        raise PydanticCustomError(
+            "credential",
+            f"should be 1 to {MAX_CREDENTIAL_BYTES} visible ASCII characters, with spaces only between them and no line breaks",
+        )
     return value
 
 
@@ -113,8 +117,10 @@ Port = Annotated[int, Field(ge=1024, le=65535)]
 Ports = Annotated[list[Port], Field(max_length=MAX_PORTS), AfterValidator(_ports)]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^[a-zA-Z0-9_-]+\z"), AfterValidator(_name)]
 Region = Annotated[str, Field(min_length=1, max_length=32, pattern=r"^[a-z0-9-]+\z")]
-NetworkPolicy = Annotated[dict[str, Any], AfterValidator(_policy)]
+POLICY_SCHEMA: dict[str, Any] = {"anyOf": [{"enum": ["allow-all", "deny-all"]}, {"type": "object"}]}
+NetworkPolicy = Annotated[Any, Field(json_schema_extra=POLICY_SCHEMA)]
 Expiration = Annotated[int, AfterValidator(_expiration)]
+CredentialValue = Annotated[str, AfterValidator(_credential)]
 Runtime = Literal["node22", "node24", "node26", "python3.13"]
 
 
@@ -175,7 +181,7 @@ class SandboxSource(Body):
 
 
 class SandboxFields(Body):
-    """What create, fork and update have in common."""
+    """What create, fork and update have in common. `networkPolicy` is read by the policy engine, from `raw_policy`."""
 
     nullable = frozenset({"keepLastSnapshots", "networkId"})
 
@@ -293,6 +299,14 @@ class DriveSpec(Body):
     maxSizeBytes: int | None = Field(None, ge=1)
 
 
+class PolicyBody(RootModel[NetworkPolicy]):
+    """A network policy as a whole body."""
+
+
+class PutCredential(Body):
+    value: CredentialValue
+
+
 class CreateToken(Body):
     """A new token. `team` and `project` are ids or slugs; an administrator's request creates slugs that do not exist."""
 
@@ -333,6 +347,20 @@ def clamp_size(value: int, fallback: int) -> int:
 
 
 # -- parsing and messages ---------------------------------------------------------------------------
+
+
+class _WithPolicy(msgspec.Struct):
+    networkPolicy: msgspec.Raw = msgspec.Raw()
+
+
+def raw_policy(raw: bytes) -> bytes | None:
+    """The bytes of `networkPolicy` in a body that `parse` accepted, as they were sent: what was parsed once has lost what the
+    engine refuses, such as repeated names. None where there is none. Raises `BadRequestError`."""
+    try:
+        policy = bytes(msgspec.json.decode(raw or b"{}", type=_WithPolicy).networkPolicy)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BadRequestError("bad_request", f"Invalid request: the body is not valid JSON: {error}.") from error
+    return policy if policy not in (b"", b"null") else None
 
 
 def parse(model: type[B], raw: bytes) -> B:

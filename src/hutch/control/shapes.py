@@ -6,9 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 from hutch.control.lifecycle import duration_ms, is_live, sandbox_status
-from hutch.control.network_policy import response_form
-from hutch.control.records import Route, SandboxRecord, SessionRow, TokenRecord
-from hutch.host.protocol import CommandRecord, SessionStatus
+from hutch.control.records import CredentialRecord, NetworkPolicy, Route, SandboxRecord, SessionRow, TokenRecord
+from hutch.host.protocol import CommandRecord, NetworkApplied, SessionStatus
 
 Json = dict[str, Any]
 
@@ -41,7 +40,7 @@ def sandbox(record: SandboxRecord, session: SessionRow | None, *, created: bool 
     if record.current_snapshot_id is not None:
         shape["currentSnapshotId"] = record.current_snapshot_id
     if config.network_policy is not None:
-        shape["networkPolicy"] = response_form(config.network_policy)
+        shape["networkPolicy"] = network_policy(config.network_policy)
     if config.tags:
         shape["tags"] = config.tags
     if config.snapshot_expiration_ms is not None:
@@ -58,7 +57,8 @@ def sandbox(record: SandboxRecord, session: SessionRow | None, *, created: bool 
     return shape
 
 
-def session(row: SessionRow) -> Json:
+def session(row: SessionRow, applied: NetworkApplied | None = None) -> Json:
+    """A session. `applied` is what an update of its network policy did, for the answer to that."""
     shape: Json = {
         "id": row.id,
         "status": str(row.status),
@@ -88,13 +88,21 @@ def session(row: SessionRow) -> Json:
     }
     shape.update((key, value) for key, value in optional.items() if value is not None)
     if row.network_policy is not None:
-        shape["networkPolicy"] = response_form(row.network_policy)
+        shape["networkPolicy"] = network_policy(row.network_policy, applied)
     if not is_live(row.status):
         if row.active_cpu_us is not None:
             shape["activeCpuDurationMs"] = _milliseconds(row.active_cpu_us)
         if row.ingress_bytes is not None and row.egress_bytes is not None:
             shape["networkTransfer"] = {"ingress": row.ingress_bytes, "egress": row.egress_bytes}
     return shape
+
+
+def network_policy(policy: NetworkPolicy, applied: NetworkApplied | None = None) -> Json:
+    """The vendor's read form, and `hutch`: what it has no place for."""
+    own: Json = {"generation": policy.generation, "warnings": list(policy.warnings)}
+    if applied is not None:
+        own |= {"closedFlows": applied.closed_flows, "keptFlows": applied.kept_flows}
+    return policy.read | {"hutch": own | policy.read.get("hutch", {})}
 
 
 def command(record: CommandRecord) -> Json:
@@ -137,6 +145,10 @@ def token(record: TokenRecord) -> Json:
     if record.revoked_at is not None:
         shape["revoked_at"] = record.revoked_at
     return shape
+
+
+def credential(record: CredentialRecord) -> Json:
+    return {"name": record.name, "created_at": record.created_at, "updated_at": record.updated_at}
 
 
 def text(value: bytes) -> str:

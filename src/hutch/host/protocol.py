@@ -127,6 +127,9 @@ class ExtendRequest(msgspec.Struct, frozen=True):
 
 
 class NetworkUpdate(msgspec.Struct, frozen=True, kw_only=True):
+    """A generation that the session has already, or has passed, changes nothing and is answered all the same: an update whose
+    answer was lost is sent again."""
+
     session_id: str
     network: NetworkSpec
 

@@ -7,6 +7,8 @@
     tenants.py    teams and projects
     tokens.py     issued tokens and their revocation
     sandboxes.py  named sandboxes
+    network_policies.py, credentials.py
+                  what may hold secrets of tenants, in sealed columns
     sessions.py   their runs, and what hosts report about them
     hosts.py      how far each host's events were applied
 

@@ -75,7 +75,8 @@ class TokenModel(Base):
 
 
 class SandboxModel(Base):
-    """`env` and `network_policy` are sealed: both may hold credentials."""
+    """`env` and `network_policy` are sealed: both may hold credentials. `network_generation` is the newest one of the sandbox and
+    its sessions; it never goes back."""
 
     __tablename__ = "sandboxes"
     __table_args__ = (
@@ -109,6 +110,7 @@ class SandboxModel(Base):
     tags: Mapped[dict[str, Any]] = mapped_column(JSON)
     routes: Mapped[list[Any]] = mapped_column(JSON)
     network_policy: Mapped[bytes | None] = mapped_column(LargeBinary)
+    network_generation: Mapped[int] = mapped_column(BigInteger, server_default="1")
     snapshot_expiration_ms: Mapped[int | None] = mapped_column(BigInteger)
     keep_last_snapshots: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     total_active_cpu_us: Mapped[int] = mapped_column(BigInteger)
@@ -165,6 +167,18 @@ class SessionModel(Base):
     stop_reason: Mapped[str | None] = mapped_column(Text)
     cgroup: Mapped[str] = mapped_column(Text)
     isolation: Mapped[str] = mapped_column(String(32))
+
+
+class CredentialModel(Base):
+    """A stored credential of a project. `value` is sealed."""
+
+    __tablename__ = "credentials"
+
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str] = mapped_column(_bytewise(64), primary_key=True)
+    value: Mapped[bytes] = mapped_column(LargeBinary)
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    updated_at: Mapped[int] = mapped_column(BigInteger)
 
 
 class HostCursorModel(Base):

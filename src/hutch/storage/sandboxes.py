@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from hutch.control.cursor import Position
 from hutch.control.records import Route, SandboxConfig, SandboxRecord, Scope
 from hutch.errors import ConflictError
+from hutch.storage import network_policies
 from hutch.storage.models import SandboxModel, SandboxTagModel, SessionModel
 from hutch.storage.sealing import Sealer
 
@@ -45,6 +46,7 @@ _PLAIN = (
     "total_duration_ms",
     "total_ingress_bytes",
     "total_egress_bytes",
+    "network_generation",
 )
 
 SORT_COLUMNS: dict[str, ColumnElement[Any]] = {
@@ -73,17 +75,16 @@ def config_values(config: SandboxConfig, sandbox_id: str, sealer: Sealer) -> dic
     values: dict[str, Any] = {name: getattr(config, name) for name in _PLAIN_CONFIG}
     values["failover_regions"] = list(config.failover_regions)
     values["env"] = sealer.seal(config.env, sandbox_id)
-    policy = config.network_policy
-    values["network_policy"] = sealer.seal(policy, sandbox_id) if policy is not None else None
+    values["network_policy"] = network_policies.seal(config.network_policy, sandbox_id, sealer)
     return values
 
 
 def _record(row: Row[Any], sealer: Sealer) -> SandboxRecord:
     values = row._mapping
-    identifier, policy = values["id"], values["network_policy"]
+    identifier = values["id"]
     config = SandboxConfig(
         env=sealer.open(values["env"], identifier),
-        network_policy=sealer.open(policy, identifier) if policy is not None else None,
+        network_policy=network_policies.opened(values["network_policy"], identifier, sealer),
         failover_regions=tuple(values["failover_regions"]),
         **{name: values[name] for name in _PLAIN_CONFIG},
     )
@@ -160,6 +161,16 @@ async def save(connection: AsyncConnection, record: SandboxRecord, sealer: Seale
     await connection.execute(update(SandboxModel).where(SandboxModel.id == record.id).values(**values))
     await connection.execute(delete(SandboxTagModel).where(SandboxTagModel.sandbox_id == record.id))
     await _replace_tags(connection, record.id, record.config.tags)
+
+
+async def next_generation(connection: AsyncConnection, sandbox_id: str) -> int:
+    """The number of a sandbox's next network policy, be it the record's or a session's."""
+    following = SandboxModel.network_generation + 1
+    query = update(SandboxModel).where(SandboxModel.id == sandbox_id).values(network_generation=following)
+    found: int | None = (await connection.execute(query.returning(SandboxModel.network_generation))).scalar_one_or_none()
+    # Without a record there is no session that anybody could change.
+    assert found is not None
+    return found
 
 
 async def remove(connection: AsyncConnection, scope: Scope, sandbox_id: str, now: int) -> bool:

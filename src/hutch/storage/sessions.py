@@ -12,6 +12,7 @@ from hutch.control.cursor import Position
 from hutch.control.lifecycle import Merged, duration_ms, sandbox_status
 from hutch.control.records import Scope, SessionRow
 from hutch.host.protocol import LIVE, SessionStatus
+from hutch.storage import network_policies
 from hutch.storage.models import SandboxModel, SessionModel
 from hutch.storage.sealing import Sealer
 
@@ -22,19 +23,17 @@ _LIVE = tuple(str(status) for status in LIVE)
 
 def _values(session: SessionRow, sealer: Sealer) -> dict[str, Any]:
     values = {name: getattr(session, name) for name in _PLAIN}
-    policy = session.network_policy
     return values | {
         "status": str(session.status),
-        "network_policy": sealer.seal(policy, session.id) if policy is not None else None,
+        "network_policy": network_policies.seal(session.network_policy, session.id, sealer),
     }
 
 
 def _row(row: Row[Any], sealer: Sealer) -> SessionRow:
     values = row._mapping
-    policy = values["network_policy"]
     return SessionRow(
         status=SessionStatus(values["status"]),
-        network_policy=sealer.open(policy, values["id"]) if policy is not None else None,
+        network_policy=network_policies.opened(values["network_policy"], values["id"], sealer),
         number=values["number"],
         **{name: values[name] for name in _PLAIN},
     )
@@ -51,8 +50,12 @@ async def add(connection: AsyncConnection, session: SessionRow, sealer: Sealer) 
     await connection.execute(insert(SessionModel).values(**_values(session, sealer)))
 
 
-async def find(connection: AsyncConnection, scope: Scope, session_id: str, sealer: Sealer) -> SessionRow | None:
-    row = (await connection.execute(select(_TABLE).where(*_scoped(scope), SessionModel.id == session_id))).first()
+async def find(
+    connection: AsyncConnection, scope: Scope, session_id: str, sealer: Sealer, *, lock: bool = False
+) -> SessionRow | None:
+    """The session; with `lock` nobody else changes it until the transaction ends."""
+    query = select(_TABLE).where(*_scoped(scope), SessionModel.id == session_id)
+    row = (await connection.execute(query.with_for_update() if lock else query)).first()
     return _row(row, sealer) if row is not None else None
 
 
