@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ from itertools import pairwise
 from pathlib import Path
 
 from hutch.host.names import NAMESPACE_DIR, Names, is_machine_id
+from hutch.host.network import BLOCKS, BLOCKS_DIR, MARK
 
 IMAGES = "/host/images/"
 """Where a host mounts what all its sandboxes share, below its data directory."""
 SPARE_NETWORKS = 5
 """Networks that a host keeps ready, and one more while a machine starts."""
-PROGRAMS = frozenset({"runsc", "runsc-sandbox", "runsc-gofer", "hutch", "hutch-agent"})
+PROGRAMS = frozenset({"hutch-net", "runsc", "runsc-sandbox", "runsc-gofer", "hutch", "hutch-agent"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,7 @@ def snapshot(data_dir: Path | None = None) -> Snapshot:
             "namespace": frozenset(_namespaces(names)),
             "link": frozenset(_links(names)),
             "table": frozenset(_tables(names)),
+            "rule": frozenset(_routing_rules(names)),
             "cgroup": frozenset(_cgroups(names)),
             "loop": frozenset(_loops(mark)),
         }
@@ -142,6 +145,20 @@ def _tables(names: Names | None) -> Iterator[str]:
         table = item.get("table", {}).get("name", "")
         if table == names.table if names is not None else table.startswith("hutch"):
             yield table
+
+
+def _routing_rules(names: Names | None) -> Iterator[str]:
+    """Rules that hand packets to a gateway: those of this instance, and those whose instance has let go of its block."""
+    listed = subprocess.run(["ip", "rule", "show"], capture_output=True, text=True, check=False)
+    for line in listed.stdout.splitlines():
+        mark = re.search(r" fwmark (0x[0-9a-f]+)", line)
+        block = int(mark[1], 16) - MARK if mark else -1
+        if not 0 <= block < BLOCKS:
+            continue
+        file = BLOCKS_DIR / str(block)
+        owner = file.read_text().strip() if file.exists() else ""
+        if names is None or owner in ("", names.tag):
+            yield line
 
 
 def _cgroups(names: Names | None) -> Iterator[str]:

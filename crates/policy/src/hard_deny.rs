@@ -167,6 +167,11 @@ impl HardDeny {
         (!self.opened.contains(address)).then_some(class)
     }
 
+    /// Every range that stays closed; some lie within others.
+    pub fn closed(&self) -> &[Cidr] {
+        &self.holes
+    }
+
     /// What is left of a tenant's range. Empty: all of it is closed.
     pub fn cut(&self, range: Cidr) -> Vec<Cidr> {
         subtract(range, &self.holes)

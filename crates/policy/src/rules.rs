@@ -21,7 +21,8 @@ pub(crate) const MIN_SCRUBBED_BYTES: usize = 12;
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
-    pub(crate) fn new(text: &str) -> Self {
+    /// A copy of `text` that is a secret.
+    pub fn new(text: &str) -> Self {
         Self(Zeroizing::new(text.to_owned()))
     }
 

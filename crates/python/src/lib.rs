@@ -68,6 +68,16 @@ fn check_settings(py: Python<'_>, settings: &[u8]) -> PyResult<()> {
     apart(py, || request::Settings::read(settings).map(|_| Vec::new())).map(|_| ())
 }
 
+/// The ranges that stay closed under the operator's settings, as a list of text. Raises `PolicyError`.
+#[pyfunction]
+fn closed_ranges<'py>(py: Python<'py>, settings: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
+    apart(py, || {
+        let settings = request::Settings::read(settings)?;
+        let ranges: Vec<String> = settings.hard_deny.closed().iter().map(ToString::to_string).collect();
+        Ok(serde_json::json!(ranges).to_string().into_bytes())
+    })
+}
+
 /// Run `work` without the interpreter's lock, and turn what goes wrong into exceptions.
 fn apart(py: Python<'_>, work: impl FnOnce() -> Result<Vec<u8>, Refusal> + Send) -> PyResult<Bound<'_, PyBytes>> {
     let done = py.detach(|| catch_unwind(AssertUnwindSafe(work)));
@@ -84,5 +94,6 @@ fn hutch_native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(compile_policy, module)?)?;
     module.add_function(wrap_pyfunction!(explain, module)?)?;
     module.add_function(wrap_pyfunction!(check_settings, module)?)?;
+    module.add_function(wrap_pyfunction!(closed_ranges, module)?)?;
     Ok(())
 }

@@ -142,6 +142,12 @@ def check(
     return msgspec.json.decode(answer, type=CheckedPolicy)
 
 
+def closed_ranges(settings: Boundaries) -> list[str]:
+    """The ranges that no policy opens under these settings; some lie within others."""
+    ranges: list[str] = msgspec.json.decode(hutch_native.closed_ranges(_encode(settings)), type=list[str])
+    return ranges
+
+
 def explain(policies: Sequence[Policy], question: Question, settings: Boundaries | None = None) -> Explanation:
     """What happens to a request under `policies`: bounds first, the tenant's last. Nothing is resolved or sent.
 

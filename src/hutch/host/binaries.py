@@ -8,13 +8,23 @@ import hutch
 from hutch.settings import Settings
 
 AGENT = "hutch-agent"
+GATEWAY = "hutch-net"
 
 
 def agent_path(_settings: Settings) -> Path:
     """The guest agent. Raises `FileNotFoundError` naming every place that was looked at."""
+    return _find(AGENT, "guest agent")
+
+
+def gateway_path(_settings: Settings) -> Path:
+    """The gateway. Raises `FileNotFoundError` naming every place that was looked at."""
+    return _find(GATEWAY, "gateway")
+
+
+def _find(name: str, what: str) -> Path:
     package = Path(hutch.__file__).resolve().parent
-    places = [package.parents[1] / ".hutch" / "bin" / AGENT, package / "bin" / AGENT]
+    places = [package.parents[1] / ".hutch" / "bin" / name, package / "bin" / name]
     for place in places:
         if place.is_file():
             return place.resolve()
-    raise FileNotFoundError(f"The guest agent is not built (looked at {', '.join(map(str, places))}). Run `make setup`.")
+    raise FileNotFoundError(f"The {what} is not built (looked at {', '.join(map(str, places))}). Run `make setup`.")

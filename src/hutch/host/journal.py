@@ -4,7 +4,8 @@ One SQLite file in WAL mode, written by one thread. Writes that are asked for wh
 the next one, so a busy host pays one commit for many changes. An awaited write is acknowledged: it survives the death of
 every process of ours.
 
-Only what can't be found again is here: sessions with the machine they run on, and commands. Machines without a session (the
+Only what can't be found again is here: sessions with the machine they run on, commands, and what holds for a session's network
+(sealed). Machines without a session (the
 pool) are not written down; after a restart they are orphans and are removed.
 """
 
@@ -22,7 +23,8 @@ import msgspec
 
 from hutch.host.protocol import CommandRecord, SessionRecord
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_READABLE = (0, 1, 2)
 _SCHEMA = """
 create table if not exists meta (key text primary key, value text not null) without rowid;
 create table if not exists sessions (
@@ -39,6 +41,7 @@ create table if not exists commands (
     record blob not null
 ) without rowid;
 create index if not exists commands_session on commands (session_id);
+create table if not exists egress (session_id text primary key, state blob not null) without rowid;
 """
 
 
@@ -85,7 +88,7 @@ class Journal:
             connection = self._connect()
             try:
                 version = connection.execute("pragma user_version").fetchone()[0]
-                if version not in (0, SCHEMA_VERSION):
+                if version not in _READABLE:
                     raise JournalDamaged(f"{self._path} has version {version}; this release reads version {SCHEMA_VERSION}.")
                 connection.executescript(_SCHEMA)
                 connection.execute(f"pragma user_version={SCHEMA_VERSION}")
@@ -134,6 +137,14 @@ class Journal:
         finally:
             connection.close()
 
+    def egress(self) -> dict[str, bytes]:
+        """What holds for each session's network, sealed."""
+        connection = self._connect()
+        try:
+            return dict(connection.execute("select session_id, state from egress").fetchall())
+        finally:
+            connection.close()
+
     def meta(self, key: str) -> str | None:
         connection = self._connect()
         try:
@@ -157,6 +168,12 @@ class Journal:
         values = (record.session_id, seq, msgspec.msgpack.encode(record), msgspec.msgpack.encode(machine), record.stopped_at)
         await self._write(lambda c: _execute(c, "insert or replace into sessions values (?, ?, ?, ?, ?)", values))
 
+    async def put_egress(self, session_id: str, state: bytes) -> None:
+        await self._write(lambda c: _execute(c, "insert or replace into egress values (?, ?)", (session_id, state)))
+
+    async def delete_egress(self, session_id: str) -> None:
+        await self._write(lambda c: _execute(c, "delete from egress where session_id = ?", (session_id,)))
+
     async def put_command(self, record: CommandRecord) -> None:
         values = (record.command_id, record.session_id, msgspec.msgpack.encode(record))
         await self._write(lambda c: _execute(c, "insert or replace into commands values (?, ?, ?)", values))
@@ -173,6 +190,7 @@ class Journal:
 
         def delete(connection: sqlite3.Connection) -> None:
             connection.execute("delete from commands where session_id = ?", (session_id,))
+            connection.execute("delete from egress where session_id = ?", (session_id,))
             connection.execute("delete from sessions where session_id = ?", (session_id,))
             connection.execute("insert or replace into meta values ('seq', ?)", (last,))
 

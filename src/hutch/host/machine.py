@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hutch.errors import GoneError, HutchError, UnavailableError
-from hutch.host import channel, kernel
+from hutch.host import authority, channel, kernel
+from hutch.host.authority import Authority, TrustStore
 from hutch.host.cgroups import Cgroups
+from hutch.host.gateway import Gateway
 from hutch.host.journal import MachineEntry
 from hutch.host.kernel import Process
 from hutch.host.names import Names, machine_id
@@ -189,6 +191,9 @@ class Machines:
         networks: Networks,
         agent: Path,
         executor: Executor,
+        gateway: Gateway,
+        trust: TrustStore,
+        secret: bytes,
     ) -> None:
         self._directory = directory
         self._names = names
@@ -197,6 +202,9 @@ class Machines:
         self._networks = networks
         self._agent = agent
         self._executor = executor
+        self._gateway = gateway
+        self._trust = trust
+        self._secret = secret
 
     @property
     def cgroups(self) -> Cgroups:
@@ -211,6 +219,10 @@ class Machines:
         async with contextlib.AsyncExitStack() as undo:
             network = await self._networks.take()
             undo.push_async_callback(self._networks.give_back, network)
+            own = await self._blocking(authority.derive, self._secret, identifier)
+            # Known before there is a guest, and closed until it has a policy.
+            undo.push_async_callback(self._gateway.remove, network)
+            await self._gateway.add(network, own)
             undo.push_async_callback(self._blocking, self._remove_files, identifier)
             layer = await self._blocking(self._layers.create, identifier, kind.disk_bytes)
             directory = self._directory / identifier
@@ -237,8 +249,23 @@ class Machines:
             machine = Machine(identifier, directory, plan.cgroup, network, process, connection)
             undo.callback(machine.unwatch)
             machine.watch()
+            await self._install_trust(machine, own)
             undo.pop_all()
             return machine
+
+    async def _install_trust(self, machine: Machine, own: Authority) -> None:
+        """Have the guest trust this host's roots and its own authority. A guest's file system may be older than its authority,
+        so this is done at every boot."""
+        archive = await self._blocking(self._trust.archive, own)
+        params = {"cwd": b"/", "user": "root", "gzip": False, "max_bytes": len(archive) * 2, "max_files": 64}
+        stream = machine.open("archive.write", params)
+        try:
+            with gone_when_closed():
+                await stream.send_data(archive, 0)
+                stream.send_end()
+            await machine.answer(stream.reply())
+        finally:
+            stream.cancel()
 
     async def _boot_process(self, plan: MachinePlan) -> Process:
         # Not abandoned on cancellation: what the thread starts must be known before it is removed.
@@ -265,6 +292,8 @@ class Machines:
         directory = self._directory / entry.machine_id
         connection = await channel.accept_agent(directory / "channel", entry.token, ADOPT_AGENT_TIMEOUT_S)
         network = self._networks.network(entry.network)
+        own = await self._blocking(authority.derive, self._secret, entry.machine_id)
+        await self._gateway.add(network, own, announce=False)
         machine = Machine(entry.machine_id, directory, self._names.cgroup(entry.machine_id), network, process, connection)
         machine.token, machine.cpu_zero_us = entry.token, entry.cpu_zero_us
         machine.watch()
@@ -276,7 +305,7 @@ class Machines:
         machine.token = secrets.token_hex(16)
         params = {
             "hostname": hostname,
-            "env": {**user.env, **env},
+            "env": {**user.env, **authority.variables(), **env},
             "user": {
                 "name": user.user,
                 "uid": user.uid,
@@ -322,6 +351,7 @@ class Machines:
 
     async def remove(self, machine: Machine) -> None:
         """Remove what an ended machine holds."""
+        await self._gateway.remove(machine.network)
         await self._blocking(self._isolation.remove, machine.machine_id, machine.directory, machine.process)
         await self._blocking(self._remove_files, machine.machine_id)
         await self._networks.give_back(machine.network)

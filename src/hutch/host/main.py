@@ -23,7 +23,11 @@ import uvloop
 
 from hutch.errors import HutchError
 from hutch.host import storage
-from hutch.host.binaries import agent_path
+from hutch.host.audit import AuditStore
+from hutch.host.authority import TrustStore
+from hutch.host.binaries import agent_path, gateway_path
+from hutch.host.egress import Egress
+from hutch.host.gateway import Gateway
 from hutch.host.journal import Journal
 from hutch.host.machine import Machines
 from hutch.host.names import Names
@@ -34,6 +38,7 @@ from hutch.images import ImageStore
 from hutch.isolation import choose
 from hutch.isolation.protocol import Isolation
 from hutch.settings import Settings, load
+from hutch.storage.sealing import load_or_create_key
 from hutch.wire import serve_unix
 
 log = logging.getLogger("hutch.host")
@@ -118,9 +123,26 @@ async def _opened(settings: Settings, directory: Path, *, end_all: bool) -> Asyn
     block = await asyncio.to_thread(
         networks.open, int(stored_block) if stored_block is not None else None, {entry.network for entry in kept.values()}
     )
-    machines = Machines(directory / "machines", names, isolation, layers, networks, agent_path(settings), executor)
+    audit = AuditStore(directory / "audit")
+    trust = TrustStore(settings.egress.extra_trust_roots)
+    gateway = Gateway(settings, directory / "gateway", networks, gateway_path(settings), trust, audit.store, audit.position)
+    egress = Egress(gateway, journal, directory / "secrets.key")
+    egress.load()
+    machines = Machines(
+        directory / "machines",
+        names,
+        isolation,
+        layers,
+        networks,
+        agent_path(settings),
+        executor,
+        gateway,
+        trust,
+        load_or_create_key(directory / "authority.key"),
+    )
     (directory / "machines").mkdir(exist_ok=True, mode=0o700)
-    supervisor = Supervisor(settings, journal, machines, networks, ImageStore(settings.image_dir()), isolation.name)
+    images = ImageStore(settings.image_dir())
+    supervisor = Supervisor(settings, journal, machines, networks, images, isolation.name, gateway, egress, audit)
     host_id = journal.meta("host_id") or f"host_{uuid4().hex[:20]}"
     service = Service(supervisor, settings, host_id, isolation.name)
     try:
@@ -130,8 +152,10 @@ async def _opened(settings: Settings, directory: Path, *, end_all: bool) -> Asyn
     finally:
         if end_all:
             await supervisor.drain()
+            await gateway.close()
         else:
             await supervisor.leave()
+            await gateway.leave()
         await asyncio.to_thread(executor.shutdown)
         await asyncio.to_thread(journal.close)
         if end_all:

@@ -1,8 +1,12 @@
-"""A network per sandbox: a namespace, a pair of links, and a packet baseline that refuses everything.
+"""A network per sandbox: a namespace, a pair of links, and a packet baseline that lets nothing through but to the gateway.
 
 The host's end of a sandbox's link is the only way out of its namespace. Rules of the instance's own nft table match that
-link by name before any routing decision: a packet whose source is not the address bound to the interface is dropped, and
-everything else is refused at once, so that programs fail fast instead of waiting. Nothing is ever forwarded.
+link by name before any routing decision: a packet whose source is not the address bound to the interface is dropped; TCP and
+UDP are handed to the gateway's sockets, whatever their destination (`tproxy`, which keeps it readable and needs no entry in
+the kernel's connection table that a guest could fill); everything else is refused at once, so that programs fail fast
+instead of waiting. Without a gateway, that is everything. Nothing is ever forwarded.
+
+The gateway's own user cannot reach closed addresses either (`closed`): what its policies deny, the kernel denies again.
 
 Making a network costs about 30 ms, so a few are kept ready. A used one is not reused: `runsc` takes the addresses of the
 link away, and a fresh one has no history.
@@ -14,6 +18,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+from collections.abc import Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,10 +43,15 @@ table inet {table} {{
   chain guard {{
     meta nfproto != ipv4 counter name spoofed drop
     iifname . ip saddr != @bound counter name spoofed drop
+    ip hdrlength > 5 counter name spoofed drop
+    notrack
   }}
-  chain refuse {{
-    type filter hook prerouting priority dstnat; policy accept;
-    iifname "{links}*" counter name refused jump answer
+  chain divert {{
+    type filter hook prerouting priority mangle; policy accept;
+    iifname "{links}*" jump hand
+    iifname "{links}*" meta mark != {mark} counter name refused jump answer
+  }}
+  chain hand {{
   }}
   chain answer {{
     ip protocol tcp reject with tcp reset
@@ -49,7 +59,12 @@ table inet {table} {{
   }}
   chain input {{
     type filter hook input priority filter; policy accept;
+    iifname "{links}*" meta mark {mark} accept
     iifname "{links}*" drop
+  }}
+  chain replies {{
+    type filter hook output priority raw; policy accept;
+    oifname "{links}*" notrack
   }}
   chain forward {{
     type filter hook forward priority filter; policy accept;
@@ -59,9 +74,25 @@ table inet {table} {{
   chain output {{
     type filter hook output priority filter; policy accept;
     oifname "{links}*" meta nfproto ipv6 drop
+    oifname != "{links}*" meta skuid {user} jump gateway
+  }}
+  chain gateway {{
   }}
 }}
 """
+_HAND = """
+flush chain inet {table} hand
+add rule inet {table} hand meta nfproto ipv4 ip protocol tcp tproxy ip to 127.0.0.1:{tcp} meta mark set {mark} accept
+add rule inet {table} hand meta nfproto ipv4 ip protocol udp tproxy ip to 127.0.0.1:{udp} meta mark set {mark} accept
+"""
+MARK = 0x4875_0000
+"""Of packets that are the gateway's; the instance's block of addresses is added. It never leaves this machine."""
+ROUTES = 0x4875_00
+"""The routing table that makes packets with the mark this machine's own; the block is added."""
+PREFERENCE = 20_000
+"""Of the rule that looks there, before the main table is asked; the block is added."""
+GATEWAY_USER = 0x4875_0000
+"""The gateway's user and group id: nothing else runs as it, and no user database has it. The block is added."""
 
 
 class NoAddressBlock(OSError):
@@ -117,10 +148,12 @@ class Networks:
         """
         self.block = self._take_block(preferred_block)
         self._used = set(keep)
+        self._route()
         existing = self._existing()
         if not existing & keep or not self._has_table():
             # With running sandboxes the table stays as it is: replacing it would open a gap.
-            kernel.run(["nft", "-f", "-"], stdin=_RULES.format(table=self._names.table, links=self._names.link_prefix))
+            rules = _RULES.format(table=self._names.table, links=self._names.link_prefix, mark=self._mark, user=self.gateway_user)
+            kernel.run(["nft", "-f", "-"], stdin=rules)
         for number in sorted(existing - keep):
             self._remove(self.network(number))
         for number in keep:
@@ -133,9 +166,55 @@ class Networks:
             self._remove(self.network(number))
         with contextlib.suppress(kernel.CommandFailed):
             kernel.run(["nft", "delete", "table", "inet", self._names.table])
+        self._unroute()
         if self._block_file is not None:
             os.ftruncate(self._block_file, 0)
         self.release()
+
+    # -- the gateway -------------------------------------------------------------------------------
+
+    @property
+    def _mark(self) -> str:
+        return hex(MARK + self.block)
+
+    @property
+    def gateway_user(self) -> int:
+        """Whom the instance's gateway runs as."""
+        return GATEWAY_USER + self.block
+
+    def hand_to(self, tcp: int, udp: int) -> None:
+        """Hand guests' packets to sockets on these ports of the loopback interface, in one step. Blocks."""
+        kernel.run(["nft", "-f", "-"], stdin=_HAND.format(table=self._names.table, mark=self._mark, tcp=tcp, udp=udp))
+
+    def close_addresses(self, closed: Iterable[str], name_servers: Iterable[str]) -> None:
+        """The ranges that the gateway may not reach, but for these name servers (`ADDRESS:PORT`). Blocks."""
+        table = self._names.table
+        lines = [f"flush chain inet {table} gateway"]
+        for server in name_servers:
+            address, _, port = server.rpartition(":")
+            match = f"{'ip6' if ':' in address else 'ip'} daddr {address.strip('[]')} meta l4proto {{ tcp, udp }} th dport {port}"
+            lines.append(f"add rule inet {table} gateway {match} accept")
+        lines.append(f"add rule inet {table} gateway meta nfproto ipv6 counter drop")
+        ranges = ", ".join(closed)
+        lines.append(f"add rule inet {table} gateway ip daddr {{ {ranges} }} counter reject with icmp type admin-prohibited")
+        kernel.run(["nft", "-f", "-"], stdin="\n".join(lines))
+
+    def _route(self) -> None:
+        """Packets with the mark are for this machine, wherever they were sent. Idempotent."""
+        kernel.run(["ip", "route", "replace", "local", "default", "dev", "lo", "table", str(ROUTES + self.block)])
+        # Added twice it is there twice, and with sandboxes that run on it must not be gone for a moment.
+        preference = str(PREFERENCE + self.block)
+        if not kernel.run(["ip", "rule", "show", "pref", preference]).strip():
+            table = str(ROUTES + self.block)
+            kernel.run(["ip", "rule", "add", "pref", preference, "fwmark", self._mark, "lookup", table])
+
+    def _unroute(self) -> None:
+        for command in (
+            ["ip", "rule", "del", "pref", str(PREFERENCE + self.block)],
+            ["ip", "route", "flush", "table", str(ROUTES + self.block)],
+        ):
+            with contextlib.suppress(kernel.CommandFailed):
+                kernel.run(command)
 
     def release(self) -> None:
         """Let go without removing anything; the next start takes the same block."""

@@ -12,15 +12,19 @@ from hutch.host.commands import Command, Commands, relay
 from hutch.host.machine import Machine, gone_when_closed
 from hutch.host.protocol import (
     ArchiveWrite,
+    AuditPage,
+    AuditRead,
     CommandGet,
     CommandKill,
     CommandRef,
     CommandStart,
     CommandStdin,
+    CredentialChange,
     ExtendRequest,
     FileMkdir,
     FileRead,
     HostInfo,
+    NetworkUpdate,
     PtyOpen,
     SessionEvent,
     SessionRef,
@@ -62,6 +66,9 @@ class Service:
             "command.stdin": self._command_stdin,
             "pty.open": self._pty_open,
             "file.read": self._file_read,
+            "session.network": self._network,
+            "credentials.change": self._credential,
+            "audit.read": self._audit,
             "file.mkdir": self._file_mkdir,
             "archive.write": self._archive_write,
         }
@@ -109,6 +116,18 @@ class Service:
     async def _extend(self, stream: Stream) -> None:
         request = stream.params(ExtendRequest)
         stream.send_reply(await self._supervisor.extend(request.session_id, request.duration_ms, request.max_timeout_ms))
+
+    async def _network(self, stream: Stream) -> None:
+        stream.send_reply(await self._supervisor.set_network(stream.params(NetworkUpdate)))
+
+    async def _credential(self, stream: Stream) -> None:
+        await self._supervisor.change_credential(stream.params(CredentialChange))
+        stream.send_reply({})
+
+    async def _audit(self, stream: Stream) -> None:
+        request = stream.params(AuditRead)
+        records, last = await self._supervisor.audit.read(request.sandbox_id, request.after, request.limit)
+        stream.send_reply(AuditPage(records=records, next=last))
 
     async def _events(self, stream: Stream) -> None:
         after = int(stream.params(dict[str, int]).get("after", 0))

@@ -20,12 +20,26 @@ import msgspec
 
 from hutch.clock import now_ms
 from hutch.errors import BadRequestError, HutchError, NotFoundError, NotReadyError, UnavailableError
+from hutch.host import egress
+from hutch.host.audit import AuditStore
 from hutch.host.commands import Commands
+from hutch.host.egress import Egress
+from hutch.host.gateway import Gateway
 from hutch.host.journal import Journal, MachineEntry
 from hutch.host.machine import Machine, MachineKind, Machines, gone, reason_of
 from hutch.host.network import Networks
 from hutch.host.pool import Pool
-from hutch.host.protocol import LIVE, CommandRecord, SessionEvent, SessionRecord, SessionSpec, SessionStatus
+from hutch.host.protocol import (
+    LIVE,
+    CommandRecord,
+    CredentialChange,
+    NetworkApplied,
+    NetworkUpdate,
+    SessionEvent,
+    SessionRecord,
+    SessionSpec,
+    SessionStatus,
+)
 from hutch.images import Image, ImageStore
 from hutch.settings import Settings
 
@@ -66,6 +80,9 @@ class Supervisor:
         networks: Networks,
         images: ImageStore,
         isolation_name: str,
+        gateway: Gateway,
+        egress: Egress,
+        audit: AuditStore,
     ) -> None:
         self._settings = settings
         self._journal = journal
@@ -73,6 +90,9 @@ class Supervisor:
         self._networks = networks
         self._images = images
         self._isolation_name = isolation_name
+        self._gateway = gateway
+        self.egress = egress
+        self.audit = audit
         self._logs = settings.host_dir / "logs"
         self._sessions: dict[str, Session] = {}
         self._creating: dict[str, asyncio.Task[SessionRecord]] = {}
@@ -90,7 +110,9 @@ class Supervisor:
         self._journal.start()
         await self._journal.put_meta("address_block", str(block))
         self._logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+        await self._gateway.start()
         await self._recover()
+        await self._gateway.open()
         self._spawn(self._networks.refill())
         self._spawn(self._tidy_for_ever())
         self.pool.start()
@@ -139,6 +161,7 @@ class Supervisor:
         except OSError as error:
             await self._after_death(session, SessionStatus.FAILED, f"The sandbox could not be adopted: {reason_of(error)}.")
             return
+        await self.egress.resume(session.record.session_id, machine.network)
         self._attach(session, machine)
         assert session.commands is not None
         try:
@@ -154,7 +177,9 @@ class Supervisor:
         entry = session.entry
         cpu = self._machines.cpu_of(entry)
         await asyncio.to_thread(self._machines.remove_by_id, entry.machine_id)
+        await self._gateway.remove(self._networks.network(entry.network))
         await self._networks.give_back(self._networks.network(entry.network))
+        await self.egress.forget(session.record.session_id)
         now = now_ms()
         await self._change(
             session,
@@ -228,6 +253,10 @@ class Supervisor:
         image = self._images.resolve(spec.image)
         kind = self._kind(image, spec.vcpus, spec.memory_mb, spec.disk_bytes)
         machine = await self._claimed(kind, spec)
+        return await self._run(spec, requested, image, machine)
+
+    async def _run(self, spec: SessionSpec, requested: int, image: Image, machine: Machine) -> SessionRecord:
+        """Make a claimed machine a running session."""
         record = SessionRecord(
             session_id=spec.session_id,
             sandbox_name=spec.sandbox_name,
@@ -247,6 +276,7 @@ class Supervisor:
         try:
             await self._put(session, record)
         except BaseException:
+            await self.egress.forget(spec.session_id)
             await self._discard(machine)
             raise
         self._sessions[spec.session_id] = session
@@ -259,7 +289,7 @@ class Supervisor:
         pooled = await self.pool.take(kind)
         if pooled is not None:
             try:
-                await self._machines.claim(pooled, kind.image, spec.hostname, spec.env)
+                await self._claim(pooled, kind, spec)
             except HutchError as error:
                 log.warning("pooled machine %s could not be claimed: %s", pooled.machine_id, error)
                 await self._discard(pooled)
@@ -267,11 +297,23 @@ class Supervisor:
                 return pooled
         machine = await self._boot(kind)
         try:
-            await self._machines.claim(machine, kind.image, spec.hostname, spec.env)
+            await self._claim(machine, kind, spec)
         except BaseException:
             await self._discard(machine)
             raise
         return machine
+
+    async def _claim(self, machine: Machine, kind: MachineKind, spec: SessionSpec) -> None:
+        """The network first: what the guest's first instruction sends is judged by the session's policy."""
+        state = egress.State(
+            sandbox_id=spec.sandbox_id or spec.session_id,
+            sandbox_name=spec.sandbox_name,
+            team_id=spec.team_id,
+            project_id=spec.project_id,
+            network=spec.network,
+        )
+        state = await self.egress.begin(spec.session_id, machine.network, state)
+        await self._machines.claim(machine, kind.image, spec.hostname, {**state.env(), **spec.env})
 
     async def _boot(self, kind: MachineKind) -> Machine:
         try:
@@ -351,6 +393,21 @@ class Supervisor:
         self._arm(session)
         return session.record
 
+    # -- network -----------------------------------------------------------------------------------
+
+    async def set_network(self, update: NetworkUpdate) -> NetworkApplied:
+        """Replace a running session's policy; it is enforced when this returns. Raises `HutchError`, and the old one stays."""
+        session, _ = self.running(update.session_id)
+        assert session.machine is not None
+        applied = await self.egress.update(update.session_id, session.machine.network, update.network)
+        return NetworkApplied(generation=applied.generation, closed_flows=applied.closed_flows, kept_flows=applied.kept_flows)
+
+    async def change_credential(self, change: CredentialChange) -> None:
+        """Have every live session of a project that names a stored credential use another value of it."""
+        for session_id, session in list(self._sessions.items()):
+            if session.live and session.machine is not None and session.record.project_id == change.project_id:
+                await self.egress.change_credential(session_id, session.machine.network, change.name, change.value)
+
     # -- end ---------------------------------------------------------------------------------------
 
     async def end(self, session: Session, status: SessionStatus, reason: str) -> SessionRecord:
@@ -385,6 +442,7 @@ class Supervisor:
             egress_bytes=usage.egress_bytes,
         )
         session.machine = session.commands = None
+        await self.egress.forget(session.record.session_id)
         removal = asyncio.get_running_loop().create_task(self._machines.remove(machine))
         self._removals.add(removal)
         removal.add_done_callback(self._removals.discard)
@@ -460,7 +518,8 @@ class Supervisor:
             await asyncio.sleep(TIDY_EVERY_S)
 
     async def tidy(self, now: int) -> None:
-        """Forget what ended long ago: output after an hour, records after a day."""
+        """Forget what ended long ago: output after an hour, records after a day, audits after a week."""
+        await asyncio.to_thread(self.audit.tidy)
         for session_id, session in list(self._sessions.items()):
             if session.live or session.record.stopped_at is None:
                 continue

@@ -148,6 +148,11 @@ class Stream:
             self.grant(len(item.data) if isinstance(item, Data) else len(item.payload))
         return item
 
+    @property
+    def waiting(self) -> int:
+        """Items that `next` gives at once."""
+        return len(self._items)
+
     async def __aiter__(self) -> AsyncIterator[Data | Message]:
         while (item := await self.next()) is not None:
             yield item

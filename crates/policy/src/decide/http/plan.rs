@@ -352,12 +352,19 @@ pub(super) fn forward_to(exchange: &Exchange, url: &ForwardUrl) -> ForwardTo {
 }
 
 impl ForwardTo {
+    /// The name or address that must vouch for itself.
+    pub fn host_name(&self) -> String {
+        match &self.url.host {
+            Host::Name(name) => name.to_string(),
+            Host::Address(address) => address.to_string(),
+        }
+    }
+
     /// The `Host` that the other end gets.
     pub fn host(&self) -> String {
         let host = match &self.url.host {
-            Host::Name(name) => name.to_string(),
             Host::Address(std::net::IpAddr::V6(address)) => format!("[{address}]"),
-            Host::Address(address) => address.to_string(),
+            _ => self.host_name(),
         };
         if self.url.port == 443 {
             host

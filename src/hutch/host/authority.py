@@ -1,0 +1,134 @@
+"""The certificate authority of one sandbox, and what its guest trusts.
+
+The key is derived from a secret of this host and the machine's id. So nothing about it is written down, a gateway or a host that
+was started again has the same one, and nobody who has a sandbox's files or a snapshot has it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.x509.oid import NameOID
+
+HOST_BUNDLES = (
+    Path("/etc/ssl/certs/ca-certificates.crt"),
+    Path("/etc/pki/tls/certs/ca-bundle.crt"),
+    Path("/etc/ssl/cert.pem"),
+)
+GUEST_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+GUEST_AUTHORITY = "/usr/local/share/ca-certificates/hutch.crt"
+GUEST_ALIASES = (
+    "/usr/local/share/ca-certificates/vercel-proxy-ca.pem",
+    "/etc/pki/ca-trust/source/anchors/vercel-proxy-ca.pem",
+)
+"""Where else programs written for the vendor's sandboxes look for the authority."""
+VARIABLES = (
+    "AWS_CA_BUNDLE",
+    "CARGO_HTTP_CAINFO",
+    "CURL_CA_BUNDLE",
+    "DENO_CERT",
+    "GIT_SSL_CAINFO",
+    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
+    "NIX_SSL_CERT_FILE",
+    "NODE_EXTRA_CA_CERTS",
+    "NPM_CONFIG_CAFILE",
+    "PIP_CERT",
+    "REQUESTS_CA_BUNDLE",
+    "SSL_CERT_FILE",
+)
+"""Variables that programs take a bundle's path from."""
+LIFE = datetime.timedelta(days=30)
+"""Longer than any session, pooling included: the authority ends with its machine, not with its certificate."""
+BACKDATED = datetime.timedelta(hours=1)
+_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+"""Of the group of P-256 (FIPS 186-4, D.1.2.3)."""
+
+
+def variables() -> dict[str, str]:
+    """The environment that makes a guest's programs use the bundle."""
+    return dict.fromkeys(VARIABLES, GUEST_BUNDLE) | {"NODE_USE_SYSTEM_CA": "1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """A machine's authority: its name, PKCS #8 key and subject key identifier for the gateway, its certificate for the guest."""
+
+    name: str
+    key: bytes
+    key_id: bytes
+    certificate_pem: bytes
+
+
+def derive(secret: bytes, machine_id: str, now: datetime.datetime | None = None) -> Authority:
+    """The authority of a machine; the same for the same secret and id but for the dates of its certificate."""
+    now = now or datetime.datetime.now(datetime.UTC)
+    seed = HKDF(hashes.SHA256(), 48, None, b"hutch egress authority " + machine_id.encode()).derive(secret)
+    key = ec.derive_private_key(int.from_bytes(seed) % (_ORDER - 1) + 1, ec.SECP256R1())
+    public = key.public_key()
+    common_name = f"Hutch egress {machine_id}"
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    identifier = x509.SubjectKeyIdentifier.from_public_key(public)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - BACKDATED)
+        .not_valid_after(now + LIFE)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(
+            x509.KeyUsage(
+                digital_signature=False,
+                content_commitment=False,
+                key_encipherment=False,
+                data_encipherment=False,
+                key_agreement=False,
+                key_cert_sign=True,
+                crl_sign=True,
+                encipher_only=False,
+                decipher_only=False,
+            ),
+            critical=True,
+        )
+        .add_extension(identifier, critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    encoded = key.private_bytes(serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return Authority(common_name, encoded, identifier.digest, certificate.public_bytes(serialization.Encoding.PEM))
+
+
+class TrustStore:
+    """The roots that servers are verified against: this host's, and those that the operator adds.
+
+    Raises `OSError` where there are none: a gateway without roots could verify nobody.
+    """
+
+    def __init__(self, extra: Path | None) -> None:
+        bundle = next((path for path in HOST_BUNDLES if path.is_file()), None)
+        texts = [path.read_bytes() for path in (bundle, extra) if path is not None]
+        if not texts:
+            looked = ", ".join(map(str, HOST_BUNDLES))
+            raise FileNotFoundError(f"This host has no trust store (looked at {looked}). Install ca-certificates.")
+        self.pem = b"\n".join(text.rstrip() for text in texts) + b"\n"
+
+    def archive(self, authority: Authority) -> bytes:
+        """A tar of what a guest must have to trust these roots and its own authority."""
+        files = {GUEST_BUNDLE: self.pem + authority.certificate_pem}
+        files |= dict.fromkeys((GUEST_AUTHORITY, *GUEST_ALIASES), authority.certificate_pem)
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for path, content in files.items():
+                entry = tarfile.TarInfo(path.lstrip("/"))
+                entry.size, entry.mode = len(content), 0o644
+                tar.addfile(entry, io.BytesIO(content))
+        return packed.getvalue()
