@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import pytest
 
+from tests.api.conftest import Api, api, environment, host
 from tests.conftest import CHECKOUT, RunningServer
 
+__all__ = ["api", "environment", "host"]
 TIMEOUT_S = 60
 
 
@@ -22,6 +26,7 @@ class Ran:
 
 
 Hutch = Callable[..., Ran]
+AsyncHutch = Callable[..., Awaitable[Ran]]
 
 
 def run_hutch(*arguments: str, environment: dict[str, str], stdin: bytes = b"") -> Ran:
@@ -43,5 +48,16 @@ def hutch(server: RunningServer, leak_check: None) -> Hutch:
 
     def run(*arguments: str, stdin: bytes = b"") -> Ran:
         return run_hutch(*arguments, environment=server.environment, stdin=stdin)
+
+    return run
+
+
+@pytest.fixture
+def ask(api: Api) -> AsyncHutch:
+    """Runs `hutch …` against the real API over a fake host."""
+    own = {"PATH": os.environ["PATH"], "HUTCH_URL": api.url, "HUTCH_TOKEN": api.own.token}
+
+    async def run(*arguments: str, stdin: bytes = b"") -> Ran:
+        return await asyncio.to_thread(run_hutch, *arguments, environment=own, stdin=stdin)
 
     return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import threading
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hutch.egress import hutch_native
-from hutch.egress.policy import Boundaries, CheckedPolicy, Policy, Question, check, explain
+from hutch.egress.policy import Boundaries, CheckedPolicy, Policy, Question, check, closed_ranges, explain
 from hutch.errors import BadRequestError
 from hutch.settings import SettingsError, load
 
@@ -219,6 +220,27 @@ def test_what_can_never_be_opened_stops_the_server(value: str) -> None:
     settings = load(environment={"HUTCH_EGRESS__ALLOW_PRIVATE": f"10.0.0.0/8,{value}"})
     with pytest.raises(SettingsError, match=r"allow_private.*" + value.replace(".", r"\.")):
         Boundaries.of(settings)
+
+
+def test_a_packet_filter_is_given_what_the_engine_closes() -> None:
+    settings = Boundaries(allow_private=("10.20.0.0/16",), own=("203.0.113.7", "2001:db8::7", "127.0.0.1"))
+    ranges = [ipaddress.ip_network(text) for text in closed_ranges(settings)]
+    for text, closed in (
+        ("127.0.0.1", True),
+        ("169.254.169.254", True),
+        ("100.64.0.1", True),
+        ("203.0.113.7", True),
+        ("2001:db8::7", True),
+        ("10.19.0.1", True),
+        ("10.20.0.1", False),
+        ("10.21.0.1", True),
+        ("203.0.113.8", False),
+        ("2001:db8::8", False),
+    ):
+        address = ipaddress.ip_address(text)
+        assert any(address in one for one in ranges) is closed, text
+        decision = explain(['"allow-all"'], Question(f"tcp://{f'[{text}]' if ':' in text else text}:99"), settings).decision
+        assert (decision == "deny") is closed, text
 
 
 # -- explaining -------------------------------------------------------------------------------------

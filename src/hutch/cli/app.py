@@ -10,7 +10,23 @@ from typing import Annotated
 import typer
 
 from hutch import __version__
-from hutch.cli import config, copy, create, doctor, env, errors, execute, image, logs, sandboxes, serve, token
+from hutch.cli import (
+    audit,
+    config,
+    copy,
+    create,
+    credential,
+    doctor,
+    env,
+    errors,
+    execute,
+    image,
+    logs,
+    policy,
+    sandboxes,
+    serve,
+    token,
+)
 from hutch.cli import run as run_program
 
 app = typer.Typer(
@@ -46,11 +62,14 @@ app.command()(sandboxes.ls)
 app.command()(sandboxes.get)
 app.command("cp")(copy.copy)
 app.command()(logs.logs)
+app.command()(audit.audit)
 app.command()(sandboxes.stop)
 app.command()(sandboxes.rm)
 app.command()(serve.serve)
 app.command()(doctor.doctor)
 app.command()(env.env)
+app.add_typer(policy.app, name="policy")
+app.add_typer(credential.app, name="credential")
 app.add_typer(token.app, name="token")
 app.add_typer(image.app, name="image")
 app.add_typer(config.app, name="config")

@@ -7,7 +7,9 @@ from typing import Self
 
 import httpx
 
+from hutch.client.audit import Audit
 from hutch.client.commands import Commands
+from hutch.client.credentials import Credentials
 from hutch.client.files import Files
 from hutch.client.places import Server
 from hutch.client.sandboxes import Sandboxes
@@ -24,6 +26,8 @@ class Client:
         self.sandboxes = Sandboxes(self.http)
         self.commands = Commands(self.http)
         self.files = Files(self.http)
+        self.credentials = Credentials(self.http)
+        self.audit = Audit(self.http)
         self.tokens = Tokens(self.http)
         self.images = Images(self.http)
 

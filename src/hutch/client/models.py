@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+Json = dict[str, Any]
+
 
 class Sandbox(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """A named sandbox. Totals sum over its finished sessions."""
@@ -24,6 +26,7 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     timeout: int = 0
     expires_at: int | None = None
     tags: dict[str, str] = {}
+    network_policy: Json | None = None
     total_active_cpu_duration_ms: int | None = None
     total_duration_ms: int | None = None
 
@@ -42,6 +45,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     started_at: int | None = None
     stopped_at: int | None = None
     stop_reason: str | None = None
+    network_policy: Json | None = None
     duration: int | None = None
     active_cpu_duration_ms: int | None = None
     network_transfer: dict[str, int] | None = None
@@ -105,11 +109,23 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
     token: str | None = None
 
 
+class Credential(msgspec.Struct, frozen=True, kw_only=True):
+    """A stored credential as it is listed: without its value."""
+
+    name: str
+    created_at: int
+    updated_at: int
+
+
+class AuditRecords(msgspec.Struct, frozen=True, kw_only=True):
+    """Records of a sandbox's audit, oldest first; `next` is where to read on."""
+
+    records: list[Json]
+    next: int
+
+
 class Terminal(msgspec.Struct, frozen=True):
     """Where a terminal's WebSocket is; the token is good for one connection."""
 
     url: str
     token: str
-
-
-Json = dict[str, Any]

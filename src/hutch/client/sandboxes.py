@@ -18,13 +18,9 @@ class Sandboxes:
     def __init__(self, http: Http) -> None:
         self._http = http
 
-    def _query(self, **more: str) -> dict[str, str]:
-        project = self._http.server.project_id
-        return {"projectId": project, **more} if project else more
-
     async def create(self, **fields: Any) -> Created:
         """A new sandbox. `fields` are those of the API's body (`name`, `image`, `runtime`, `timeout` in ms, `resources`, `env`,
-        `tags`, `ports`, `persistent`, `disk_bytes`); None is left out."""
+        `tags`, `ports`, `persistent`, `disk_bytes`, `networkPolicy`); None is left out."""
         body = {key: value for key, value in fields.items() if value is not None}
         if self._http.server.project_id:
             body.setdefault("projectId", self._http.server.project_id)
@@ -32,7 +28,7 @@ class Sandboxes:
         return await self._http.call("POST", f"/{version}/sandboxes", Created, body=body, timeout_s=120.0)
 
     async def get(self, name: str) -> Created:
-        return await self._http.call("GET", _path(name), Created, query=self._query())
+        return await self._http.call("GET", _path(name), Created, query=self._http.project())
 
     async def page(self, query: Mapping[str, str], *, cursor: str | None = None, limit: int = PAGE) -> Page:
         """One page of the project's sandboxes; `query` as the API has it."""
@@ -56,7 +52,7 @@ class Sandboxes:
 
     async def delete(self, name: str) -> None:
         """Stop the sandbox if it runs, and forget it."""
-        await self._http.call("DELETE", _path(name), dict[str, Any], query=self._query(), timeout_s=STOP_TIMEOUT_S)
+        await self._http.call("DELETE", _path(name), dict[str, Any], query=self._http.project(), timeout_s=STOP_TIMEOUT_S)
 
     async def stop(self, session_id: str) -> Session:
         """Stop a session; its usage is in the answer."""
@@ -70,6 +66,12 @@ class Sandboxes:
         """Let a session live `duration_ms` longer."""
         path = f"/v2/sandboxes/sessions/{session_id}/extend-timeout"
         return (await self._http.call("POST", path, Stopped, body={"duration": duration_ms})).session
+
+    async def set_network_policy(self, session_id: str, policy: object, *, generation: int | None = None) -> Session:
+        """Replace a session's network policy; answers when it is enforced. With `generation` only if the old one has it."""
+        path = f"/v2/sandboxes/sessions/{session_id}/network-policy"
+        headers = [(b"if-match", str(generation).encode())] if generation is not None else []
+        return (await self._http.call("POST", path, Stopped, body=policy, headers=headers)).session
 
     async def terminal(self, session_id: str) -> Terminal:
         """Permission to open one terminal."""

@@ -32,6 +32,10 @@ class Http:
             base_url=f"{server.url}/api", headers=headers, timeout=timeout, limits=limits, transport=transport, trust_env=False
         )
 
+    def project(self) -> dict[str, str]:
+        """The query that names the server's project, for what belongs to one."""
+        return {"projectId": self.server.project_id} if self.server.project_id else {}
+
     async def close(self) -> None:
         await self._client.aclose()
 
@@ -42,12 +46,15 @@ class Http:
         kind: type[T],
         *,
         body: object | None = None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
         query: Mapping[str, str] | None = None,
         timeout_s: float | None = TIMEOUT_S,
         scoped: bool = True,
     ) -> T:
         """A JSON request and its answer as `kind`. Without `scoped` it names no team."""
-        async with self.open(method, path, body=body, query=query, timeout_s=timeout_s, scoped=scoped) as response:
+        async with self.open(
+            method, path, body=body, headers=headers, query=query, timeout_s=timeout_s, scoped=scoped
+        ) as response:
             return decode(await response.aread(), kind)
 
     @asynccontextmanager

@@ -1,0 +1,39 @@
+"""What the egress firewall of a sandbox decided, and why."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from hutch.client.models import AuditRecords, Json
+from hutch.client.transport import Http
+from hutch.control.names import is_name
+from hutch.errors import NotFoundError
+
+PAGE = 500
+POLL_S = 0.5
+"""How often a sandbox that has nothing new is asked again."""
+
+
+class Audit:
+    def __init__(self, http: Http) -> None:
+        self._http = http
+
+    async def page(self, name: str, *, after: int = 0, limit: int = PAGE) -> AuditRecords:
+        """At most `limit` records behind `after`, oldest first, and where to read on."""
+        if not is_name(name):
+            raise NotFoundError("not_found", f"Named sandbox '{name[:256]}' not found for this project.")
+        query = {**self._http.project(), "after": str(after), "limit": str(limit)}
+        return await self._http.call("GET", f"/hutch/v1/sandboxes/{name}/audit", AuditRecords, query=query)
+
+    async def all(self, name: str, *, after: int = 0, follow: bool = False) -> AsyncIterator[Json]:
+        """Every record that there is behind `after`; with `follow` also those to come, for ever."""
+        while True:
+            page = await self.page(name, after=after)
+            for record in page.records:
+                yield record
+            if page.next == after:
+                if not follow:
+                    return
+                await asyncio.sleep(POLL_S)
+            after = page.next
