@@ -18,7 +18,7 @@ from hutch.settings import Settings
 from hutch.storage import tenants, tokens
 from hutch.storage.database import Database
 from hutch.storage.migrate import Migrations
-from hutch.storage.sealing import Sealer, load_or_create_key
+from hutch.storage.sealing import KeyFile, Sealer
 
 DEFAULT_TEAM = "default"
 DEFAULT_PROJECT = "default"
@@ -55,7 +55,7 @@ async def started(settings: Settings, loaded: Loaded, images: Images, clock: Clo
         services = Services(
             settings=settings,
             database=database,
-            sealer=Sealer(load_or_create_key(settings.control_dir / "secrets.key")),
+            sealer=Sealer(KeyFile(settings.control_dir / "secrets.key")),
             host=host,
             auth=Authenticator(database, signer, clock),
             images=images,
