@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hutch.settings import Backend, Settings, SettingsError, Source, load, mask, split_listen
+from hutch.settings import Audit, Backend, Settings, SettingsError, Source, load, mask, split_listen
 
 
 def loaded(tmp_path: Path, toml: str = "", environment: dict[str, str] | None = None, **flags: object) -> Settings:
@@ -46,6 +46,22 @@ def test_lists_are_json_or_commas(tmp_path: Path, text: str) -> None:
     assert loaded(tmp_path, environment={"HUTCH_POOL__IMAGES": text}).pool_images() == ("a", "b")
 
 
+def test_the_egress_section_takes_what_hermetic_tests_need(tmp_path: Path) -> None:
+    environment = {
+        "HUTCH_EGRESS__DNS_UPSTREAMS": '["198.51.100.53:53", "[2001:db8::53]:5353"]',
+        "HUTCH_EGRESS__EXTRA_TRUST_ROOTS": "roots.pem",
+        "HUTCH_EGRESS__ALLOW_PRIVATE": "10.20.0.0/16, fd00:1::/32",
+        "HUTCH_EGRESS__AUDIT": "denials",
+    }
+    egress = loaded(tmp_path, environment=environment).egress
+    assert egress.dns_upstreams == ("198.51.100.53:53", "[2001:db8::53]:5353")
+    assert egress.extra_trust_roots == Path("roots.pem").absolute()
+    assert egress.allow_private == ("10.20.0.0/16", "fd00:1::/32")
+    assert egress.audit is Audit.DENIALS
+    plain = loaded(tmp_path).egress
+    assert (plain.dns_upstreams, plain.extra_trust_roots, plain.allow_private, plain.audit) == ((), None, (), Audit.ALL)
+
+
 def test_without_pool_images_the_default_image_has_one(tmp_path: Path) -> None:
     assert loaded(tmp_path).pool_images() == ("vercel/sandbox/universal:latest",)
 
@@ -65,6 +81,12 @@ def test_without_pool_images_the_default_image_has_one(tmp_path: Path) -> None:
         ("", {"HUTCH_SERVER__PUBLIC_URL": "ftp://x"}, ["http://"]),
         ("", {"HUTCH_ISOLATION__BACKEND": "docker"}, ["docker", "gvisor"]),
         ("", {"HUTCH_DATABASE__URL": "mysql://x"}, ["sqlite://"]),
+        ("[egress]\ndns_upstreams = ['198.51.100.53']", {}, ["`egress.dns_upstreams`", "198.51.100.53", "ADDR:PORT"]),
+        ("", {"HUTCH_EGRESS__DNS_UPSTREAMS": "dns.example:53"}, ["dns.example:53", "ADDR:PORT"]),
+        ("", {"HUTCH_EGRESS__DNS_UPSTREAMS": '["198.51.100.53:0"]'}, ["port 0"]),
+        ("", {"HUTCH_EGRESS__ALLOW_PRIVATE": "10.20.0.1/16"}, ["10.20.0.1/16", "range"]),
+        ("", {"HUTCH_EGRESS__ALLOW_PRIVATE": "intranet"}, ["intranet", "range"]),
+        ("", {"HUTCH_EGRESS__AUDIT": "none"}, ["'none'", "denials"]),
         ("[sandbox]\ndefault_timeout_ms = 5000\nmax_timeout_ms = 1000", {}, ["default_timeout_ms (5000)"]),
     ],
 )

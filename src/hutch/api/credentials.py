@@ -30,7 +30,7 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _PROJECT = {"projectId": "Id or slug"}
 
 
-@router.put("/hutch/v1/credentials/{name}", openapi_extra=documented(PutCredential, query=_PROJECT, status=204))
+@router.put("/hutch/v1/credentials/{name}", status_code=204, openapi_extra=documented(PutCredential, query=_PROJECT, status=204))
 async def put_credential(request: Request, name: str) -> Response:
     """Store a credential; requests that are sent from now on carry the new value."""
     services = services_of(request)
@@ -54,7 +54,7 @@ async def list_credentials(request: Request) -> Response:
     return JsonResponse({"credentials": [shapes.credential(record) for record in records]})
 
 
-@router.delete("/hutch/v1/credentials/{name}", openapi_extra=documented(query=_PROJECT, status=204))
+@router.delete("/hutch/v1/credentials/{name}", status_code=204, openapi_extra=documented(query=_PROJECT, status=204))
 async def delete_credential(request: Request, name: str) -> Response:
     """Delete a credential; rules that name it are closed from now on."""
     services = services_of(request)

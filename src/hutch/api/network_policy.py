@@ -49,8 +49,9 @@ from hutch.wire.connection import ConnectionClosed
 router = APIRouter(route_class=PlainRoute, tags=["sessions"])
 log = logging.getLogger(__name__)
 
-QUICK_BYTES = 256
-"""A policy of this size is checked faster than a thread would be started for it: `allow-all`, which the CLI always sends."""
+QUICK_BYTES = 64
+"""A policy of this size is checked faster than a thread is found for it: `allow-all`, which the CLI always sends. None so small has
+a regular expression, which may take long however short it is."""
 IF_MATCH = {"If-Match": "The generation that the policy is replaced at; with any other one the answer is 412"}
 B = TypeVar("B", bound=SandboxFields)
 
@@ -82,7 +83,7 @@ async def checked(services: Services, raw: bytes, previous: NetworkPolicy | None
     old = previous.policy if previous is not None else None
     if len(raw) <= QUICK_BYTES:
         return check(raw, old, settings=services.boundaries)
-    # Compiling takes up to seconds for the largest, and others wait for this thread.
+    # Compiling may take a second, and all others wait for this thread.
     return await asyncio.to_thread(check, raw, old, settings=services.boundaries)
 
 
