@@ -50,8 +50,8 @@ router = APIRouter(route_class=PlainRoute, tags=["sessions"])
 log = logging.getLogger(__name__)
 
 QUICK_BYTES = 64
-"""A policy of this size is checked faster than a thread is found for it: `allow-all`, which the CLI always sends. None so small has
-a regular expression, which may take long however short it is."""
+"""A policy of this size is checked faster than a thread is found for it: `allow-all`, which the CLI always sends. None so small
+has a regular expression, which may take long however short it is."""
 IF_MATCH = {"If-Match": "The generation that the policy is replaced at; with any other one the answer is 412"}
 B = TypeVar("B", bound=SandboxFields)
 
