@@ -41,8 +41,9 @@ pub(super) fn needles(secret: &SecretForms) -> Vec<(Form, Vec<u8>)> {
 fn spell(text: &str, plain: Form, add: &mut impl FnMut(Form, Vec<u8>)) {
     let bytes = text.as_bytes();
     add(plain, bytes.into());
-    for alignment in 0..3 {
-        let inner = base64_inner(bytes, alignment);
+    // With no byte before the text, two, or one: where its first digit begins that has no bit of those.
+    for first_bit in [0, 2, 4] {
+        let inner = base64_inner(bytes, first_bit);
         let for_urls = inner.iter().map(|&digit| match digit {
             b'+' => b'-',
             b'/' => b'_',
@@ -87,13 +88,11 @@ fn spell(text: &str, plain: Form, add: &mut impl FnMut(Form, Vec<u8>)) {
     add(Form::Utf16, text.encode_utf16().flat_map(u16::to_be_bytes).collect());
 }
 
-/// The digits of Base64 that are the same whatever comes after the bytes, and whatever `alignment` bytes come before.
-fn base64_inner(bytes: &[u8], alignment: usize) -> Vec<u8> {
+/// The digits of Base64 from a bit on, as far as they are the same whatever comes after the bytes.
+fn base64_inner(bytes: &[u8], first_bit: usize) -> Vec<u8> {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    // The bit of `bytes` at which the first digit begins that has no bit of what comes before.
-    let first = [0, 4, 2][alignment];
     let bit = |at: usize| bytes[at / 8] >> (7 - at % 8) & 1;
-    (first..)
+    (first_bit..)
         .step_by(6)
         .take_while(|start| start + 6 <= bytes.len() * 8)
         .map(|start| (start..start + 6).fold(0, |digit, at| digit << 1 | bit(at)))

@@ -382,6 +382,11 @@ fn t40_records_that_break_the_rules_are_refused_at_once() {
         "a record of more than 16 KiB"
     );
     assert!(is_broken(&sniff(&[22, 3, 1, 0, 0])), "an empty record first");
+    assert!(
+        is_broken(&sniff(&[22, 3, 1, 0x40, 1])),
+        "a record of more than 16 KiB first"
+    );
+    assert_eq!(sniff(&[22, 3, 1, 0x40, 0]), Look::NeedMore);
     assert!(is_broken(&sniff(&[22, 4])), "version 4");
     assert!(is_broken(&sniff(&[22, 3, 1, 0, 200, 2])), "a ServerHello");
     assert!(

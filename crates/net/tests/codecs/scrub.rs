@@ -223,6 +223,23 @@ fn headers_and_trailers_are_counted_with_the_body() {
 }
 
 #[test]
+fn a_header_in_the_middle_of_an_occurrence_does_not_make_it_two() {
+    let rendered = format!("token {SECRET};");
+    let needles = Arc::new(Needles::new(&[SecretForms {
+        rendered: Some(&rendered),
+        ..secret(SECRET)
+    }]));
+    let mut scrubber = needles.scrubber();
+    let mut out = BytesMut::new();
+    scrubber.push(format!("{:100}token {SECRET}", "").as_bytes(), &mut out);
+    assert!(scrubber.scrub_value(SECRET.as_bytes()).is_some());
+    scrubber.push(b";", &mut out);
+    scrubber.finish(&mut out);
+    assert_eq!(out[100..], stars(rendered.len()));
+    assert_eq!(scrubber.total(), 2);
+}
+
+#[test]
 fn text_that_begins_no_secret_is_not_delayed() {
     let needles = needles(SECRET);
     let mut scrubber = needles.scrubber();
