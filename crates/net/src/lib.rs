@@ -1,8 +1,46 @@
 //! Hutch's gateway: every byte between a sandbox and the world.
+//!
+//! The kernel hands over whatever a sandbox sends (TPROXY); nothing is ever routed. Which sandbox it is tells the source
+//! address, which the kernel has bound to the sandbox's link. What may happen is decided by `hutch-policy`; this crate has
+//! sockets, time and secrets.
+//!
+//! ```text
+//! guest ──TCP──▶ tcp ─ sniff (hello, http1) ─▶ policy ─┬─ splice ──▶ relay ───────────▶ server
+//!       │                                              └─ intercept ▶ exchange (each request) ─▶ upstream
+//!       ├─UDP 53▶ dns ─▶ policy ─▶ resolver
+//!       └─UDP───▶ udp ─▶ policy ─▶ relayed, or refused by ICMP
+//! host ──Unix──▶ control ─▶ gateway ─▶ sandbox: policy, credentials, authority; flows are judged again
+//! ```
+//!
+//! * without I/O: `hello`, `http1`, `scrub`, `audit`, `head`
+//! * state: `gateway`, `sandbox`, `flow`, `report`
+//! * sockets: `tcp`, `udp`, `dns`, `intercept`, `exchange`, `upstream`, `relay`, `tunnel`, `control`
+//! * `tls`: the sandbox's authority, and how servers are verified; `identity`: tokens for `forwardURL`
+//! * `confine`: what the process gives up
 
 #![forbid(unsafe_code)]
 
 pub mod audit;
+pub mod body;
+pub mod clock;
+pub mod confine;
+pub mod control;
+pub mod dns;
+pub mod exchange;
+pub mod flow;
+pub mod gateway;
+pub mod head;
 pub mod hello;
 pub mod http1;
+pub mod identity;
+pub mod intercept;
+pub mod locks;
+pub mod relay;
+pub mod report;
+pub mod sandbox;
 pub mod scrub;
+pub mod tcp;
+pub mod tls;
+pub mod tunnel;
+pub mod udp;
+pub mod upstream;

@@ -1,3 +1,87 @@
-//! The gateway process.
+//! The gateway process: `hutch-net ROOT UID`, started by the host.
+//!
+//! Standard input is a Unix socket on which the host has sent three descriptors: the listener of redirected connections,
+//! the socket of redirected datagrams, and the listener of its own requests. `ROOT` is an empty directory, `UID` a user
+//! whom nothing else runs as.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use hutch_net::{confine, control, gateway::Gateway, tcp, udp};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("hutch-net: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> io::Result<()> {
+    let mut arguments = std::env::args_os().skip(1);
+    let root: PathBuf = arguments.next().ok_or_else(|| usage("no root directory"))?.into();
+    let user = arguments
+        .next()
+        .and_then(|text| text.to_str()?.parse().ok())
+        .ok_or_else(|| usage("no user id"))?;
+    let [tcp_listener, datagrams, control_listener]: [OwnedFd; 3] = descriptors()?
+        .try_into()
+        .map_err(|_| usage("three descriptors are expected on standard input"))?;
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    confine::confine(&root, user)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(std::thread::available_parallelism().map_or(2, usize::from).min(8))
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let gateway = Arc::new(Gateway::default());
+        let tcp_listener = std::net::TcpListener::from(tcp_listener);
+        tcp_listener.set_nonblocking(true)?;
+        let tcp_listener = tokio::net::TcpListener::from_std(tcp_listener)?;
+        let control_listener = std::os::unix::net::UnixListener::from(control_listener);
+        control_listener.set_nonblocking(true)?;
+        let control_listener = tokio::net::UnixListener::from_std(control_listener)?;
+        tokio::spawn(Arc::clone(&gateway).flush_for_ever());
+        let requests = tokio::spawn(control::serve(Arc::clone(&gateway), control_listener));
+        // Connections wait in the kernel until the host has said who its sandboxes are.
+        gateway.opened().await;
+        tokio::spawn(udp::serve(Arc::clone(&gateway), datagrams.into()));
+        tokio::spawn(tcp::serve(gateway, tcp_listener));
+        requests.await.map_err(io::Error::other)
+    })
+}
+
+fn usage(problem: &str) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!("{problem}; the host starts this program: hutch-net ROOT UID"),
+    )
+}
+
+fn descriptors() -> io::Result<Vec<OwnedFd>> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    recvmsg(
+        io::stdin(),
+        &mut [IoSliceMut::new(&mut byte)],
+        &mut control,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    let mut found = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+            found.extend(descriptors);
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,260 @@
+//! Bodies of requests and responses on their way through the gateway.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, Full};
+use hutch_policy::Reason;
+use tokio::sync::mpsc;
+
+use crate::relay::{Meter, Way};
+use crate::scrub::{Needles, Scrubber};
+
+/// Why a body ended before its end.
+#[derive(Debug)]
+pub enum BodyError {
+    /// The gateway ended it.
+    Ended(Reason),
+    /// The other side broke off or broke HTTP.
+    Broken(Option<hyper::Error>),
+}
+
+impl std::fmt::Display for BodyError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ended(reason) => write!(f, "ended: {reason}"),
+            Self::Broken(Some(error)) => write!(f, "broken: {error}"),
+            Self::Broken(None) => f.write_str("broken"),
+        }
+    }
+}
+
+impl std::error::Error for BodyError {}
+
+impl From<hyper::Error> for BodyError {
+    fn from(error: hyper::Error) -> Self {
+        Self::Broken(Some(error))
+    }
+}
+
+/// Any body.
+pub type Body = UnsyncBoxBody<Bytes, BodyError>;
+
+/// No body.
+pub fn empty() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A body that is at hand.
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A body that comes piece by piece from whoever reads the client.
+pub struct Incoming {
+    pieces: mpsc::Receiver<Result<Frame<Bytes>, BodyError>>,
+    left: Option<u64>,
+}
+
+impl Incoming {
+    /// A body of `length` bytes, or of unknown length, and its other end.
+    pub fn new(length: Option<u64>) -> (mpsc::Sender<Result<Frame<Bytes>, BodyError>>, Self) {
+        let (sender, pieces) = mpsc::channel(2);
+        (sender, Self { pieces, left: length })
+    }
+}
+
+impl HttpBody for Incoming {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let piece = std::task::ready!(self.pieces.poll_recv(context));
+        if let (Some(Ok(frame)), Some(left)) = (&piece, &mut self.left)
+            && let Some(data) = frame.data_ref()
+        {
+            *left = left.saturating_sub(data.len() as u64);
+        }
+        Poll::Ready(match piece {
+            // Its other end went away in the middle: the request must not look complete.
+            None if self.left.is_some_and(|left| left > 0) => Some(Err(BodyError::Broken(None))),
+            piece => piece,
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == Some(0)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+/// Counts a body, and ends it at a limit.
+pub struct Counted<B> {
+    inner: B,
+    meter: Meter,
+    way: Way,
+    done: Option<Arc<std::sync::atomic::AtomicBool>>,
+}
+
+impl<B> Counted<B> {
+    /// `inner`, counted. `done` becomes true when all of it was taken.
+    pub fn new(inner: B, meter: Meter, way: Way, done: Option<Arc<std::sync::atomic::AtomicBool>>) -> Self {
+        Self {
+            inner,
+            meter,
+            way,
+            done,
+        }
+    }
+
+    fn finished(&self) {
+        if let Some(done) = &self.done {
+            done.store(true, std::sync::atomic::Ordering::Release);
+        }
+    }
+}
+
+impl<B> HttpBody for Counted<B>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<BodyError>,
+{
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.inner).poll_frame(context));
+        Poll::Ready(match frame {
+            Some(Ok(frame)) => {
+                let count = frame.data_ref().map_or(0, Bytes::len);
+                if self.inner.is_end_stream() {
+                    self.finished();
+                }
+                if self.meter.count(self.way, count) {
+                    Some(Ok(frame))
+                } else {
+                    Some(Err(BodyError::Ended(Reason::ByteLimit)))
+                }
+            }
+            Some(Err(error)) => Some(Err(error.into())),
+            None => {
+                self.finished();
+                None
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// Masks secrets in a body; its length stays.
+pub struct Scrubbed<B, F> {
+    inner: B,
+    scrubber: Scrubber,
+    needles: Arc<Needles>,
+    found: F,
+    finished: bool,
+    trailers: Option<HeaderMap>,
+}
+
+impl<B, F: FnMut(&Scrubber)> Scrubbed<B, F> {
+    /// `inner` without what `needles` find. `found` is called whenever something was masked, and at the end.
+    pub fn new(inner: B, needles: Arc<Needles>, found: F) -> Self {
+        Self {
+            inner,
+            scrubber: needles.scrubber(),
+            needles,
+            found,
+            finished: false,
+            trailers: None,
+        }
+    }
+}
+
+impl<B, F> HttpBody for Scrubbed<B, F>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<BodyError>,
+    F: FnMut(&Scrubber) + Unpin,
+{
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        loop {
+            if let Some(trailers) = this.trailers.take() {
+                return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
+            }
+            if this.finished {
+                return Poll::Ready(None);
+            }
+            let mut out = BytesMut::new();
+            match std::task::ready!(Pin::new(&mut this.inner).poll_frame(context)) {
+                Some(Err(error)) => return Poll::Ready(Some(Err(error.into()))),
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => this.scrubber.push(&data, &mut out),
+                    Err(frame) => {
+                        this.scrubber.finish(&mut out);
+                        this.finished = true;
+                        this.trailers = frame
+                            .into_trailers()
+                            .ok()
+                            .map(|trailers| scrub_headers(trailers, &this.needles));
+                    }
+                },
+                None => {
+                    this.scrubber.finish(&mut out);
+                    this.finished = true;
+                }
+            }
+            (this.found)(&this.scrubber);
+            if !out.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(out.freeze()))));
+            }
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+fn scrub_headers(headers: HeaderMap, needles: &Needles) -> HeaderMap {
+    let mut clean = HeaderMap::with_capacity(headers.len());
+    let mut last = None;
+    for (name, value) in headers {
+        last = name.or(last);
+        let masked = needles.scrub_value(value.as_bytes());
+        let value = masked
+            .and_then(|bytes| http::HeaderValue::from_bytes(&bytes).ok())
+            .unwrap_or(value);
+        if let Some(name) = &last {
+            clean.append(name.clone(), value);
+        }
+    }
+    clean
+}

@@ -1,0 +1,901 @@
+//! One request of an intercepted flow, whatever version of HTTP it came by.
+//!
+//! Judge → put it on the table of exchanges → build the upstream head → send → pass the response on, scrubbed of what was
+//! put into the request. Every request is judged alone, on the policy that holds when it arrives.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{
+    ALT_SVC, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, TRANSFER_ENCODING,
+};
+use http::{HeaderMap, StatusCode, Uri};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hutch_policy::{
+    Action, Exchange, Facts, Flow, ForwardTo, HeadPlan, Judgement, Outcome, Reason, Request, RuleRef, Value,
+};
+use hyper::body::Incoming;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
+
+use crate::audit::{Decision, Kind, Record};
+use crate::body::{self, Body, BodyError, Counted, Scrubbed};
+use crate::clock;
+use crate::flow::{Kill, Ongoing};
+use crate::gateway::Gateway;
+use crate::head::{self, Head, Parts, Unbuildable};
+use crate::locks::lock;
+use crate::relay::{Meter, Way};
+use crate::report;
+use crate::sandbox::{Current, MAX_REFLECTIONS, Sandbox};
+use crate::scrub::{Needles, SecretForms};
+use crate::tcp;
+use crate::upstream::{Key, Sender};
+
+/// Until the head of a response.
+const RESPONSE_HEAD: Duration = Duration::from_secs(360);
+const HOP_BY_HOP: [&str; 8] = [
+    "connection",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+const TOKEN_HEADER: HeaderName = HeaderName::from_static("vercel-sandbox-oidc-token");
+const REASON_HEADER: HeaderName = HeaderName::from_static("x-hutch-reason");
+
+/// What an intercepted flow knows.
+#[derive(Clone)]
+pub struct Served {
+    /// The gateway.
+    pub gateway: Arc<Gateway>,
+    /// The sandbox.
+    pub sandbox: Arc<Sandbox>,
+    /// The flow.
+    pub flow: Arc<crate::flow::Flow>,
+    /// Where the guest sent it.
+    pub destination: SocketAddr,
+    /// Where the last connection for it went.
+    pub dialled: Arc<std::sync::Mutex<Option<SocketAddr>>>,
+}
+
+impl Served {
+    fn dialled(&self, address: SocketAddr) {
+        *lock(&self.dialled) = Some(address);
+    }
+}
+
+/// A request as it came.
+pub struct Asked {
+    /// The method.
+    pub method: Bytes,
+    /// The target, as on the wire.
+    pub target: Bytes,
+    /// HTTP/2's `:authority`.
+    pub authority: Option<Bytes>,
+    /// Headers in order.
+    pub headers: Vec<(Bytes, Bytes)>,
+    /// The body, which nobody reads before the request is admitted.
+    pub body: Body,
+    /// Told when the request is admitted and its body may be read.
+    pub admitted: Option<oneshot::Sender<Admitted>>,
+    /// Whether it came by HTTP/2.
+    pub http2: bool,
+}
+
+/// What whoever reads the client has to know of an admitted request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Admitted {
+    /// The client waits for `100 Continue`.
+    pub expects_continue: bool,
+}
+
+/// What is answered.
+pub enum Answer {
+    /// A response.
+    Response {
+        /// Its status.
+        status: StatusCode,
+        /// Its headers, without those of the connection.
+        headers: HeaderMap,
+        /// Its body.
+        body: Body,
+        /// Whether the connection must not go on.
+        close: bool,
+    },
+    /// A WebSocket: after this head bytes go both ways.
+    Tunnel {
+        /// The headers of the 101.
+        headers: HeaderMap,
+        /// The server's end.
+        upgraded: hyper::upgrade::Upgraded,
+        /// What responses are searched for.
+        needles: Option<Arc<Needles>>,
+        /// Alive as long as the tunnel.
+        ongoing: Ongoing,
+        /// Written at its end.
+        log: Box<Log>,
+    },
+    /// The connection is to be reset.
+    Reset,
+}
+
+/// Writes the record of an exchange when it is over.
+pub struct Log {
+    sandbox: Arc<Sandbox>,
+    record: Option<Record>,
+    key: String,
+    rule: Option<String>,
+    began: Instant,
+    meter: Meter,
+    reflected: u64,
+    injects: bool,
+    dialled: Arc<std::sync::Mutex<Option<SocketAddr>>>,
+}
+
+impl Log {
+    /// Secrets came back.
+    fn reflected(&mut self, hits: u64) {
+        self.reflected += hits;
+    }
+
+    fn status(&mut self, status: StatusCode) {
+        self.record = self.record.take().map(|record| record.status(status.as_u16()));
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        let Some(mut record) = self.record.take() else { return };
+        if let Some(address) = *lock(&self.dialled) {
+            record = record.dst(address);
+        }
+        let (up, down) = self.meter.read();
+        if self.reflected > 0 {
+            record = record.reflected(self.reflected);
+        }
+        let spent = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(0);
+        self.sandbox.report(record.bytes(up, down).dur_ms(spent));
+        let injects = u64::from(self.injects);
+        let keys = [
+            Some(self.key.clone()),
+            self.rule.as_ref().map(|rule| format!("rule:{rule}")),
+        ];
+        for key in keys.into_iter().flatten() {
+            self.sandbox.counters.tally(&key, |tally| {
+                tally.requests += 1;
+                tally.injected += injects;
+                tally.up_bytes += up;
+                tally.down_bytes += down;
+            });
+        }
+    }
+}
+
+/// Answer one request.
+pub async fn exchange(served: &Served, asked: Asked) -> Answer {
+    let began = Instant::now();
+    loop {
+        let current = served.sandbox.current();
+        let judgement = judge(served, &current, &asked);
+        let record = about(served, &current, &asked, &judgement);
+        let (plan, forward) = match judgement.outcome {
+            Outcome::Refuse { status, close } => {
+                served.sandbox.report(record.status(status));
+                served
+                    .sandbox
+                    .counters
+                    .tally(&name_of(served), |tally| tally.denied += 1);
+                return refusal(status, judgement.reason, close);
+            }
+            Outcome::Respond(response) => {
+                served.sandbox.report(record.status(response.status));
+                return local(&response);
+            }
+            Outcome::Pass(plan) => (plan, None),
+            Outcome::Forward(to, plan) => (plan, Some(to)),
+        };
+        let exchange = Exchange {
+            stamp: judgement.stamp.clone(),
+            forward: forward.as_ref().map(|forward| forward.url.clone()),
+        };
+        let Ok(ongoing) = served.sandbox.flows.begin(&served.flow, exchange, current.version) else {
+            // The policy changed while we looked at the request.
+            continue;
+        };
+        let rule = judgement.rule.as_ref().map(|rule| rule.id);
+        let meter = Meter::new(
+            Arc::clone(&served.sandbox),
+            Arc::clone(&served.flow),
+            judgement.limits,
+            rule,
+        );
+        let injects = plan.injects();
+        let log = Log {
+            sandbox: Arc::clone(&served.sandbox),
+            record: Some(record),
+            key: name_of(served),
+            rule: judgement.rule.as_ref().map(|rule| rule.id.to_string()),
+            began,
+            meter: meter.clone(),
+            reflected: 0,
+            injects,
+            dialled: Arc::clone(&served.dialled),
+        };
+        let kill = Arc::clone(&ongoing.kill);
+        let work = Work {
+            served,
+            current,
+            plan,
+            forward,
+            rule: judgement.rule,
+            meter,
+            ongoing,
+            log,
+        };
+        return tokio::select! {
+            biased;
+            _ = served.flow.kill.wait() => Answer::Reset,
+            _ = kill.wait() => Answer::Reset,
+            answer = work.carry_out(asked) => answer,
+        };
+    }
+}
+
+fn judge(served: &Served, current: &Current, asked: &Asked) -> Judgement {
+    let lines: Vec<(&[u8], &[u8])> = asked
+        .headers
+        .iter()
+        .map(|(name, value)| (&name[..], &value[..]))
+        .collect();
+    let request = Request {
+        method: &asked.method,
+        target: &asked.target,
+        authority: asked.authority.as_deref(),
+        headers: &lines,
+    };
+    let state = |name: &str| current.credential_state(name);
+    let facts = Facts {
+        placeholders: &current.placeholders,
+        credential: &state,
+    };
+    let mut judgement = current.policy.judge(&served.flow.admission(), &request, &facts);
+    let disabled = judgement
+        .rule
+        .as_ref()
+        .is_some_and(|rule| current.is_reflected(rule.id));
+    if disabled && matches!(&judgement.outcome, Outcome::Pass(plan) if plan.injects()) {
+        judgement.outcome = Outcome::Refuse {
+            status: 403,
+            close: false,
+        };
+        judgement.reason = Reason::CredentialReflected;
+    }
+    // A target that our own client would not send as it is.
+    if matches!(judgement.outcome, Outcome::Pass(_) | Outcome::Forward(..)) && asked.target.contains(&b'#') {
+        judgement.outcome = Outcome::Refuse {
+            status: 400,
+            close: true,
+        };
+        judgement.reason = Reason::ProtocolViolation;
+    }
+    judgement
+}
+
+fn about(served: &Served, current: &Current, asked: &Asked, judgement: &Judgement) -> Record {
+    let decision = match (&judgement.outcome, judgement.reason) {
+        (Outcome::Refuse { .. }, _) => Decision::Deny,
+        (Outcome::Respond(_), _) => Decision::Respond,
+        (Outcome::Forward(..), _) => Decision::Forward,
+        (_, Reason::Inject) => Decision::Inject,
+        (_, Reason::PassUnmatched) => Decision::PassUnmatched,
+        _ => Decision::Allow,
+    };
+    let admission = served.flow.admission();
+    let mode = if admission.handling == hutch_policy::Handling::InterceptPlaintext {
+        "plain"
+    } else {
+        "mitm"
+    };
+    let mut record = report::record(current, Kind::Http, decision, judgement.reason)
+        .dst_original(served.destination)
+        .mode(mode)
+        .alpn(if asked.http2 { "h2" } else { "http/1.1" })
+        .method(&asked.method)
+        .path(&asked.target);
+    if let Some(name) = admission.name() {
+        record = record.name(name.as_str());
+        if let Some(pattern) = current.policy.tenant().pattern_of(name) {
+            record = record.pattern(pattern.as_str());
+        }
+    }
+    if let Some(rule) = &judgement.rule {
+        record = record.rule(&rule.id.to_string());
+    }
+    record
+}
+
+fn name_of(served: &Served) -> String {
+    served
+        .flow
+        .admission()
+        .name()
+        .map_or_else(String::new, ToString::to_string)
+}
+
+/// The gateway's own answer to what it refuses.
+pub fn refusal(status: u16, reason: Reason, close: bool) -> Answer {
+    let text = serde_json::json!({"error": {"code": reason.as_str(), "message": reason.description()}}).to_string();
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(REASON_HEADER, HeaderValue::from_static(reason.as_str()));
+    Answer::Response {
+        status: StatusCode::from_u16(status).unwrap_or(StatusCode::FORBIDDEN),
+        headers,
+        body: body::full(text),
+        close,
+    }
+}
+
+fn local(response: &hutch_policy::Response) -> Answer {
+    let mut headers = HeaderMap::new();
+    for (name, value) in &response.headers {
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) {
+            headers.append(name, value);
+        }
+    }
+    if let Some(value) = response
+        .content_type
+        .as_ref()
+        .and_then(|kind| HeaderValue::from_str(kind).ok())
+    {
+        headers.insert(CONTENT_TYPE, value);
+    }
+    Answer::Response {
+        status: StatusCode::from_u16(response.status).unwrap_or(StatusCode::FORBIDDEN),
+        headers,
+        body: response
+            .body
+            .as_ref()
+            .map_or_else(body::empty, |text| body::full(text.clone())),
+        close: false,
+    }
+}
+
+/// An admitted exchange.
+struct Work<'a> {
+    served: &'a Served,
+    current: Arc<Current>,
+    plan: HeadPlan,
+    forward: Option<ForwardTo>,
+    rule: Option<RuleRef>,
+    meter: Meter,
+    ongoing: Ongoing,
+    log: Log,
+}
+
+impl Work<'_> {
+    async fn carry_out(mut self, asked: Asked) -> Answer {
+        let parts = Parts {
+            method: &asked.method,
+            headers: &asked.headers,
+        };
+        let mut head = match head::build(&parts, &self.plan, self.forward.as_ref(), &self.current) {
+            Ok(head) => head,
+            Err(Unbuildable::Credential) => return self.fail(503, Reason::CredentialMissing),
+            Err(Unbuildable::Request) => return self.fail(400, Reason::ProtocolViolation),
+        };
+        let needles = match self.identify(&mut head) {
+            Ok(needles) => needles,
+            Err(reason) => return self.fail(503, reason),
+        };
+        if !head.injected.is_empty() {
+            self.log.record = self.log.record.take().map(|record| record.injected(&head.injected));
+        }
+        let method = head.method.clone();
+        let websocket_key = head.headers.get("sec-websocket-key").cloned();
+        let sent = Arc::new(AtomicBool::new(asked.body.is_end_stream()));
+        let request = match self.request(head, asked.body, asked.http2, &sent) {
+            Ok(request) => request,
+            Err(reason) => return self.fail(400, reason),
+        };
+        if let Some(admitted) = asked.admitted {
+            let _ = admitted.send(Admitted {
+                expects_continue: self.plan.expects_continue,
+            });
+        }
+        let (mut response, connection) = match self.send(request, asked.http2).await {
+            Ok(sent) => sent,
+            Err(reason) => {
+                let status = if reason == Reason::UpstreamTimeout { 504 } else { 502 };
+                return self.fail(status, reason);
+            }
+        };
+        self.log.status(response.status());
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            if !self.plan.websocket || !accepts(&response, websocket_key.as_ref()) {
+                return self.fail(502, Reason::UpstreamProtocol);
+            }
+            let Ok(upgraded) = hyper::upgrade::on(&mut response).await else {
+                return self.fail(502, Reason::UpstreamProtocol);
+            };
+            return Answer::Tunnel {
+                headers: cleaned(response.headers(), needles.as_deref(), &mut self.log),
+                upgraded,
+                needles,
+                ongoing: self.ongoing,
+                log: Box::new(self.log),
+            };
+        }
+        let has_body = method != http::Method::HEAD && !response.body().is_end_stream();
+        if needles.is_some() && has_body && !is_plain(response.headers()) {
+            return self.fail(502, Reason::Unscannable);
+        }
+        let headers = cleaned(response.headers(), needles.as_deref(), &mut self.log);
+        let (status, length) = (response.status(), response.headers().get(CONTENT_LENGTH).cloned());
+        let mut headers = headers;
+        if method == http::Method::HEAD
+            && let Some(length) = length
+        {
+            headers.insert(CONTENT_LENGTH, length);
+        }
+        let body = self.response_body(response.into_body(), needles, connection, sent);
+        Answer::Response {
+            status,
+            headers,
+            body,
+            close: false,
+        }
+    }
+
+    fn fail(mut self, status: u16, reason: Reason) -> Answer {
+        let decided = matches!(
+            reason,
+            Reason::CredentialMissing | Reason::ProtocolViolation | Reason::Unscannable | Reason::DomainDeny
+        );
+        self.log.record = self.log.record.take().map(|record| {
+            let record = record.status(status);
+            if decided {
+                record.denied(reason.as_str())
+            } else {
+                record.error(reason.as_str())
+            }
+        });
+        refusal(status, reason, reason == Reason::ProtocolViolation)
+    }
+
+    /// Add what only the gateway may say to a forwarded request; what its response is searched for.
+    fn identify(&self, head: &mut Head) -> Result<Option<Arc<Needles>>, Reason> {
+        let Some(forward) = &self.forward else {
+            return Ok(self.plan.scrub.then(|| self.needles()).flatten());
+        };
+        let settings = self.served.gateway.settings();
+        let signer = settings.signer.as_ref().ok_or(Reason::Internal)?;
+        let identity = self.served.sandbox.identity();
+        let audience = audience(forward);
+        let token = signer
+            .token(&audience, &identity, clock::now_ms() / 1000)
+            .ok_or(Reason::Internal)?;
+        for (name, value) in &forward.identity {
+            let value = HeaderValue::from_str(value).map_err(|_| Reason::ProtocolViolation)?;
+            head.headers.insert(HeaderName::from_static(name), value);
+        }
+        let mut value = HeaderValue::from_str(&token).map_err(|_| Reason::Internal)?;
+        value.set_sensitive(true);
+        head.headers.insert(TOKEN_HEADER, value);
+        let forms = SecretForms {
+            id: 0,
+            value: &token,
+            rendered: None,
+            basic: false,
+        };
+        Ok(Some(Arc::new(Needles::new(&[forms]))))
+    }
+
+    /// What the responses of this rule are searched for.
+    fn needles(&self) -> Option<Arc<Needles>> {
+        let rule = self.rule.as_ref()?;
+        if let Some(known) = lock(&self.current.needles).get(&rule.id) {
+            return Some(Arc::clone(known));
+        }
+        let (_, definition) = self.current.policy.tenant().rule(rule.id)?;
+        let Action::Transform(transform) = &definition.action else {
+            return None;
+        };
+        let mut secrets = Vec::new();
+        for value in transform.values() {
+            let rendered = head::rendered(value, &self.current).ok()?;
+            let bare = match value {
+                Value::Literal(secret) => bare_of(secret.expose()).to_owned(),
+                Value::Credential(used) => self.current.credentials.get(&used.name)?.to_string(),
+            };
+            secrets.push((zeroize::Zeroizing::new(bare), rendered));
+        }
+        let forms: Vec<SecretForms<'_>> = secrets
+            .iter()
+            .enumerate()
+            .filter(|(_, (bare, _))| bare.len() >= 12)
+            .map(|(id, (bare, rendered))| SecretForms {
+                id,
+                value: bare,
+                rendered: Some(rendered.expose()),
+                basic: is_basic(rendered.expose()),
+            })
+            .collect();
+        let needles = Arc::new(Needles::new(&forms));
+        lock(&self.current.needles).insert(rule.id, Arc::clone(&needles));
+        Some(needles)
+    }
+
+    fn request(
+        &self,
+        head: Head,
+        body: Body,
+        http2: bool,
+        sent: &Arc<AtomicBool>,
+    ) -> Result<http::Request<Body>, Reason> {
+        let bad = Reason::ProtocolViolation;
+        let uri = if http2 && self.forward.is_none() {
+            let authority = head.headers.get(http::header::HOST).cloned().ok_or(bad)?;
+            Uri::builder()
+                .scheme("https")
+                .authority(authority.as_bytes())
+                .path_and_query(head.target.as_slice())
+                .build()
+                .map_err(|_| bad)?
+        } else {
+            Uri::try_from(head.target.as_slice()).map_err(|_| bad)?
+        };
+        let counted = Counted::new(body, self.meter.clone(), Way::Up, Some(Arc::clone(sent)));
+        let mut request = http::Request::new(counted.boxed_unsync());
+        *request.method_mut() = head.method;
+        *request.uri_mut() = uri;
+        *request.headers_mut() = head.headers;
+        Ok(request)
+    }
+
+    async fn send(
+        &self,
+        request: http::Request<Body>,
+        http2: bool,
+    ) -> Result<(http::Response<Incoming>, Option<Returning>), Reason> {
+        let (pool, epoch) = (&self.served.sandbox.pool, self.served.sandbox.pool.epoch());
+        let key = self.key(http2);
+        let mut request = request;
+        let mut pooled = pool.take(&key);
+        loop {
+            let fresh = pooled.is_none();
+            let sender = if let Some(sender) = pooled.take() {
+                sender
+            } else {
+                let (stream, address) = self.dial(&key).await?;
+                self.served.dialled(address);
+                pool.begin(&key, stream, &self.served.sandbox.verifiers, epoch).await?
+            };
+            let (failed, returning) = match sender {
+                Sender::Http1(mut sender) => {
+                    if request.uri().authority().is_some() {
+                        // A server that does not speak HTTP/2 gets the form of HTTP/1.
+                        let target = request.uri().path_and_query().cloned();
+                        *request.uri_mut() = target.map(Uri::from).unwrap_or_default();
+                    }
+                    match timeout(RESPONSE_HEAD, sender.try_send_request(request)).await {
+                        Err(_) => return Err(Reason::UpstreamTimeout),
+                        Ok(Ok(response)) => {
+                            let returning = Returning {
+                                key: key.clone(),
+                                sender,
+                                epoch,
+                                sandbox: Arc::clone(&self.served.sandbox),
+                            };
+                            return Ok((response, Some(returning)));
+                        }
+                        Ok(Err(mut failed)) => (failed.take_message(), None::<Returning>),
+                    }
+                }
+                Sender::Http2(mut sender) => match timeout(RESPONSE_HEAD, sender.try_send_request(request)).await {
+                    Err(_) => return Err(Reason::UpstreamTimeout),
+                    Ok(Ok(response)) => return Ok((response, None)),
+                    Ok(Err(mut failed)) => (failed.take_message(), None),
+                },
+            };
+            drop(returning);
+            // A kept connection that the server had closed: nothing of the request was sent.
+            match failed {
+                Some(unsent) if !fresh => request = unsent,
+                _ => return Err(Reason::UpstreamProtocol),
+            }
+        }
+    }
+
+    fn key(&self, http2: bool) -> Key {
+        let rule = self.rule.as_ref().map_or_else(String::new, |rule| rule.id.to_string());
+        let rule = format!("{}/{rule}", self.current.version);
+        if let Some(forward) = &self.forward {
+            return Key {
+                host: forward.host_name(),
+                port: forward.url.port,
+                tls: true,
+                http2: false,
+                rule,
+            };
+        }
+        let admission = self.served.flow.admission();
+        Key {
+            host: admission.name().map_or_else(String::new, ToString::to_string),
+            port: admission.port(),
+            tls: admission.handling == hutch_policy::Handling::Intercept,
+            http2,
+            rule,
+        }
+    }
+
+    async fn dial(&self, key: &Key) -> Result<(tokio::net::TcpStream, SocketAddr), Reason> {
+        if let Some(forward) = &self.forward {
+            let found = match &forward.url.host {
+                hutch_policy::Host::Address(address) => vec![*address],
+                hutch_policy::Host::Name(name) => {
+                    self.served
+                        .gateway
+                        .resolver()
+                        .resolve(&self.served.sandbox.cache, name, hickory_proto::rr::RecordType::A)
+                        .await
+                        .map_err(|_| Reason::UpstreamConnect)?
+                        .addresses
+                }
+            };
+            let mut refusal = Reason::UpstreamConnect;
+            let mut vetted = Vec::new();
+            for address in found {
+                match self.current.policy.forward_address(address) {
+                    Ok(address) => vetted.push(address),
+                    Err(reason) => refusal = reason,
+                }
+            }
+            if vetted.is_empty() {
+                return Err(refusal);
+            }
+            return tcp::dial(&vetted, key.port).await;
+        }
+        let flow = Flow {
+            destination: self.served.destination,
+            virtual_name: None,
+        };
+        let admission = self.served.flow.admission();
+        let addresses = tcp::candidates(
+            &self.served.gateway,
+            &self.served.sandbox,
+            &self.current,
+            &admission,
+            &flow,
+        )
+        .await?;
+        tcp::dial(&addresses, key.port).await
+    }
+
+    fn response_body(
+        self,
+        incoming: Incoming,
+        needles: Option<Arc<Needles>>,
+        connection: Option<Returning>,
+        sent: Arc<AtomicBool>,
+    ) -> Body {
+        let log = Arc::new(std::sync::Mutex::new(self.log));
+        let is_over = incoming.is_end_stream();
+        let mut guarded = Guarded {
+            inner: Counted::new(incoming, self.meter.clone(), Way::Down, None),
+            kills: Kills::new(Arc::clone(&self.served.flow), Arc::clone(&self.ongoing.kill)),
+            connection,
+            sent,
+            _ongoing: self.ongoing,
+            _log: Arc::clone(&log),
+        };
+        if is_over {
+            // Nobody need ask for a body that is not there.
+            guarded.finished();
+        }
+        let Some(needles) = needles else {
+            return guarded.boxed_unsync();
+        };
+        let (current, rule, sandbox) = (
+            self.current,
+            self.rule.map(|rule| rule.id),
+            Arc::clone(&self.served.sandbox),
+        );
+        let mut before = 0;
+        Scrubbed::new(guarded, needles, move |scrubber| {
+            let hits = scrubber.total();
+            if hits > before {
+                reflect(&sandbox, &current, rule, hits - before, &mut lock(&log));
+                before = hits;
+            }
+        })
+        .boxed_unsync()
+    }
+}
+
+/// Count secrets that came back; too many disable the rule.
+fn reflect(sandbox: &Sandbox, current: &Current, rule: Option<hutch_policy::RuleId>, hits: u64, log: &mut Log) {
+    log.reflected(hits);
+    let Some(rule) = rule else { return };
+    let before = current.is_reflected(rule);
+    if current.reflected(rule, hits) >= MAX_REFLECTIONS && !before {
+        let record = report::record(current, Kind::Limit, Decision::Deny, Reason::CredentialReflected);
+        sandbox.report(record.rule(&rule.to_string()));
+    }
+}
+
+/// The text without the scheme of an `Authorization` header, which is no secret.
+fn bare_of(text: &str) -> &str {
+    match text.split_once(' ') {
+        Some((scheme, rest))
+            if scheme.len() <= 10 && scheme.bytes().all(|byte| byte.is_ascii_alphabetic()) && rest.len() >= 12 =>
+        {
+            rest
+        }
+        _ => text,
+    }
+}
+
+/// Whether a header's value is that of the Basic scheme.
+fn is_basic(text: &str) -> bool {
+    text.get(..6)
+        .is_some_and(|scheme| scheme.eq_ignore_ascii_case("basic "))
+}
+
+fn audience(forward: &ForwardTo) -> String {
+    let text = forward.url.text.as_str();
+    text.strip_suffix('/').unwrap_or(text).to_owned()
+}
+
+/// Whether a body is sent as it is.
+fn is_plain(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(CONTENT_ENCODING)
+        .iter()
+        .all(|value| value.as_bytes().eq_ignore_ascii_case(b"identity"))
+}
+
+/// A response's headers without those of the connection, scrubbed.
+fn cleaned(headers: &HeaderMap, needles: Option<&Needles>, log: &mut Log) -> HeaderMap {
+    let nominated: Vec<String> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|text| text.split(','))
+        .map(|token| token.trim().to_ascii_lowercase())
+        .collect();
+    let mut clean = HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers {
+        let dropped = HOP_BY_HOP.contains(&name.as_str())
+            || nominated.iter().any(|token| token == name.as_str())
+            || [ALT_SVC, CONTENT_LENGTH, TRANSFER_ENCODING].contains(name);
+        if dropped {
+            continue;
+        }
+        match needles.and_then(|needles| needles.scrub_value(value.as_bytes())) {
+            Some(masked) => {
+                log.reflected(1);
+                if let Ok(value) = HeaderValue::from_bytes(&masked) {
+                    clean.append(name.clone(), value);
+                }
+            }
+            None => {
+                clean.append(name.clone(), value.clone());
+            }
+        }
+    }
+    clean
+}
+
+/// Whether a 101 is the answer to our own request for a WebSocket.
+fn accepts(response: &http::Response<Incoming>, key: Option<&HeaderValue>) -> bool {
+    const SUFFIX: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+    let Some(key) = key else { return false };
+    let digest = ring::digest::digest(
+        &ring::digest::SHA1_FOR_LEGACY_USE_ONLY,
+        &[key.as_bytes(), SUFFIX].concat(),
+    );
+    let headers = response.headers();
+    let upgrade = headers
+        .get(http::header::UPGRADE)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    let accept = headers
+        .get("sec-websocket-accept")
+        .is_some_and(|value| value.as_bytes() == head::base64(digest.as_ref()).as_bytes());
+    upgrade && accept
+}
+
+/// A connection that goes back to the pool when its exchange is over.
+struct Returning {
+    key: Key,
+    sender: hyper::client::conn::http1::SendRequest<Body>,
+    epoch: u64,
+    sandbox: Arc<Sandbox>,
+}
+
+type Waiting = Pin<Box<dyn Future<Output = Reason> + Send>>;
+
+/// Whatever ends an exchange from outside.
+struct Kills {
+    waiting: Waiting,
+}
+
+impl Kills {
+    fn new(flow: Arc<crate::flow::Flow>, exchange: Arc<Kill>) -> Self {
+        let waiting = Box::pin(async move {
+            tokio::select! {
+                reason = flow.kill.wait() => reason,
+                reason = exchange.wait() => reason,
+            }
+        });
+        Self { waiting }
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Option<Reason> {
+        match self.waiting.as_mut().poll(context) {
+            Poll::Ready(reason) => Some(reason),
+            Poll::Pending => None,
+        }
+    }
+}
+
+/// The body of a response, which holds all that must live as long.
+struct Guarded<B> {
+    inner: B,
+    kills: Kills,
+    connection: Option<Returning>,
+    sent: Arc<AtomicBool>,
+    _ongoing: Ongoing,
+    _log: Arc<std::sync::Mutex<Log>>,
+}
+
+impl<B> Guarded<B> {
+    /// The response was read to its end.
+    fn finished(&mut self) {
+        if let Some(back) = self.connection.take()
+            && self.sent.load(Ordering::Acquire)
+        {
+            back.sandbox.pool.give_back(back.key, back.sender, back.epoch);
+        }
+    }
+}
+
+impl<B> HttpBody for Guarded<B>
+where
+    B: HttpBody<Data = Bytes, Error = BodyError> + Unpin,
+{
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(reason) = self.kills.poll(context) {
+            return Poll::Ready(Some(Err(BodyError::Ended(reason))));
+        }
+        let frame = std::task::ready!(Pin::new(&mut self.inner).poll_frame(context));
+        if frame.is_none() || self.inner.is_end_stream() {
+            self.finished();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

@@ -1,0 +1,628 @@
+//! Flows whose requests are judged: TLS ends here, and another connection begins.
+//!
+//! HTTP/1 is read by our own strict reader (`http1`), because what one parser repairs another reads otherwise; HTTP/2 by
+//! `h2`, which refuses what it must. Both bring requests to `exchange`.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::{Bytes, BytesMut};
+use http::header::CONTENT_LENGTH;
+use http::{HeaderMap, Method, StatusCode};
+use http_body::{Body as HttpBody, Frame};
+use http_body_util::BodyExt;
+use hutch_policy::{Handling, Reason};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+use crate::audit::{Decision, Kind};
+use crate::body::{self, Body, BodyError};
+pub use crate::exchange::Served;
+use crate::exchange::{Admitted, Answer, Asked, Log, exchange, refusal};
+use crate::hello::ClientHello;
+use crate::http1::{self, BodyDecoder, BodyKind, Decoded, Framing, Head, HeadLimits, Version};
+use crate::relay::{Meter, relay};
+use crate::report;
+use crate::scrub::Needles;
+use crate::tcp::GuestStream;
+use crate::tls::NoLeaf;
+
+const HANDSHAKE: Duration = Duration::from_secs(10);
+const HEAD: Duration = Duration::from_secs(10);
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+const BODY_IDLE: Duration = Duration::from_secs(60);
+const MAX_BODY_BYTES: u64 = 4 << 30;
+const READ_BYTES: usize = 16 * 1024;
+const MAX_HELD_BYTES: usize = 64 * 1024;
+const STREAMS: u32 = 128;
+const HEADER_LIST_BYTES: u32 = 64 * 1024;
+
+/// Serve an intercepted flow to its end. The error is why it was refused as a whole.
+pub async fn serve(served: Served, hello: Option<&ClientHello>, guest: GuestStream) -> Result<(), Reason> {
+    let admission = served.flow.admission();
+    let Some(name) = admission.name().cloned() else {
+        return Err(Reason::Internal);
+    };
+    if admission.handling == Handling::InterceptPlaintext {
+        return until_killed(&served, http1_connection(&served, guest)).await;
+    }
+    let offered = hello.map(|hello| hello.alpn.as_slice()).unwrap_or_default();
+    let speaks = |protocol: &[u8]| offered.iter().any(|offer| offer == protocol);
+    if !offered.is_empty() && !speaks(b"h2") && !speaks(b"http/1.1") {
+        // Something else within TLS: a name with rules speaks HTTP or nothing.
+        return Err(Reason::ProtocolViolation);
+    }
+    let config = served
+        .sandbox
+        .authority
+        .server(&name, SystemTime::now())
+        .map_err(|no| match no {
+            NoLeaf::TooMany => Reason::Limit,
+            NoLeaf::Failed => Reason::Internal,
+        })?;
+    let accepting = timeout(HANDSHAKE, TlsAcceptor::from(config).accept(guest));
+    let stream = tokio::select! {
+        biased;
+        reason = served.flow.kill.wait() => return Err(reason),
+        accepted = accepting => match accepted {
+            Ok(Ok(stream)) => stream,
+            // It does not trust us, or does not speak TLS after all.
+            Ok(Err(_)) => return Err(Reason::ProtocolViolation),
+            Err(_) => return Err(Reason::ClientTimeout),
+        },
+    };
+    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let version = match stream.get_ref().1.protocol_version() {
+        Some(rustls::ProtocolVersion::TLSv1_3) => "1.3",
+        _ => "1.2",
+    };
+    let record = report::record(&served.sandbox.current(), Kind::Tls, Decision::Allow, admission.reason)
+        .name(name.as_str())
+        .dst_original(served.destination)
+        .mode("mitm")
+        .tls_version(version)
+        .alpn(if is_http2 { "h2" } else { "http/1.1" });
+    served.sandbox.report(record);
+    served
+        .sandbox
+        .counters
+        .tally(name.as_str(), |tally| tally.connections += 1);
+    if is_http2 {
+        until_killed(&served, http2_connection(&served, stream)).await
+    } else {
+        until_killed(&served, http1_connection(&served, stream)).await
+    }
+}
+
+async fn until_killed(served: &Served, connection: impl Future<Output = Result<(), Reason>>) -> Result<(), Reason> {
+    tokio::select! {
+        biased;
+        reason = served.flow.kill.wait() => Err(reason),
+        outcome = connection => outcome,
+    }
+}
+
+// -- HTTP/2 ---------------------------------------------------------------------------------------------------------
+
+async fn http2_connection<S>(served: &Served, stream: S) -> Result<(), Reason>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(|request: http::Request<hyper::body::Incoming>| {
+        let served = served.clone();
+        async move { http2_request(&served, request).await }
+    });
+    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(HEADER_LIST_BYTES)
+        .max_pending_accept_reset_streams(100)
+        .max_local_error_reset_streams(100)
+        .keep_alive_interval(Some(Duration::from_secs(30)))
+        .keep_alive_timeout(Duration::from_secs(20));
+    // How a connection ended is nothing to refuse it for; its requests have their records.
+    let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+    Ok(())
+}
+
+async fn http2_request(
+    served: &Served,
+    request: http::Request<hyper::body::Incoming>,
+) -> Result<http::Response<Body>, BodyError> {
+    let (parts, incoming) = request.into_parts();
+    let mut headers = Vec::with_capacity(parts.headers.len());
+    let mut last = None;
+    for (name, value) in parts.headers {
+        last = name.or(last);
+        if let Some(name) = &last {
+            headers.push((
+                Bytes::copy_from_slice(name.as_str().as_bytes()),
+                Bytes::copy_from_slice(value.as_bytes()),
+            ));
+        }
+    }
+    let target = parts.uri.path_and_query().map_or_else(
+        || Bytes::from_static(b"/"),
+        |target| Bytes::copy_from_slice(target.as_str().as_bytes()),
+    );
+    // Over TLS only one scheme is true.
+    let is_https = parts.uri.scheme_str().is_none_or(|scheme| scheme == "https");
+    let asked = Asked {
+        method: Bytes::copy_from_slice(parts.method.as_str().as_bytes()),
+        target,
+        authority: parts
+            .uri
+            .authority()
+            .map(|authority| Bytes::copy_from_slice(authority.as_str().as_bytes())),
+        headers,
+        body: incoming.map_err(BodyError::from).boxed_unsync(),
+        admitted: None,
+        http2: true,
+    };
+    let answer = if is_https {
+        exchange(served, asked).await
+    } else {
+        refusal(400, Reason::ProtocolViolation, true)
+    };
+    match answer {
+        Answer::Response {
+            status, headers, body, ..
+        } => {
+            let mut response = http::Response::new(body);
+            *response.status_mut() = status;
+            *response.headers_mut() = headers;
+            *response.version_mut() = http::Version::HTTP_2;
+            Ok(response)
+        }
+        Answer::Tunnel { .. } | Answer::Reset => Err(BodyError::Ended(Reason::Revoked)),
+    }
+}
+
+// -- HTTP/1 ---------------------------------------------------------------------------------------------------------
+
+/// What becomes of the connection.
+enum Next {
+    Another,
+    Close,
+    Reset,
+}
+
+struct Connection<'a, S> {
+    served: &'a Served,
+    reader: ReadHalf<S>,
+    writer: WriteHalf<S>,
+    buffer: BytesMut,
+}
+
+async fn http1_connection<S>(served: &Served, stream: S) -> Result<(), Reason>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (reader, writer) = tokio::io::split(stream);
+    let mut connection = Connection {
+        served,
+        reader,
+        writer,
+        buffer: BytesMut::new(),
+    };
+    loop {
+        let head = match connection.head().await {
+            Ok(Some(head)) => head,
+            Ok(None) => break,
+            Err(reason) => {
+                connection.refuse(reason).await;
+                break;
+            }
+        };
+        match connection.request(head).await {
+            Next::Another => {}
+            Next::Close => break,
+            Next::Reset => return Ok(()),
+        }
+    }
+    let _ = timeout(HANDSHAKE, connection.writer.shutdown()).await;
+    Ok(())
+}
+
+impl<S> Connection<'_, S>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    /// The next head; `None` at the end of the connection.
+    async fn head(&mut self) -> Result<Option<Head>, Reason> {
+        let limits = HeadLimits::default();
+        let mut limit = KEEP_ALIVE;
+        loop {
+            if !self.buffer.is_empty() {
+                match http1::read_head(&self.buffer, &limits) {
+                    Ok(Some((head, length))) => {
+                        let _ = self.buffer.split_to(length);
+                        return Ok(Some(head));
+                    }
+                    Ok(None) => {}
+                    Err(_) => return Err(Reason::ProtocolViolation),
+                }
+                limit = HEAD;
+            }
+            self.buffer.reserve(READ_BYTES);
+            match timeout(limit, self.reader.read_buf(&mut self.buffer)).await {
+                Ok(Ok(0) | Err(_)) => return Ok(None),
+                Ok(Ok(_)) => {}
+                Err(_) if self.buffer.is_empty() => return Ok(None),
+                Err(_) => return Err(Reason::ClientTimeout),
+            }
+        }
+    }
+
+    /// A head that cannot be read is nobody's request.
+    async fn refuse(&mut self, reason: Reason) {
+        let current = self.served.sandbox.current();
+        let status = if reason == Reason::ClientTimeout { 408 } else { 400 };
+        let mut record = report::record(&current, Kind::Http, Decision::Deny, reason)
+            .dst_original(self.served.destination)
+            .status(status);
+        if let Some(name) = self.served.flow.admission().name() {
+            record = record.name(name.as_str());
+        }
+        self.served.sandbox.report(record);
+        if let Answer::Response {
+            status, headers, body, ..
+        } = refusal(status, reason, true)
+        {
+            let _ = timeout(
+                HANDSHAKE,
+                self.respond(status, &headers, body, Method::GET, false, true),
+            )
+            .await;
+        }
+    }
+
+    async fn request(&mut self, head: Head) -> Next {
+        let (length, kind) = match head.body {
+            BodyKind::None => (Some(0), BodyKind::None),
+            BodyKind::Length(length) => (Some(length), BodyKind::Length(length)),
+            BodyKind::Chunked => (None, BodyKind::Chunked),
+        };
+        if length.is_some_and(|length| length > MAX_BODY_BYTES) {
+            self.refuse(Reason::Limit).await;
+            return Next::Close;
+        }
+        let has_body = !matches!(kind, BodyKind::None | BodyKind::Length(0));
+        let (pieces, body) = if has_body {
+            let (sender, incoming) = body::Incoming::new(length);
+            (Some(sender), incoming.boxed_unsync())
+        } else {
+            (None, body::empty())
+        };
+        let (admitted, told) = oneshot::channel();
+        let keep_alive = head.keep_alive;
+        let is_http11 = head.version == Version::Http11;
+        let method = Method::from_bytes(head.method()).unwrap_or(Method::GET);
+        let asked = Asked {
+            method: Bytes::copy_from_slice(head.method()),
+            target: Bytes::copy_from_slice(head.target()),
+            authority: None,
+            headers: head
+                .headers()
+                .map(|(name, value)| (Bytes::copy_from_slice(name), Bytes::copy_from_slice(value)))
+                .collect(),
+            body,
+            admitted: Some(admitted),
+            http2: false,
+        };
+        let mut answering = Box::pin(exchange(self.served, asked));
+        let mut pump = Pump {
+            decoder: BodyDecoder::from(kind),
+            pieces,
+            told: Some(told),
+            over: !has_body,
+        };
+        // The body is read only once the request is admitted, and while its answer comes.
+        let answer = loop {
+            tokio::select! {
+                biased;
+                answer = &mut answering => break answer,
+                outcome = pump.step(&mut self.reader, &mut self.buffer, &mut self.writer, is_http11) => {
+                    if outcome.is_err() {
+                        return Next::Reset;
+                    }
+                }
+            }
+        };
+        drop(answering);
+        match answer {
+            Answer::Reset => Next::Reset,
+            Answer::Tunnel {
+                headers,
+                upgraded,
+                needles,
+                ongoing,
+                log,
+            } => {
+                self.tunnel(&headers, upgraded, needles, &ongoing.kill, log).await;
+                Next::Reset
+            }
+            Answer::Response {
+                status,
+                headers,
+                body,
+                close,
+            } => {
+                let close = close || !keep_alive;
+                let written = {
+                    let reader = &mut self.reader;
+                    let buffer = &mut self.buffer;
+                    respond(
+                        &mut self.writer,
+                        &status,
+                        &headers,
+                        body,
+                        &method,
+                        is_http11,
+                        close,
+                        &mut pump,
+                        reader,
+                        buffer,
+                    )
+                    .await
+                };
+                match written {
+                    Err(()) => Next::Reset,
+                    // What is left of the body would be read as the next request.
+                    Ok(()) if close || !pump.over => Next::Close,
+                    Ok(()) => Next::Another,
+                }
+            }
+        }
+    }
+
+    async fn respond(
+        &mut self,
+        status: StatusCode,
+        headers: &HeaderMap,
+        body: Body,
+        method: Method,
+        is_http11: bool,
+        close: bool,
+    ) -> Result<(), ()> {
+        let mut pump = Pump::nothing();
+        let (reader, buffer) = (&mut self.reader, &mut self.buffer);
+        respond(
+            &mut self.writer,
+            &status,
+            headers,
+            body,
+            &method,
+            is_http11,
+            close,
+            &mut pump,
+            reader,
+            buffer,
+        )
+        .await
+    }
+
+    async fn tunnel(
+        &mut self,
+        headers: &HeaderMap,
+        upgraded: hyper::upgrade::Upgraded,
+        needles: Option<Arc<Needles>>,
+        kill: &crate::flow::Kill,
+        log: Box<Log>,
+    ) {
+        let mut head = BytesMut::new();
+        http1::write_response_head(
+            &mut head,
+            101,
+            None,
+            headers
+                .iter()
+                .map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))
+                .chain([(&b"upgrade"[..], &b"websocket"[..])]),
+            Framing::None,
+            true,
+        );
+        if self.writer.write_all(&head).await.is_err() || self.writer.flush().await.is_err() {
+            return;
+        }
+        let meter = Meter::new(
+            Arc::clone(&self.served.sandbox),
+            Arc::clone(&self.served.flow),
+            hutch_policy::Limits::default(),
+            None,
+        );
+        let mut server = crate::tunnel::Masked::new(TokioIo::new(upgraded), needles);
+        let mut guest = crate::tunnel::Joined::new(&mut self.reader, &mut self.writer, &mut self.buffer);
+        let _ = relay(&mut guest, &mut server, &meter, kill).await;
+        drop(log);
+    }
+}
+
+/// Reads a request's body for whoever sends it on.
+struct Pump {
+    decoder: BodyDecoder,
+    pieces: Option<mpsc::Sender<Result<Frame<Bytes>, BodyError>>>,
+    told: Option<oneshot::Receiver<Admitted>>,
+    over: bool,
+}
+
+impl Pump {
+    fn nothing() -> Self {
+        Self {
+            decoder: BodyDecoder::from(BodyKind::None),
+            pieces: None,
+            told: None,
+            over: true,
+        }
+    }
+
+    /// Move one piece. The error is a client that broke off or broke HTTP.
+    async fn step<R, W>(
+        &mut self,
+        reader: &mut R,
+        buffer: &mut BytesMut,
+        writer: &mut W,
+        is_http11: bool,
+    ) -> Result<(), ()>
+    where
+        R: AsyncRead + Unpin,
+        W: AsyncWrite + Unpin,
+    {
+        if let Some(told) = &mut self.told {
+            let Ok(admitted) = told.await else {
+                // Refused: nobody reads the body.
+                self.told = None;
+                return std::future::pending().await;
+            };
+            self.told = None;
+            if admitted.expects_continue && !self.over && is_http11 && buffer.is_empty() {
+                writer.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.map_err(drop)?;
+                writer.flush().await.map_err(drop)?;
+            }
+        }
+        let Some(pieces) = self.pieces.clone() else {
+            return watch(reader, buffer).await;
+        };
+        // A place first: this may be abandoned at any wait, and what was taken out of the buffer must not be lost.
+        let Ok(place) = pieces.reserve().await else {
+            // The server has answered without the rest.
+            self.pieces = None;
+            return Ok(());
+        };
+        match self.decoder.decode(buffer) {
+            Err(_) => {
+                place.send(Err(BodyError::Broken(None)));
+                Err(())
+            }
+            Ok(Decoded::Data(data)) => {
+                place.send(Ok(Frame::data(data)));
+                if self.decoder.is_finished() {
+                    self.over = true;
+                    self.pieces = None;
+                }
+                Ok(())
+            }
+            Ok(Decoded::End(_)) => {
+                // Trailers of requests are dropped: nothing that a rule looked at may come after it.
+                self.over = true;
+                self.pieces = None;
+                Ok(())
+            }
+            Ok(Decoded::NeedMore) => {
+                buffer.reserve(READ_BYTES);
+                match timeout(BODY_IDLE, reader.read_buf(buffer)).await {
+                    Ok(Ok(count)) if count > 0 => Ok(()),
+                    _ => {
+                        place.send(Err(BodyError::Broken(None)));
+                        Err(())
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Notice a client that goes away while it waits, and keep what it sends ahead.
+async fn watch<R: AsyncRead + Unpin>(reader: &mut R, buffer: &mut BytesMut) -> Result<(), ()> {
+    if buffer.len() >= MAX_HELD_BYTES {
+        return std::future::pending().await;
+    }
+    buffer.reserve(READ_BYTES);
+    match reader.read_buf(buffer).await {
+        Ok(0) | Err(_) => Err(()),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// Write a response, reading what is left of the request's body meanwhile.
+#[allow(clippy::too_many_arguments)]
+async fn respond<R, W>(
+    writer: &mut W,
+    status: &StatusCode,
+    headers: &HeaderMap,
+    mut body: Body,
+    method: &Method,
+    is_http11: bool,
+    close: bool,
+    pump: &mut Pump,
+    reader: &mut R,
+    buffer: &mut BytesMut,
+) -> Result<(), ()>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let bodyless = *method == Method::HEAD || status.as_u16() == 204 || status.as_u16() == 304;
+    let declared = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|text| text.parse().ok());
+    let framing = match (body.size_hint().exact(), bodyless) {
+        (_, true) => declared.map_or(Framing::None, Framing::Length),
+        (Some(length), false) => Framing::Length(length),
+        (None, false) if is_http11 => Framing::Chunked,
+        (None, false) => Framing::UntilClose,
+    };
+    let close = close || matches!(framing, Framing::UntilClose);
+    let mut out = BytesMut::with_capacity(1024);
+    http1::write_response_head(
+        &mut out,
+        status.as_u16(),
+        None,
+        headers
+            .iter()
+            .map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())),
+        framing,
+        !close,
+    );
+    if bodyless {
+        drop(body);
+        writer.write_all(&out).await.map_err(drop)?;
+        return writer.flush().await.map_err(drop);
+    }
+    let chunked = matches!(framing, Framing::Chunked);
+    let mut trailers = None;
+    loop {
+        let frame = tokio::select! {
+            biased;
+            frame = body.frame() => frame,
+            outcome = pump.step(reader, buffer, writer, false), if !pump.over && pump.pieces.is_some() => {
+                outcome?;
+                continue;
+            }
+        };
+        match frame {
+            None => break,
+            Some(Err(_)) => return Err(()),
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) if chunked => http1::write_chunk(&mut out, &data),
+                Ok(data) => out.extend_from_slice(&data),
+                Err(frame) => trailers = frame.into_trailers().ok(),
+            },
+        }
+        // One write for head and first piece, and for pieces that are there together.
+        if !out.is_empty() {
+            writer.write_all(&out).await.map_err(drop)?;
+            out.clear();
+            writer.flush().await.map_err(drop)?;
+        }
+    }
+    if chunked {
+        let lines = trailers.unwrap_or_default();
+        http1::write_last_chunk(
+            &mut out,
+            lines
+                .iter()
+                .map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())),
+        );
+    }
+    if !out.is_empty() {
+        writer.write_all(&out).await.map_err(drop)?;
+    }
+    writer.flush().await.map_err(drop)
+}

@@ -1,0 +1,381 @@
+//! One sandbox as the gateway knows it.
+//!
+//! Identity is the address that the kernel has bound to the sandbox's link; nothing that the guest says matters. What
+//! holds for it *now* is one immutable [`Current`]; an update replaces it as a whole and then judges every open flow.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant};
+
+use hutch_policy::{Change, CredentialState, EffectivePolicy, Name, Placeholder, Reason, RuleId, diff};
+use zeroize::Zeroizing;
+
+use crate::audit::{Chain, Record};
+use crate::dns::DnsState;
+use crate::dns::cache::Cache;
+use crate::flow::{Bytes, Flows, Swept};
+use crate::locks::{lock, read, write};
+use crate::report::{Aggregate, Reports};
+use crate::scrub::Needles;
+use crate::tls::{Authority, Verifiers};
+use crate::upstream::Pool;
+
+/// Addresses that a name had are remembered this long, as evidence (`egress.md` §3.3).
+const PIN_LIFE: Duration = Duration::from_secs(600);
+const MAX_PINS: usize = 4096;
+/// Reflections of one credential that disable its rule.
+pub const MAX_REFLECTIONS: u64 = 3;
+
+/// Who a session is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// The sandbox's id.
+    pub sandbox_id: String,
+    /// Its name.
+    pub sandbox_name: String,
+    /// Its team.
+    pub team_id: String,
+    /// Its project.
+    pub project_id: String,
+    /// The session's id.
+    pub lifecycle: String,
+}
+
+/// What holds for a sandbox at one moment. Immutable.
+pub struct Current {
+    /// Counts every change of any part; stamps flows.
+    pub version: u64,
+    /// The generation of the policy, as clients see it.
+    pub generation: u64,
+    /// Bounds and tenant's policy.
+    pub policy: EffectivePolicy,
+    /// Values of stored credentials that the policy names.
+    pub credentials: HashMap<String, Zeroizing<String>>,
+    /// The guest's placeholders.
+    pub placeholders: Vec<Placeholder>,
+    /// What responses are searched for, by rule; made when first needed.
+    pub needles: Mutex<HashMap<RuleId, Arc<Needles>>>,
+    /// How often each rule's secrets came back.
+    pub reflections: Mutex<HashMap<RuleId, u64>>,
+}
+
+impl Current {
+    /// The state of a stored credential.
+    pub fn credential_state(&self, name: &str) -> CredentialState {
+        if self.credentials.contains_key(name) {
+            CredentialState::Present
+        } else {
+            CredentialState::Missing
+        }
+    }
+
+    /// Whether the rule's secrets came back too often.
+    pub fn is_reflected(&self, rule: RuleId) -> bool {
+        lock(&self.reflections).get(&rule).copied().unwrap_or(0) >= MAX_REFLECTIONS
+    }
+
+    /// Count reflections of a rule's secrets; how many there are now.
+    pub fn reflected(&self, rule: RuleId, hits: u64) -> u64 {
+        let mut reflections = lock(&self.reflections);
+        let count = reflections.entry(rule).or_default();
+        *count += hits;
+        *count
+    }
+}
+
+/// Counters by rule or by name.
+#[derive(Debug, Default, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Tally {
+    /// Connections.
+    pub connections: u64,
+    /// Requests.
+    pub requests: u64,
+    /// Refusals.
+    pub denied: u64,
+    /// Requests that something was put into.
+    pub injected: u64,
+    /// Payload bytes from the sandbox.
+    pub up_bytes: u64,
+    /// Payload bytes to the sandbox.
+    pub down_bytes: u64,
+}
+
+/// Counters of one sandbox.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Payload bytes from the sandbox.
+    pub up: AtomicU64,
+    /// Payload bytes to it.
+    pub down: AtomicU64,
+    /// By name, then by rule.
+    pub tallies: Mutex<HashMap<String, Tally>>,
+    rules: Mutex<HashMap<RuleId, Arc<Bytes>>>,
+}
+
+/// Distinct names; beyond, they are counted together.
+const MAX_TALLIES: usize = 1024;
+
+impl Counters {
+    /// What a rule ever admitted; policies come and go, a rule that stays the same goes on counting.
+    pub fn of_rule(&self, rule: RuleId) -> Arc<Bytes> {
+        Arc::clone(lock(&self.rules).entry(rule).or_default())
+    }
+
+    /// Add to the tally of `key` (a name, `rule:ID`, or an address).
+    pub fn tally(&self, key: &str, add: impl FnOnce(&mut Tally)) {
+        let mut tallies = lock(&self.tallies);
+        let known = tallies.contains_key(key) || tallies.len() < MAX_TALLIES;
+        add(tallies
+            .entry(if known { key.to_owned() } else { "*".to_owned() })
+            .or_default());
+    }
+}
+
+/// A bucket of tokens that fills with time.
+#[derive(Debug)]
+pub struct Bucket {
+    tokens: f64,
+    at: Instant,
+    per_second: f64,
+    burst: f64,
+}
+
+impl Bucket {
+    /// A full bucket.
+    pub fn new(per_second: f64, burst: f64) -> Self {
+        Self {
+            tokens: burst,
+            at: Instant::now(),
+            per_second,
+            burst,
+        }
+    }
+
+    /// Take one; false when there is none.
+    pub fn take(&mut self) -> bool {
+        let now = Instant::now();
+        self.tokens = (self.tokens + (now - self.at).as_secs_f64() * self.per_second).min(self.burst);
+        self.at = now;
+        if self.tokens < 1.0 {
+            return false;
+        }
+        self.tokens -= 1.0;
+        true
+    }
+}
+
+/// One sandbox.
+pub struct Sandbox {
+    /// The address that the kernel has bound to its link.
+    pub address: Ipv4Addr,
+    /// The host's end of the link.
+    pub gateway_address: Ipv4Addr,
+    /// Its certificate authority.
+    pub authority: Authority,
+    /// How its flows verify servers.
+    pub verifiers: Verifiers,
+    /// Open flows.
+    pub flows: Arc<Flows>,
+    /// Answers to its DNS questions, never shared with another sandbox.
+    pub cache: Cache,
+    /// Budgets of DNS questions, and addresses that stand for names.
+    pub dns: Mutex<DnsState>,
+    /// What passed.
+    pub counters: Counters,
+    /// New flows.
+    pub arrivals: Mutex<Bucket>,
+    /// Connections to servers that wait for a request.
+    pub pool: Pool,
+    identity: RwLock<Arc<Identity>>,
+    current: RwLock<Arc<Current>>,
+    changes: tokio::sync::watch::Sender<u64>,
+    updating: tokio::sync::Mutex<()>,
+    chain: Mutex<Chain>,
+    aggregate: Mutex<Aggregate>,
+    pins: Mutex<HashMap<IpAddr, (Name, Instant)>>,
+    reports: Arc<Reports>,
+}
+
+impl std::fmt::Debug for Sandbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Sandbox({})", self.address)
+    }
+}
+
+/// New flows per second and in a burst, and open at once (`egress.md` §3.13).
+const FLOWS_PER_SECOND: f64 = 200.0;
+const FLOWS_BURST: f64 = 1000.0;
+
+impl Sandbox {
+    /// A sandbox that may do nothing yet.
+    pub fn new(
+        address: Ipv4Addr,
+        gateway_address: Ipv4Addr,
+        authority: Authority,
+        verifiers: Verifiers,
+        policy: EffectivePolicy,
+        reports: Arc<Reports>,
+    ) -> Self {
+        let current = Current {
+            version: 0,
+            generation: 0,
+            policy,
+            credentials: HashMap::new(),
+            placeholders: Vec::new(),
+            needles: Mutex::default(),
+            reflections: Mutex::default(),
+        };
+        Self {
+            address,
+            gateway_address,
+            authority,
+            verifiers,
+            flows: Arc::default(),
+            cache: Cache::default(),
+            dns: Mutex::default(),
+            counters: Counters::default(),
+            arrivals: Mutex::new(Bucket::new(FLOWS_PER_SECOND, FLOWS_BURST)),
+            pool: Pool::default(),
+            identity: RwLock::default(),
+            current: RwLock::new(Arc::new(current)),
+            changes: tokio::sync::watch::Sender::new(0),
+            updating: tokio::sync::Mutex::default(),
+            chain: Mutex::new(Chain::default()),
+            aggregate: Mutex::default(),
+            pins: Mutex::default(),
+            reports,
+        }
+    }
+
+    /// What holds now.
+    pub fn current(&self) -> Arc<Current> {
+        Arc::clone(&read(&self.current))
+    }
+
+    /// Wait until something else than `version` holds.
+    pub async fn changed(&self, version: u64) {
+        let mut changes = self.changes.subscribe();
+        // Closed only with the sandbox, of which the caller is a part.
+        let _ = changes.wait_for(|now| *now != version).await;
+    }
+
+    /// Who it is.
+    pub fn identity(&self) -> Arc<Identity> {
+        Arc::clone(&read(&self.identity))
+    }
+
+    /// Say who it is, and where its audit goes on.
+    pub fn identify(&self, identity: Identity, chain: Chain) {
+        let mut known = write(&self.identity);
+        if known.lifecycle != identity.lifecycle {
+            *lock(&self.chain) = chain;
+        }
+        *known = Arc::new(identity);
+    }
+
+    /// Put another policy in place. When this is done, no flow is open and no exchange under way that it does not admit.
+    pub async fn update(
+        &self,
+        generation: u64,
+        policy: EffectivePolicy,
+        credentials: HashMap<String, Zeroizing<String>>,
+        placeholders: Vec<Placeholder>,
+    ) -> Swept {
+        let _turn = self.updating.lock().await;
+        let before = self.current();
+        let changed = diff(&before.policy, &policy) == Change::Something;
+        let same_secrets = before.credentials == credentials;
+        if !changed && same_secrets && before.generation == generation && before.placeholders == placeholders {
+            return Swept {
+                cut: Vec::new(),
+                kept: self.flows.len(),
+            };
+        }
+        let next = Arc::new(Current {
+            version: before.version + 1,
+            generation,
+            policy,
+            credentials,
+            placeholders,
+            needles: Mutex::default(),
+            reflections: Mutex::default(),
+        });
+        let swept = self.flows.sweep(next.version, &next.policy, !changed, || {
+            *write(&self.current) = Arc::clone(&next);
+        });
+        self.changes.send_replace(next.version);
+        self.pool.drain();
+        if changed {
+            self.cache.clear();
+            lock(&self.pins).retain(|_, (name, _)| next.policy.tenant().covers(name));
+        }
+        swept
+    }
+
+    /// Remember that a name had these addresses.
+    pub fn pin(&self, name: &Name, addresses: &[IpAddr]) {
+        let now = Instant::now();
+        let mut pins = lock(&self.pins);
+        if pins.len() + addresses.len() > MAX_PINS {
+            pins.retain(|_, (_, at)| now - *at < PIN_LIFE);
+            if pins.len() + addresses.len() > MAX_PINS {
+                pins.clear();
+            }
+        }
+        for address in addresses {
+            pins.insert(*address, (name.clone(), now));
+        }
+    }
+
+    /// Whether `name` had this address lately.
+    pub fn is_pinned(&self, name: &Name, address: IpAddr) -> bool {
+        lock(&self.pins)
+            .get(&address)
+            .is_some_and(|(known, at)| known == name && at.elapsed() < PIN_LIFE)
+    }
+
+    /// Write an audit record, or count it when there are too many.
+    pub fn report(&self, record: Record) {
+        let mut aggregate = lock(&self.aggregate);
+        if !self.reports.wants(&record) {
+            return;
+        }
+        if let Some(record) = aggregate.admit(record) {
+            self.seal(record);
+        }
+    }
+
+    /// Write what was only counted.
+    pub fn flush_reports(&self) {
+        let counted = lock(&self.aggregate).take();
+        for record in counted {
+            self.seal(record);
+        }
+    }
+
+    fn seal(&self, record: Record) {
+        let identity = self.identity();
+        let record = record.sandbox(&identity.sandbox_id).lifecycle(&identity.lifecycle);
+        let mut chain = lock(&self.chain);
+        let bytes = chain.seal(record, crate::clock::now_ms());
+        // Within the lock, so that records arrive in the order of their numbers.
+        self.reports.push(&identity, chain.seq(), bytes);
+    }
+
+    /// Count payload bytes of the whole sandbox; false when a limit of the policy is used up.
+    pub fn count(&self, up: u64, down: u64) -> bool {
+        let up = self.counters.up.fetch_add(up, Ordering::Relaxed) + up;
+        let down = self.counters.down.fetch_add(down, Ordering::Relaxed) + down;
+        let limits = read(&self.current).policy.limits();
+        limits.up_bytes.is_none_or(|most| up <= most) && limits.down_bytes.is_none_or(|most| down <= most)
+    }
+
+    /// End everything: the sandbox is gone.
+    pub async fn close(&self) {
+        self.flows.kill_all(Reason::Revoked).closed().await;
+        self.pool.drain();
+        self.flush_reports();
+    }
+}

@@ -1,0 +1,177 @@
+//! Connections to servers, for intercepted flows.
+//!
+//! A connection belongs to one sandbox, one name and one set of rules and credentials; it is never shared beyond them
+//! (`egress.md` T89). It is used again only after both messages of an exchange were fully sent and read, and everything
+//! idle is dropped when the policy changes.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use hutch_policy::Reason;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use crate::body::Body;
+use crate::locks::lock;
+use crate::tls::Verifiers;
+
+const IDLE: Duration = Duration::from_secs(30);
+const MAX_IDLE: usize = 32;
+const HANDSHAKE: Duration = Duration::from_secs(10);
+const MAX_HEAD_BYTES: usize = 64 * 1024;
+const MAX_FIELDS: usize = 128;
+
+/// What makes two connections interchangeable.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// The name or address in the URL.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+    /// Whether TLS is used.
+    pub tls: bool,
+    /// Whether HTTP/2 may be spoken.
+    pub http2: bool,
+    /// The rule and version of the policy that requests are sent under.
+    pub rule: String,
+}
+
+/// A connection that takes a request.
+pub enum Sender {
+    /// One request at a time.
+    Http1(http1::SendRequest<Body>),
+    /// Many at once.
+    Http2(http2::SendRequest<Body>),
+}
+
+struct Idle {
+    sender: http1::SendRequest<Body>,
+    since: Instant,
+}
+
+/// Connections of one sandbox that wait for a request.
+#[derive(Default)]
+pub struct Pool {
+    epoch: AtomicU64,
+    idle: Mutex<HashMap<Key, Vec<Idle>>>,
+    shared: Mutex<HashMap<Key, http2::SendRequest<Body>>>,
+}
+
+impl Pool {
+    /// A waiting connection.
+    pub fn take(&self, key: &Key) -> Option<Sender> {
+        if key.http2 {
+            let mut shared = lock(&self.shared);
+            match shared.get(key) {
+                Some(sender) if !sender.is_closed() => return Some(Sender::Http2(sender.clone())),
+                Some(_) => {
+                    shared.remove(key);
+                }
+                None => {}
+            }
+        }
+        let mut idle = lock(&self.idle);
+        let waiting = idle.get_mut(key)?;
+        while let Some(next) = waiting.pop() {
+            if next.since.elapsed() < IDLE && next.sender.is_ready() && !next.sender.is_closed() {
+                return Some(Sender::Http1(next.sender));
+            }
+        }
+        None
+    }
+
+    /// Which connections may come back.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Keep a connection whose exchange is over, unless the policy changed since it was taken.
+    pub fn give_back(&self, key: Key, sender: http1::SendRequest<Body>, epoch: u64) {
+        let mut idle = lock(&self.idle);
+        if epoch != self.epoch() || sender.is_closed() {
+            return;
+        }
+        let waiting = idle.entry(key).or_default();
+        if waiting.len() >= MAX_IDLE {
+            waiting.remove(0);
+        }
+        waiting.push(Idle {
+            sender,
+            since: Instant::now(),
+        });
+    }
+
+    fn share(&self, key: &Key, sender: &http2::SendRequest<Body>, epoch: u64) {
+        let mut shared = lock(&self.shared);
+        if epoch == self.epoch() {
+            shared.insert(key.clone(), sender.clone());
+        }
+    }
+
+    /// Drop everything that waits; what is under way ends with its exchange and does not come back.
+    pub fn drain(&self) {
+        let mut idle = lock(&self.idle);
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        idle.clear();
+        lock(&self.shared).clear();
+    }
+
+    /// Begin to speak HTTP on a connection that was dialled.
+    pub async fn begin(
+        &self,
+        key: &Key,
+        stream: TcpStream,
+        verifiers: &Verifiers,
+        epoch: u64,
+    ) -> Result<Sender, Reason> {
+        if !key.tls {
+            return http1(stream).await;
+        }
+        let config = if key.http2 { &verifiers.http2 } else { &verifiers.http1 };
+        let name = ServerName::try_from(key.host.clone()).map_err(|_| Reason::UpstreamTls)?;
+        let connector = TlsConnector::from(std::sync::Arc::clone(config));
+        let stream = timeout(HANDSHAKE, connector.connect(name, stream))
+            .await
+            .map_err(|_| Reason::UpstreamTimeout)?
+            .map_err(|_| Reason::UpstreamTls)?;
+        if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+            return http1(stream).await;
+        }
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
+            .adaptive_window(true);
+        let (sender, connection) = timeout(HANDSHAKE, builder.handshake(TokioIo::new(stream)))
+            .await
+            .map_err(|_| Reason::UpstreamTimeout)?
+            .map_err(|_| Reason::UpstreamProtocol)?;
+        tokio::spawn(async move {
+            // Its requests say what went wrong.
+            let _ = connection.await;
+        });
+        self.share(key, &sender, epoch);
+        Ok(Sender::Http2(sender))
+    }
+}
+
+async fn http1<S>(stream: S) -> Result<Sender, Reason>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let mut builder = http1::Builder::new();
+    builder.max_buf_size(MAX_HEAD_BYTES).max_headers(MAX_FIELDS);
+    let (sender, connection) = builder
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|_| Reason::UpstreamProtocol)?;
+    tokio::spawn(async move {
+        let _ = connection.with_upgrades().await;
+    });
+    Ok(Sender::Http1(sender))
+}
