@@ -123,3 +123,4 @@ def test_a_record_is_one_line_whatever_a_guest_put_into_it() -> None:
     assert "\n" not in shown
     assert "→ 403" in shown
     assert line({})
+    assert "203.0.113.1:443" in line({"origDst": "203.0.113.1:443"})

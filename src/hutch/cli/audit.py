@@ -35,7 +35,8 @@ def line(record: dict[str, Any]) -> str:
     """A record for people: when, what, why, about whom."""
     at = record.get("ts")
     when = output.moment(at) if isinstance(at, int) else str(at or "-")
-    about = [str(record[key]) for key in ("method", "name", "path", "dst") if record.get(key)]
+    about = [str(record[key]) for key in ("method", "name", "path") if record.get(key)]
+    about += [str(to) for to in [record.get("dst") or record.get("origDst")] if to]
     status = [f"→ {record['status']}"] if record.get("status") else []
     columns = (("seq", 6), ("kind", 6), ("decision", 14), ("reason", 18))
     seq, *rest = (str(record.get(key) or "-").ljust(width) for key, width in columns)
