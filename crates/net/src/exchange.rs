@@ -489,16 +489,10 @@ impl Work<'_> {
             let value = HeaderValue::from_str(value).map_err(|_| Reason::ProtocolViolation)?;
             head.headers.insert(HeaderName::from_static(name), value);
         }
-        let mut value = HeaderValue::from_str(&token).map_err(|_| Reason::Internal)?;
+        let mut value = HeaderValue::from_str(&token.text).map_err(|_| Reason::Internal)?;
         value.set_sensitive(true);
         head.headers.insert(TOKEN_HEADER, value);
-        let forms = SecretForms {
-            id: 0,
-            value: &token,
-            rendered: None,
-            basic: false,
-        };
-        Ok(Some(Arc::new(Needles::new(&[forms]))))
+        Ok(Some(token.needles))
     }
 
     /// What the responses of this rule are searched for.

@@ -4,7 +4,7 @@
 //! about a millisecond.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::rsa::KeyPair;
@@ -15,6 +15,7 @@ use serde_json::json;
 
 use crate::locks::lock;
 use crate::sandbox::Identity;
+use crate::scrub::{Needles, SecretForms};
 
 const LIFE_S: u64 = 60;
 const REUSE_S: u64 = 30;
@@ -26,7 +27,16 @@ pub struct Signer {
     key_id: String,
     key: KeyPair,
     random: SystemRandom,
-    kept: Mutex<HashMap<(String, String), (u64, String)>>,
+    kept: Mutex<HashMap<(String, String), (u64, Token)>>,
+}
+
+/// A token, and what finds it in responses. Making the latter takes longer than the signature.
+#[derive(Clone)]
+pub struct Token {
+    /// The token.
+    pub text: String,
+    /// Its forms.
+    pub needles: Arc<Needles>,
 }
 
 impl std::fmt::Debug for Signer {
@@ -52,7 +62,7 @@ impl Signer {
     }
 
     /// A token for `audience` about this sandbox; `None` if none can be made.
-    pub fn token(&self, audience: &str, identity: &Identity, now_s: u64) -> Option<String> {
+    pub fn token(&self, audience: &str, identity: &Identity, now_s: u64) -> Option<Token> {
         let key = (audience.to_owned(), identity.lifecycle.clone());
         if let Some((made, token)) = lock(&self.kept).get(&key)
             && now_s.saturating_sub(*made) < REUSE_S
@@ -84,7 +94,17 @@ impl Signer {
         self.key
             .sign(&RSA_PKCS1_SHA256, &self.random, signed.as_bytes(), &mut signature)
             .ok()?;
-        let token = format!("{signed}.{}", base64url(&signature));
+        let text = format!("{signed}.{}", base64url(&signature));
+        let forms = SecretForms {
+            id: 0,
+            value: &text,
+            rendered: None,
+            basic: false,
+        };
+        let token = Token {
+            needles: Arc::new(Needles::new(&[forms])),
+            text,
+        };
         let mut kept = lock(&self.kept);
         if kept.len() >= MAX_KEPT {
             kept.clear();

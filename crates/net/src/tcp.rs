@@ -34,7 +34,8 @@ use crate::sandbox::{Current, Sandbox};
 
 const FIRST_BYTE: Duration = Duration::from_secs(3);
 const WHOLE_HELLO: Duration = Duration::from_secs(5);
-const MAX_SNIFFED_BYTES: usize = 20 * 1024;
+/// A head of HTTP/1 may be longer than a hello.
+const MAX_SNIFFED_BYTES: usize = 64 * 1024 + hello::MAX_BYTES;
 const CONNECT: Duration = Duration::from_secs(10);
 const MAX_ADDRESSES: usize = 4;
 const MAX_FLOWS: usize = 1024;

@@ -105,11 +105,13 @@ class _Files:
     control: Path = field(init=False)
     process: Path = field(init=False)
     root: Path = field(init=False)
+    log: Path = field(init=False)
 
     def __post_init__(self) -> None:
         self.control = self.directory / "control.sock"
         self.process = self.directory / "process"
         self.root = self.directory / "root"
+        self.log = self.directory / "log"
 
 
 class Gateway:
@@ -205,11 +207,13 @@ class Gateway:
             stack.enter_context(theirs)
             # In the queue before the process reads; it need not wait for us, nor we for it.
             socket.send_fds(ours, [b"s"], [stream.fileno(), datagrams.fileno(), control.fileno()])
+            # Not our own standard error: whoever reads that waits for the end of everybody who has it.
+            output = stack.enter_context(self._files.log.open("wb"))
             child = subprocess.Popen(
                 [str(self._binary), str(self._files.root), str(self._networks.gateway_user)],
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
-                stderr=None,
+                stderr=output,
                 cwd="/",
                 env=kernel.command_environment(),
                 # Neither a terminal's Ctrl-C nor our death is its end.

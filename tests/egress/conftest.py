@@ -1,0 +1,35 @@
+"""One set of origins for all tests of the firewall; a gateway for each file of tests, and for each test its own guests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import leaks
+from tests.conftest import wait_until
+from tests.egress.world import Origins, World, world
+
+SETTLE_S = 10.0
+
+
+@pytest.fixture(scope="session")
+def origins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Origins]:
+    made = Origins(tmp_path_factory.mktemp("origins"))
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+async def outside(origins: Origins, tmp_path: Path) -> AsyncIterator[World]:
+    """A gateway and the world outside it. Nothing of it is left afterwards."""
+    before = leaks.snapshot(tmp_path)
+    async with world(tmp_path, origins) as made:
+        yield made
+    wait_until(
+        lambda: not leaks.new(before, leaks.snapshot(tmp_path)),
+        SETTLE_S,
+        lambda: f"left behind: {leaks.new(before, leaks.snapshot(tmp_path))}",
+    )

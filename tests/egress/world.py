@@ -1,0 +1,414 @@
+"""The firewall's tests: a real gateway between real networks of sandboxes and a world of their own.
+
+    guests (network namespaces, made as a host makes them) ─▶ nft, TPROXY ─▶ hutch-net ─▶ origins (one more namespace)
+
+Nothing leaves the machine: names are answered by a recording name server, origins live on documentation addresses and are
+vouched for by an authority that only the gateway is told of. A guest here is a namespace without a kernel of its own: its
+programs may be as nasty as root with raw sockets, which a sandbox's are not. `sandboxes.py` has the same world with gVisor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import datetime
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from hutch.host import authority, kernel
+from hutch.host.audit import AuditStore
+from hutch.host.authority import TrustStore
+from hutch.host.binaries import gateway_path
+from hutch.host.gateway import Applied, Gateway
+from hutch.host.names import NAMESPACE_DIR, Names
+from hutch.host.network import Network, Networks
+from hutch.settings import Settings, load
+
+CANARY = "CANARY-7f3a9c51d2e84b60a1f7c3d9e5b80246"
+"""The secret of every test: wherever else than at the origin it turns up, something is broken."""
+NAME_SERVER = "198.51.100.53"
+SHARED = "198.51.100.7"
+"""One address for many names, so that fronting would be possible."""
+API = "198.51.100.8"
+"""`api.test` has this one for itself."""
+EVIL = "198.51.100.66"
+METADATA = ("169.254.169.254", "10.9.9.9", "100.100.100.200")
+NAMES = ("api.test", "cdn.test", "other.test", "evil.test", "a.wild.test", "b.a.wild.test")
+RAW_PORTS = (22, 25, 80, 443, 853, 5432, 8080)
+TIMEOUT_S = 20.0
+DEADLINE_S = 10.0
+
+
+def issue(directory: Path) -> Path:
+    """An authority and certificates for the origins below `directory`; the authority's own is `ca.pem`."""
+    directory.mkdir()
+    root_key, root = _certificate("Test root", None, None, names=())
+    (directory / "ca.pem").write_bytes(root.public_bytes(serialization.Encoding.PEM))
+    for name in NAMES:
+        _write(directory / f"{name}.pem", *_certificate(name, root_key, root, names=(name,)))
+    _write(directory / "default.pem", *_certificate("default.test", root_key, root, names=("default.test",)))
+    stranger_key, stranger = _certificate("Another root", None, None, names=())
+    _write(
+        directory / "selfsigned.test.pem", *_certificate("selfsigned.test", stranger_key, stranger, names=("selfsigned.test",))
+    )
+    _write(directory / "wrongname.test.pem", *_certificate("x", root_key, root, names=("somebody.else.test",)))
+    _write(directory / "expired.test.pem", *_certificate("x", root_key, root, names=("expired.test",), days=(-20, -10)))
+    return directory / "ca.pem"
+
+
+def _certificate(
+    subject: str,
+    signer_key: ec.EllipticCurvePrivateKey | None,
+    signer: x509.Certificate | None,
+    *,
+    names: tuple[str, ...],
+    days: tuple[int, int] = (-1, 30),
+) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.datetime.now(datetime.UTC)
+    title = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)])
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(title)
+        .issuer_name(signer.subject if signer else title)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now + datetime.timedelta(days=days[0]))
+        .not_valid_after(now + datetime.timedelta(days=days[1]))
+        .add_extension(x509.BasicConstraints(ca=signer is None, path_length=None), critical=True)
+    )
+    if names:
+        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
+    return key, builder.sign(signer_key or key, hashes.SHA256())
+
+
+def _write(path: Path, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> None:
+    path.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        + certificate.public_bytes(serialization.Encoding.PEM)
+    )
+
+
+class Origins:
+    """The process in the outer namespace, and what it is told and saw."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.ca = issue(directory / "certificates")
+        self.namespace = f"origins-{os.getpid()}"
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        kernel.make_network_namespace(NAMESPACE_DIR / self.namespace)
+        link = f"o{os.getpid() % 10_000_000}"
+        self.link = link
+        inner = [NAME_SERVER, SHARED, API, EVIL, *METADATA]
+        commands = [f"link add {link} type veth peer name eth0 netns {self.namespace}", f"addr add 198.51.100.1/24 dev {link}"]
+        commands += [f"link set {link} up", *(f"route add {address}/32 via 198.51.100.2 dev {link}" for address in METADATA)]
+        kernel.run(["ip", "-batch", "-"], stdin="\n".join(commands) + "\n")
+        inside = ["link set lo up", "addr add 198.51.100.2/24 dev eth0", "link set eth0 up"]
+        inside += [f"addr add {address}/32 dev eth0" for address in inner] + ["route add default via 198.51.100.1"]
+        kernel.run(["ip", "-n", self.namespace, "-batch", "-"], stdin="\n".join(inside) + "\n")
+        plan = {
+            "certificates": str(self.directory / "certificates"),
+            "dns": NAME_SERVER,
+            "tls": [[SHARED, 443], [API, 443], [EVIL, 443], [SHARED, 8443]],
+            "tcp": [[address, port] for address in (EVIL, *METADATA) for port in RAW_PORTS if (address, port) != (EVIL, 443)]
+            + [[address, port] for address in (SHARED, API) for port in (22, 80, 5432)],
+            "udp": [[address, port] for address in (EVIL, SHARED, *METADATA) for port in (123, 443, 5353)],
+        }
+        self._process = subprocess.Popen(
+            [
+                "ip",
+                "netns",
+                "exec",
+                self.namespace,
+                sys.executable,
+                str(Path(__file__).with_name("origins.py")),
+                json.dumps(plan),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        assert json.loads(self._process.stdout.readline()) == {"ready": True}
+
+    def stop(self) -> None:
+        if self._process is not None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._process.wait(TIMEOUT_S)
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+        kernel.run(["ip", "link", "del", self.link])
+        kernel.unmount(NAMESPACE_DIR / self.namespace)
+        (NAMESPACE_DIR / self.namespace).unlink()
+
+    def _order(self, **order: Any) -> dict[str, Any]:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer
+
+    def reset(self) -> None:
+        """Forget everything; every name of `NAMES` has its usual address."""
+        self._order(do="reset")
+        for name in (*NAMES, "selfsigned.test", "wrongname.test", "expired.test"):
+            self.answer(name, API if name == "api.test" else EVIL if name == "evil.test" else SHARED)
+
+    def answer(self, name: str, *addresses: str, ttl: int = 60) -> None:
+        """Addresses of a name."""
+        self.zone(name, [{"records": [["A", address, ttl] for address in addresses]}])
+
+    def zone(self, name: str, steps: list[dict[str, Any]]) -> None:
+        """Answers about a name, one after the other; the last one stays."""
+        self._order(do="answer", name=name, steps=steps)
+
+    def script(self, host: str, *replies: bytes, **how: Any) -> None:
+        """What the origin `host` (a server name, or `ADDRESS:PORT`) answers. `%HEAD%` in a reply becomes the request's head."""
+        if isinstance(how.get("first"), bytes):
+            how["first"] = base64.b64encode(how["first"]).decode()
+        given = {"replies": [base64.b64encode(reply).decode() for reply in replies]} if replies else {}
+        self._order(do="script", host=host, **given, **how)
+
+    def seen(self) -> Seen:
+        return Seen(self._order(do="seen"))
+
+    async def wait(self, condition: Callable[[Seen], bool], what: str) -> Seen:
+        """Ask until it has seen something. Fails with `what`."""
+        end = time.monotonic() + DEADLINE_S
+        while True:
+            seen = self.seen()
+            if condition(seen):
+                return seen
+            assert time.monotonic() < end, f"{what}: {seen}"
+            await asyncio.sleep(0.02)
+
+
+@dataclass(slots=True)
+class Seen:
+    """What the world saw."""
+
+    raw: dict[str, Any]
+
+    @property
+    def questions(self) -> list[str]:
+        """Names that were asked for, in lower case."""
+        return [asked["name"].lower() for asked in self.raw["dns"]]
+
+    @property
+    def connections(self) -> list[dict[str, Any]]:
+        return [connection | {"data": base64.b64decode(connection["data"])} for connection in self.raw["tcp"]]
+
+    @property
+    def datagrams(self) -> list[dict[str, Any]]:
+        return [datagram | {"data": base64.b64decode(datagram["data"])} for datagram in self.raw["udp"]]
+
+    @property
+    def data(self) -> bytes:
+        """Every byte that any origin got, after TLS."""
+        return b"".join(connection["data"] for connection in self.connections)
+
+    def to(self, name_or_address: str) -> list[dict[str, Any]]:
+        """Connections by server name or by local address."""
+        return [
+            connection
+            for connection in self.connections
+            if name_or_address in (connection["name"], connection["local"], connection["local"].partition(":")[0])
+        ]
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing at all arrived."""
+        return not self.raw["tcp"] and not self.raw["udp"]
+
+
+@dataclass(slots=True)
+class Ran:
+    """A program in a guest's network, and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+@dataclass(slots=True)
+class Guest:
+    """A sandbox's network with its policy, and no kernel of its own."""
+
+    world: World
+    network: Network
+    sandbox_id: str
+    directory: Path
+    generation: int = 0
+    running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def bundle(self) -> Path:
+        return self.directory / "bundle.pem"
+
+    async def policy(
+        self,
+        policy: Any,
+        *,
+        credentials: dict[str, str] | None = None,
+        placeholders: list[dict[str, str]] | None = None,
+        **more: Any,
+    ) -> Applied:
+        """Put a policy (what JSON means) in place; it is enforced when this returns."""
+        self.generation += 1
+        return await self.world.gateway.set_policy(
+            self.network,
+            {
+                "sandbox_id": self.sandbox_id,
+                "sandbox_name": self.sandbox_id,
+                "team_id": "team_test",
+                "project_id": "prj_test",
+                "lifecycle": f"session_{self.sandbox_id}",
+                "generation": self.generation,
+                "policy": None if policy is None else json.dumps(policy),
+                "bounds": [],
+                "credentials": credentials or {},
+                "placeholders": placeholders or [],
+                **more,
+            },
+        )
+
+    def _command(self, *argv: str) -> list[str]:
+        mount = f'mount --bind {self.directory / "resolv.conf"} /etc/resolv.conf && exec "$@"'
+        return ["ip", "netns", "exec", self.network.namespace, "unshare", "-m", "sh", "-c", mount, "sh", *argv]
+
+    async def run(self, *argv: str, stdin: bytes | None = None, timeout_s: float = TIMEOUT_S) -> Ran:
+        """Run a program in the guest's network, with its resolver and its trust store."""
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.directory),
+            **dict.fromkeys(authority.VARIABLES, str(self.bundle)),
+        }
+        process = await asyncio.create_subprocess_exec(
+            *self._command(*argv),
+            stdin=asyncio.subprocess.PIPE if stdin is not None else asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=environment,
+        )
+        async with asyncio.timeout(timeout_s):
+            out, err = await process.communicate(stdin)
+        assert process.returncode is not None
+        return Ran(process.returncode, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"))
+
+    async def python(self, program: str, *arguments: str, timeout_s: float = TIMEOUT_S) -> Ran:
+        """Run Python text; `wire` of `guest_tools.py` is imported."""
+        tools = str(Path(__file__).with_name("guest_tools.py").parent)
+        text = f"import sys; sys.path.insert(0, {tools!r}); from guest_tools import *\n" + textwrap.dedent(program)
+        return await self.run(sys.executable, "-c", text, *arguments, timeout_s=timeout_s)
+
+    async def curl(self, *arguments: str) -> Ran:
+        """curl, silent but for errors, with the status at the end of its output."""
+        return await self.run("curl", "-sS", "--max-time", "15", "-w", "\n%{http_code}", *arguments)
+
+    async def audit(self, **wanted: Any) -> list[dict[str, Any]]:
+        """Audit records whose fields have these values, in order."""
+        records, _ = await self.world.audit.read(self.sandbox_id, 0, 100_000)
+        found = [json.loads(record) for record in records]
+        return [record for record in found if all(record.get(key) == value for key, value in wanted.items())]
+
+    async def audited(self, **wanted: Any) -> dict[str, Any]:
+        """The first such record, once it is there. Fails when it does not come."""
+        end = time.monotonic() + DEADLINE_S
+        while True:
+            if found := await self.audit(**wanted):
+                return found[0]
+            assert time.monotonic() < end, f"no record with {wanted} in {await self.audit()}"
+            await asyncio.sleep(0.02)
+
+
+class World:
+    """A gateway, its guests and the origins."""
+
+    def __init__(self, directory: Path, origins: Origins, settings: Settings, networks: Networks) -> None:
+        self.directory = directory
+        self.origins = origins
+        self.settings = settings
+        self.networks = networks
+        self.audit = AuditStore(directory / "audit")
+        self.trust = TrustStore(settings.egress.extra_trust_roots)
+        self.gateway = Gateway(
+            settings,
+            directory / "gateway",
+            networks,
+            Path(os.environ["HUTCH_TEST_GATEWAY"]) if "HUTCH_TEST_GATEWAY" in os.environ else gateway_path(settings),
+            self.trust,
+            self.audit.store,
+            self.audit.position,
+        )
+        self.secret = os.urandom(32)
+        self.guests: list[Guest] = []
+
+    async def guest(self, policy: Any = "deny-all", **more: Any) -> Guest:
+        """A new guest with a policy."""
+        network = await self.networks.take()
+        number = len(self.guests)
+        own = authority.derive(self.secret, f"machine-{number}")
+        directory = self.directory / f"guest{number}"
+        directory.mkdir()
+        (directory / "resolv.conf").write_text(f"nameserver {network.host_address}\noptions timeout:2 attempts:1\n")
+        (directory / "bundle.pem").write_bytes(self.trust.pem + own.certificate_pem)
+        await self.gateway.add(network, own)
+        guest = Guest(self, network, f"sand_{number}", directory)
+        self.guests.append(guest)
+        await guest.policy(policy, **more)
+        return guest
+
+    async def close(self) -> None:
+        for guest in self.guests:
+            await self.gateway.remove(guest.network)
+            await self.networks.give_back(guest.network)
+        await self.gateway.close()
+
+
+@contextlib.asynccontextmanager
+async def world(directory: Path, origins: Origins, **egress: Any) -> AsyncIterator[World]:
+    """A gateway of its own in front of the origins."""
+    flags = {
+        "server.data_dir": directory / "data",
+        "egress.dns_upstreams": (f"{NAME_SERVER}:53",),
+        "egress.extra_trust_roots": origins.ca,
+        **{f"egress.{key}": value for key, value in egress.items()},
+    }
+    settings = load(None, environment={}, flags=flags)
+    origins.reset()
+    with ThreadPoolExecutor(4) as executor:
+        networks = Networks(Names.of(directory), executor, ready=2)
+        await asyncio.to_thread(networks.open, None, set())
+        made = World(directory, origins, settings, networks)
+        try:
+            await made.gateway.start()
+            await made.gateway.open()
+            yield made
+        finally:
+            await made.close()
+            await asyncio.to_thread(networks.close)
