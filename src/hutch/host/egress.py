@@ -129,6 +129,11 @@ class Egress:
         if self._states.pop(session_id, None) is not None:
             await self._journal.delete_egress(session_id)
 
+    async def keep_only(self, session_ids: set[str]) -> None:
+        """Forget whatever belongs to no live session."""
+        for session_id in self._states.keys() - session_ids:
+            await self.forget(session_id)
+
     async def _put(self, session_id: str, state: State) -> None:
         sealed = self._sealer.seal(msgspec.to_builtins(state), session_id)
         await self._journal.put_egress(session_id, sealed)

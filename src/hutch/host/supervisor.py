@@ -147,6 +147,7 @@ class Supervisor:
                 await self._adopt(session, commands.get(session.record.session_id, []))
 
         await asyncio.gather(*(adopt(session) for session in live))
+        await self.egress.keep_only({session_id for session_id, session in self._sessions.items() if session.live})
 
     async def _adopt(self, session: Session, commands: list[CommandRecord]) -> None:
         assert session.entry is not None
@@ -442,12 +443,15 @@ class Supervisor:
             egress_bytes=usage.egress_bytes,
         )
         session.machine = session.commands = None
-        await self.egress.forget(session.record.session_id)
-        removal = asyncio.get_running_loop().create_task(self._machines.remove(machine))
+        removal = asyncio.get_running_loop().create_task(self._remove(session.record.session_id, machine))
         self._removals.add(removal)
         removal.add_done_callback(self._removals.discard)
         removal.add_done_callback(_log_failure)
         return session.record
+
+    async def _remove(self, session_id: str, machine: Machine) -> None:
+        await self.egress.forget(session_id)
+        await self._machines.remove(machine)
 
     # -- looking up --------------------------------------------------------------------------------
 
