@@ -30,9 +30,14 @@ def gone(pid: int) -> bool:
         return True
 
 
-def kill_everything(process: subprocess.Popen[bytes]) -> None:
+def gateway(data_dir: Path) -> int:
+    """The id of the gateway's process."""
+    return int((data_dir / "host" / "gateway" / "process").read_text().split()[0])
+
+
+def kill_everything(process: subprocess.Popen[bytes], *others: int) -> None:
     """SIGKILL to the supervisor and its children, so that none can tell another."""
-    processes = [process.pid, *children(process.pid)]
+    processes = [process.pid, *children(process.pid), *others]
     for pid in processes:
         os.kill(pid, signal.SIGKILL)
     process.wait()
@@ -74,7 +79,8 @@ async def test_sandboxes_survive_the_death_of_every_process(no_leaks: Path, full
         if chance.random() < 0.5:
             async with Client(where) as client:
                 assert (await client.commands.run(session, ["true"]))[0] == 0
-        kill_everything(process)
+        # The gateway outlives the others, or dies with them.
+        kill_everything(process, *([gateway(no_leaks)] if chance.random() < 0.5 else []))
         process, where = start_server(no_leaks, log)
         await check(where, session, command)
         async with Client(where) as client:

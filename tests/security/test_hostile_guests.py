@@ -194,17 +194,17 @@ async def test_nothing_of_the_host_is_in_reach(box: Guest) -> None:
     assert kernel.strip() != Path("/proc/sys/kernel/osrelease").read_bytes().strip()
 
 
-async def test_the_network_refuses_everything_at_once(box: Guest) -> None:
+async def test_nobody_is_reached_that_no_policy_opens(box: Guest) -> None:
+    """A fresh sandbox may reach every public address, and nothing of this machine, its network or its cloud."""
     script = (
         "import socket, time\n"
-        "for target in ('203.0.113.9', '169.254.169.254', '10.0.0.1', '100.64.0.1'):\n"
+        "for target in ('169.254.169.254', '10.0.0.1', '100.64.0.1', '127.0.0.2', '192.168.1.1'):\n"
         " probe = socket.socket(); probe.settimeout(5); began = time.monotonic()\n"
-        " try: probe.connect((target, 80)); print('connected')\n"
-        " except OSError as error: print(type(error).__name__, time.monotonic() - began < 2)\n"
+        " try: probe.connect((target, 80)); print('came', probe.recv(1))\n"
+        " except OSError as error: print(isinstance(error, ConnectionError), time.monotonic() - began < 2)\n"
     )
     ran = await box.run("python3", "-c", script)
-    assert set(ran.stdout.decode().splitlines()) == {"ConnectionRefusedError True"}, ran
-    assert (await box.shell("curl -sS --max-time 10 https://example.com")).exit_code == 6
+    assert ran.stdout.decode().splitlines() == ["True True"] * 5, ran
 
 
 async def test_programs_and_arguments_of_any_bytes(box: Guest) -> None:

@@ -21,7 +21,7 @@ import logging
 import os
 import socket
 import subprocess
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,15 @@ class _Files:
         self.root = self.directory / "root"
         self.log = self.directory / "log"
 
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Path]:
+        """The directory by a short path: a socket's address has at most 107 bytes, a data directory's path may have more."""
+        descriptor = os.open(self.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield Path(f"/proc/self/fd/{descriptor}")
+        finally:
+            os.close(descriptor)
+
 
 class Gateway:
     """Keeps one gateway running and told."""
@@ -151,9 +160,24 @@ class Gateway:
         self._files.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._files.root.mkdir(exist_ok=True, mode=0o755)
         await asyncio.to_thread(self._close_addresses)
-        if not await self._found():
+        found = await self._found()
+        await asyncio.to_thread(self._sweep)
+        if not found:
             await self._spawn()
         await self._configure()
+
+    def _sweep(self) -> None:
+        """End gateways of this instance that nobody talks to: a host that is killed while it starts one leaves it behind."""
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdecimal():
+                continue
+            with contextlib.suppress(OSError):
+                argv = (entry / "cmdline").read_bytes().split(b"\0")
+                if len(argv) > 1 and argv[1] == os.fsencode(self._files.root):
+                    process = kernel.process(int(entry.name))
+                    if process != self._process:
+                        log.warning("ending a gateway that nobody talks to, pid %d", process.pid)
+                        self._kill(process)
 
     async def _found(self) -> bool:
         """Whether a predecessor's gateway runs, and answers."""
@@ -165,7 +189,7 @@ class Gateway:
         if not process.alive():
             return False
         try:
-            self._connection = await connect_unix(self._files.control, HELLO)
+            self._connection = await self._connect(CALL_TIMEOUT_S)
         except (OSError, TimeoutError, ConnectionClosed) as error:
             log.warning("the gateway of the predecessor does not answer (%s); another one takes its place", error)
             await asyncio.to_thread(self._kill, process)
@@ -177,9 +201,13 @@ class Gateway:
     async def _spawn(self) -> None:
         await asyncio.to_thread(self._start_process)
         try:
-            self._connection = await connect_unix(self._files.control, HELLO, timeout_s=START_TIMEOUT_S)
+            self._connection = await self._connect(START_TIMEOUT_S)
         except (TimeoutError, ConnectionClosed) as error:
             raise OSError(f"The gateway {self._binary} did not start.") from error
+
+    async def _connect(self, timeout_s: float) -> Connection:
+        with self._files.opened() as directory:
+            return await connect_unix(directory / self._files.control.name, HELLO, timeout_s=timeout_s)
 
     def _start_process(self) -> None:
         with contextlib.ExitStack() as stack:
@@ -194,12 +222,8 @@ class Gateway:
             datagrams.bind(("127.0.0.1", 0))
             control = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
             self._files.control.unlink(missing_ok=True)
-            # A socket's address may have 107 bytes; a data directory's path may have more.
-            descriptor = os.open(self._files.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                control.bind(f"/proc/self/fd/{descriptor}/{self._files.control.name}")
-            finally:
-                os.close(descriptor)
+            with self._files.opened() as directory:
+                control.bind(str(directory / self._files.control.name))
             self._files.control.chmod(0o600)
             control.listen(16)
             ours, theirs = socket.socketpair()
