@@ -35,6 +35,7 @@ from hutch.host.protocol import (
     ExtendRequest,
     FileMkdir,
     FileRead,
+    ForwardingKey,
     HostInfo,
     NetworkApplied,
     NetworkSpec,
@@ -104,6 +105,7 @@ class FakeHost:
         self.changes: list[CredentialChange] = []
         self.refuse_change: HutchError | None = None
         self.audits: dict[str, list[str]] = {}
+        self.forwarding_key: ForwardingKey | None = None
         self.create_gate = asyncio.Event()
         self.create_gate.set()
         self.creating = asyncio.Event()
@@ -286,6 +288,10 @@ class FakeHost:
                 others = {name: value for name, value in network.credentials.items() if name != change.name}
                 values = others | ({change.name: change.value} if change.value is not None else {})
                 self.networks[session_id] = msgspec.structs.replace(network, credentials=values)
+        stream.send_reply({})
+
+    async def _on_forwarding_key(self, stream: Stream) -> None:
+        self.forwarding_key = stream.params(ForwardingKey)
         stream.send_reply({})
 
     async def _on_audit_read(self, stream: Stream) -> None:

@@ -15,6 +15,7 @@ from hutch.api import (
     drives,
     errors,
     files,
+    forwarding,
     interactive,
     network_policy,
     sandboxes,
@@ -41,6 +42,7 @@ ROUTERS = (
     tokens.router,
     credentials.router,
     audit.router,
+    forwarding.router,
     system.router,
 )
 ALWAYS_ANSWERED = frozenset({"/healthz", "/readyz", "/metrics", "/health"})

@@ -11,7 +11,7 @@ import functools
 import logging
 from collections.abc import AsyncIterator, Sequence
 
-from hutch.api import network_policy
+from hutch.api import forwarding, network_policy
 from hutch.api.services import Services
 from hutch.control.lifecycle import is_live, merge
 from hutch.control.records import Scope, SessionRow
@@ -58,6 +58,7 @@ async def _followed(services: Services) -> AsyncIterator[None]:
     try:
         stream.send_end()
         await stream.reply()
+        await forwarding.announce(services)
         await reconcile(services)
         yield
         while True:

@@ -6,7 +6,7 @@ import asyncio
 import importlib
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from starlette.requests import Request
@@ -25,6 +25,9 @@ from hutch.settings import Settings
 from hutch.storage import sessions
 from hutch.storage.database import Database
 from hutch.storage.sealing import Sealer
+
+if TYPE_CHECKING:
+    from hutch.api.forwarding import ForwardingSigner
 
 IMAGE_CACHE_S = 5.0
 
@@ -71,7 +74,9 @@ class Services:
     images: Any
     clock: Clock = now_ms
     ingress_domain: str = "localhost"
-    public_url: str | None = None
+    issuer: str = ""
+    """This server's base URL, as tokens of forwarded requests name it."""
+    forwarding: ForwardingSigner | None = None
     default_team_id: str = ""
     default_project_id: str = ""
     draining: bool = False

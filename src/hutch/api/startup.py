@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from hutch.api.auth import Authenticator, TokenSigner, new_token
+from hutch.api.forwarding import ForwardingSigner
 from hutch.api.host_events import follow_host
 from hutch.api.services import Images, Services
 from hutch.clock import Clock, now_ms
@@ -61,6 +62,8 @@ async def started(settings: Settings, loaded: Loaded, images: Images, clock: Clo
             images=images,
             clock=clock,
             boundaries=Boundaries.of(settings),
+            issuer=settings.server.public_url or f"http://{settings.server.listen}",
+            forwarding=ForwardingSigner(settings.control_dir / "forwarding.key"),
         )
         team, project = await _default_tenant(services)
         services.default_team_id, services.default_project_id = team.id, project.id

@@ -86,9 +86,20 @@ class Command:
 
 
 class Commands:
-    """All commands of one session."""
+    """All commands of one session. `env` gives what every command's environment has beside its own: placeholders of
+    credentials, which may have come with a policy after the session's start."""
 
-    def __init__(self, session_id: str, machine: Machine, journal: Journal, directory: Path, cwd: str, log_bytes: int) -> None:
+    def __init__(
+        self,
+        session_id: str,
+        machine: Machine,
+        journal: Journal,
+        directory: Path,
+        cwd: str,
+        log_bytes: int,
+        env: Callable[[], dict[str, str]] = dict,
+    ) -> None:
+        self._env = env
         self._session_id = session_id
         self._machine = machine
         self._journal = journal
@@ -127,7 +138,7 @@ class Commands:
                 "id": request.command_id,
                 "argv": request.argv,
                 "cwd": request.cwd,
-                "env": request.env,
+                "env": self._env() | request.env,
                 "user": "root" if request.sudo else "default",
                 "stdin": request.stdin,
                 "timeout_ms": request.timeout_ms,
@@ -315,7 +326,7 @@ class Commands:
                 "id": command_id,
                 "argv": request.argv,
                 "cwd": request.cwd,
-                "env": request.env,
+                "env": self._env() | request.env,
                 "user": "root" if request.sudo else "default",
                 "stdin": True,
                 "pty": size,

@@ -9,6 +9,7 @@ Methods over `hutch.wire` (client = control plane):
     session.stop     StopRequest                → SessionRecord (answers when it is down)
     session.extend   ExtendRequest              → SessionRecord
     session.network  NetworkUpdate              → NetworkApplied (answers when the policy is enforced)
+    forwarding.key   ForwardingKey              → {}
     events           {"after": seq}             → {}, then EVENT SessionEvent …, for ever
     command.start    CommandStart               → CommandRecord; with `follow`: DATA 1/2 …, EVENT CommandRecord (final)
     command.get      CommandGet                 → CommandRecord; with `wait` an EVENT CommandRecord (final) follows
@@ -148,6 +149,14 @@ class CredentialChange(msgspec.Struct, frozen=True, kw_only=True):
     project_id: str
     name: str
     value: str | None
+
+
+class ForwardingKey(msgspec.Struct, frozen=True, kw_only=True):
+    """What signs the tokens of forwarded requests: an RSA key (PKCS #8 in PEM), its id, and who issues them."""
+
+    issuer: str
+    key_pem: str
+    key_id: str
 
 
 class AuditRead(msgspec.Struct, frozen=True, kw_only=True):

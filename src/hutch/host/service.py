@@ -23,6 +23,7 @@ from hutch.host.protocol import (
     ExtendRequest,
     FileMkdir,
     FileRead,
+    ForwardingKey,
     HostInfo,
     NetworkUpdate,
     PtyOpen,
@@ -69,6 +70,7 @@ class Service:
             "session.network": self._network,
             "credentials.change": self._credential,
             "audit.read": self._audit,
+            "forwarding.key": self._forwarding,
             "file.mkdir": self._file_mkdir,
             "archive.write": self._archive_write,
         }
@@ -128,6 +130,11 @@ class Service:
         request = stream.params(AuditRead)
         records, last = await self._supervisor.audit.read(request.sandbox_id, request.after, request.limit)
         stream.send_reply(AuditPage(records=records, next=last))
+
+    async def _forwarding(self, stream: Stream) -> None:
+        key = stream.params(ForwardingKey)
+        await self._supervisor.set_forwarding(key)
+        stream.send_reply({})
 
     async def _events(self, stream: Stream) -> None:
         after = int(stream.params(dict[str, int]).get("after", 0))

@@ -10,6 +10,7 @@ the journal's live sessions, ends with a reason those whose machine is gone, and
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import shutil
 import sqlite3
@@ -33,6 +34,7 @@ from hutch.host.protocol import (
     LIVE,
     CommandRecord,
     CredentialChange,
+    ForwardingKey,
     NetworkApplied,
     NetworkUpdate,
     SessionEvent,
@@ -349,7 +351,13 @@ class Supervisor:
         directory.mkdir(exist_ok=True, mode=0o700)
         session.machine = machine
         session.commands = Commands(
-            record.session_id, machine, self._journal, directory, record.cwd, self._settings.sandbox.log_bytes
+            record.session_id,
+            machine,
+            self._journal,
+            directory,
+            record.cwd,
+            self._settings.sandbox.log_bytes,
+            functools.partial(self.egress.env, record.session_id),
         )
         self._arm(session)
         machine.died.add_done_callback(lambda died: self._on_death(session, died.result()))
@@ -408,6 +416,10 @@ class Supervisor:
         for session_id, session in list(self._sessions.items()):
             if session.live and session.machine is not None and session.record.project_id == change.project_id:
                 await self.egress.change_credential(session_id, session.machine.network, change.name, change.value)
+
+    async def set_forwarding(self, key: ForwardingKey) -> None:
+        """Have the gateway sign with this key."""
+        await self._gateway.identify(key.issuer, key.key_pem, key.key_id)
 
     # -- end ---------------------------------------------------------------------------------------
 
