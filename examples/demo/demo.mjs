@@ -71,10 +71,6 @@ try {
   assert.ok(!(await seen.stdout()).includes("analyse.py"), "another sandbox sees the program");
   console.log("isolation the other sandbox sees neither the program nor its files");
 
-  const outside = await other.runCommand("python3", ["-c", "import socket; socket.create_connection(('192.0.2.1', 443), 5)"]);
-  assert.notEqual(outside.exitCode, 0, "a sandbox reached the network");
-  console.log(`network   refused: ${(await outside.stderr()).trim().split("\n").pop()}`);
-
   await timed("stop the sandbox", () => sandbox.stop());
   const session = (await Sandbox.get({ name: sandbox.name, resume: false })).currentSession();
   assert.ok(session.activeCpuUsageMs > 0, "no CPU time was measured");
