@@ -4,7 +4,7 @@ use std::fmt;
 
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $name:ident = $code:literal,)+) => {
-        /// Why something was allowed or refused: the `reason` of an audit record. `docs/policy-engine.md` lists every code.
+        /// Why something was allowed or refused: the `reason` of an audit record. `docs/network.md` lists every code.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Reason {
             $($(#[doc = $doc])+ $name,)+

@@ -6,7 +6,8 @@ use hutch_policy::Reason;
 
 #[test]
 fn every_reason_and_every_warning_is_documented_once() {
-    let page = include_str!("../../../../docs/policy-engine.md");
+    let page = include_str!("../../../../docs/network.md");
+    let maintainers = include_str!("../../../../docs/policy-engine.md");
     let documented: Vec<&str> = page
         .lines()
         .filter_map(|line| line.strip_prefix("| `")?.split_once("` |").map(|(code, _)| code))
@@ -15,7 +16,7 @@ fn every_reason_and_every_warning_is_documented_once() {
     let codes: Vec<&str> = documented.iter().copied().filter(|code| known.contains(code)).collect();
     assert_eq!(
         codes, known,
-        "the table of docs/policy-engine.md lists the codes in the order of the enum"
+        "the table of docs/network.md lists the codes in the order of the enum"
     );
     for reason in Reason::ALL {
         let row = format!("| `{reason}` | ");
@@ -36,6 +37,6 @@ fn every_reason_and_every_warning_is_documented_once() {
     .concat();
     for warning in sources.split("self.warn(").skip(1) {
         let code = warning.split('"').nth(1).unwrap();
-        assert!(page.contains(&format!("`{code}`")), "{code}");
+        assert!(maintainers.contains(&format!("`{code}`")), "{code}");
     }
 }
