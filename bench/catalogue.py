@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from bench import api, cpu, density, execute, files, start
+from bench import api, cpu, density, egress, execute, files, start
 from bench.measure import Result
 
 Benchmark = Callable[[bool], Awaitable[list[Result]]]
@@ -19,4 +19,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "density": density.density,
     "cpu.overhead": cpu.cpu_overhead,
     "api.overhead": api.api_overhead,
+    "egress.rps": egress.egress_rps,
+    "egress.conn": egress.egress_conn,
+    "egress.added": egress.egress_added,
+    "egress.memory": egress.egress_memory,
+    "policy.live": egress.policy_live,
 }

@@ -243,6 +243,10 @@ class EgressSettings(Section):
         "never loopback, metadata, own or sandbox addresses.",
     )
     audit: Audit = Field(Audit.ALL, description="Decisions that are recorded.")
+    max_flows: int = Field(1024, description="Connections of one sandbox at once; more are refused.", ge=1, le=1_000_000)
+    flows_per_second: int = Field(
+        200, description="New connections of one sandbox per second, five times as many in a burst.", ge=1, le=1_000_000
+    )
 
     @field_validator("dns_upstreams")
     @classmethod

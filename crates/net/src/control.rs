@@ -402,6 +402,7 @@ async fn add(gateway: &Arc<Gateway>, add: &Add) -> Outcome {
         authority,
         Verifiers::new(&gateway.settings().roots),
         gateway.closed(),
+        gateway.settings().flows,
         Arc::clone(&gateway.reports),
     );
     if let Some(former) = gateway.add(Arc::new(sandbox)) {

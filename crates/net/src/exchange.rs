@@ -612,8 +612,8 @@ impl Work<'_> {
     }
 
     fn key(&self, http2: bool) -> Key {
-        let rule = self.rule.as_ref().map_or_else(String::new, |rule| rule.id.to_string());
-        let rule = format!("{}/{rule}", self.current.version);
+        let rule = self.rule.as_ref().map(|rule| rule.id);
+        let thread = std::thread::current().id();
         if let Some(forward) = &self.forward {
             return Key {
                 host: forward.host_name(),
@@ -621,6 +621,7 @@ impl Work<'_> {
                 tls: true,
                 http2: false,
                 rule,
+                thread,
             };
         }
         let admission = self.served.flow.admission();
@@ -630,6 +631,7 @@ impl Work<'_> {
             tls: admission.handling == hutch_policy::Handling::Intercept,
             http2,
             rule,
+            thread,
         }
     }
 

@@ -13,7 +13,7 @@ use crate::dns::resolver::Resolver;
 use crate::identity::Signer;
 use crate::locks::{read, write};
 use crate::report::Reports;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{FlowLimits, Sandbox};
 use crate::tls;
 
 /// How often what was only counted is written.
@@ -35,6 +35,10 @@ pub struct Configuration {
     pub allow_private: Vec<String>,
     /// Whether only refusals are recorded.
     pub only_denials: bool,
+    /// Connections of one sandbox at once.
+    pub max_flows: usize,
+    /// New connections of one sandbox per second.
+    pub flows_per_second: u32,
     /// The issuer of identity tokens.
     pub issuer: String,
     /// The key that signs them (PKCS #8 in PEM), with its id.
@@ -51,6 +55,8 @@ pub struct Settings {
     pub roots: Arc<RootCertStore>,
     /// Name servers.
     pub resolver: Resolver,
+    /// Bounds of each sandbox's connections.
+    pub flows: FlowLimits,
     /// Signs identity tokens; `None` until there is a key.
     pub signer: Option<Arc<Signer>>,
 }
@@ -70,6 +76,7 @@ impl Default for Gateway {
             hard_deny: Arc::new(HardDeny::default()),
             roots: Arc::new(RootCertStore::empty()),
             resolver: Resolver::new(Vec::new()),
+            flows: FlowLimits::default(),
             signer: None,
         };
         Self {
@@ -110,6 +117,10 @@ impl Gateway {
             hard_deny: Arc::new(hard_deny),
             roots: Arc::new(roots),
             resolver: Resolver::new(configuration.dns_upstreams.clone()),
+            flows: FlowLimits {
+                at_once: configuration.max_flows,
+                per_second: configuration.flows_per_second,
+            },
             signer: signer.map(Arc::new),
         });
         Ok(())

@@ -35,6 +35,7 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEAD: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 const BODY_IDLE: Duration = Duration::from_secs(60);
+const LINGER: Duration = Duration::from_secs(2);
 const MAX_BODY_BYTES: u64 = 4 << 30;
 const READ_BYTES: usize = 16 * 1024;
 const MAX_HELD_BYTES: usize = 64 * 1024;
@@ -225,7 +226,7 @@ where
             Next::Reset => return Ok(()),
         }
     }
-    let _ = timeout(HANDSHAKE, connection.writer.shutdown()).await;
+    connection.end().await;
     Ok(())
 }
 
@@ -257,6 +258,25 @@ where
                 Err(_) => return Err(Reason::ClientTimeout),
             }
         }
+    }
+
+    /// End in order. What the client still sends is read and dropped for a moment: closing with bytes unread would reset
+    /// the connection, and take from the client what it has not read yet.
+    async fn end(&mut self) {
+        let _ = timeout(LINGER, async {
+            self.writer.shutdown().await?;
+            let mut dropped = 0;
+            while dropped < MAX_HELD_BYTES {
+                self.buffer.clear();
+                self.buffer.reserve(READ_BYTES);
+                match self.reader.read_buf(&mut self.buffer).await? {
+                    0 => break,
+                    count => dropped += count,
+                }
+            }
+            Ok::<(), std::io::Error>(())
+        })
+        .await;
     }
 
     /// A head that cannot be read is nobody's request.

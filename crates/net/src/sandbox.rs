@@ -186,6 +186,8 @@ pub struct Sandbox {
     pub counters: Counters,
     /// New flows.
     pub arrivals: Mutex<Bucket>,
+    /// Flows at once.
+    pub max_flows: usize,
     /// Connections to servers that wait for a request.
     pub pool: Pool,
     identity: RwLock<Arc<Identity>>,
@@ -204,9 +206,17 @@ impl std::fmt::Debug for Sandbox {
     }
 }
 
-/// New flows per second and in a burst, and open at once (`egress.md` §3.13).
-const FLOWS_PER_SECOND: f64 = 200.0;
-const FLOWS_BURST: f64 = 1000.0;
+/// Bounds of one sandbox's flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FlowLimits {
+    /// Open at once.
+    pub at_once: usize,
+    /// New ones per second; [`FLOWS_BURST`] times as many in a burst.
+    pub per_second: u32,
+}
+
+/// How many seconds' worth of flows may come at once.
+const FLOWS_BURST: f64 = 5.0;
 
 impl Sandbox {
     /// A sandbox that may do nothing yet.
@@ -216,6 +226,7 @@ impl Sandbox {
         authority: Authority,
         verifiers: Verifiers,
         policy: EffectivePolicy,
+        limits: FlowLimits,
         reports: Arc<Reports>,
     ) -> Self {
         let current = Current {
@@ -236,7 +247,11 @@ impl Sandbox {
             cache: Cache::default(),
             dns: Mutex::default(),
             counters: Counters::default(),
-            arrivals: Mutex::new(Bucket::new(FLOWS_PER_SECOND, FLOWS_BURST)),
+            arrivals: Mutex::new(Bucket::new(
+                limits.per_second.into(),
+                f64::from(limits.per_second) * FLOWS_BURST,
+            )),
+            max_flows: limits.at_once,
             pool: Pool::default(),
             identity: RwLock::default(),
             current: RwLock::new(Arc::new(current)),

@@ -38,7 +38,6 @@ const WHOLE_HELLO: Duration = Duration::from_secs(5);
 const MAX_SNIFFED_BYTES: usize = 64 * 1024 + hello::MAX_BYTES;
 const CONNECT: Duration = Duration::from_secs(10);
 const MAX_ADDRESSES: usize = 4;
-const MAX_FLOWS: usize = 1024;
 /// A connection that is open this long is in the audit even if it stays open.
 const REPORT_AFTER: Duration = Duration::from_secs(1);
 const EMFILE_PAUSE: Duration = Duration::from_millis(50);
@@ -236,7 +235,7 @@ async fn connection(
     mut guest: GuestStream,
     destination: SocketAddr,
 ) -> Result<(), Refused> {
-    if !lock(&sandbox.arrivals).take() || sandbox.flows.len() >= MAX_FLOWS {
+    if !lock(&sandbox.arrivals).take() || sandbox.flows.len() >= sandbox.max_flows {
         return Err(Refused::new(Reason::Limit));
     }
     let flow = Flow {

@@ -6,10 +6,11 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
+use std::thread::ThreadId;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use hutch_policy::Reason;
+use hutch_policy::{Reason, RuleId};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::ServerName;
@@ -38,8 +39,10 @@ pub struct Key {
     pub tls: bool,
     /// Whether HTTP/2 may be spoken.
     pub http2: bool,
-    /// The rule and version of the policy that requests are sent under.
-    pub rule: String,
+    /// The rule that requests are sent under; idle connections end with the policy.
+    pub rule: Option<RuleId>,
+    /// The thread whose runtime drives the connection.
+    pub thread: ThreadId,
 }
 
 /// A connection that takes a request.

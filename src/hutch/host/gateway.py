@@ -274,6 +274,8 @@ class Gateway:
                 "sandbox_pools": [SANDBOX_POOL],
                 "allow_private": list(egress.allow_private),
                 "only_denials": egress.audit == "denials",
+                "max_flows": egress.max_flows,
+                "flows_per_second": egress.flows_per_second,
                 **self._identity,
             },
         )

@@ -1,0 +1,351 @@
+"""The gateway: `egress.rps`, `egress.conn`, `egress.added`, `policy.live`, and what it holds in memory.
+
+A load generator (wrk) in a sandbox's network sends small HTTPS requests through a rule that injects a header, to an origin
+(nginx) in another network. The peer is nginx doing the same work on the same path: it ends TLS, verifies, sets the header and
+keeps connections to the origin. Rates are per second of the proxy's own CPU time, so that they say what one core does, whoever
+else is busy on the machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.measure import Result, Series, at_least, at_most
+from hutch.host import kernel
+from scripts.setup import packages
+from scripts.setup.report import Step
+from tests.egress.world import CANARY, Guest, Origins, World, world
+
+ORIGIN = "198.51.100.30"
+PROXY = "198.51.100.31"
+NAME = "api.test"
+RULES = {"allow": {NAME: [{"transform": [{"headers": {"authorization": f"Bearer {CANARY}"}}]}]}}
+SECONDS, QUICK_SECONDS = 8, 2
+FLOWS_EACH, GUESTS = 1000, 10
+TICKS = os.sysconf("SC_CLK_TCK")
+_ORIGIN = """
+daemon off; worker_processes 1; pid {scratch}/origin.pid; error_log /dev/null;
+events {{ worker_connections 8192; }}
+http {{
+  access_log off; keepalive_requests 1000000;
+  server {{
+    listen {address}:443 ssl backlog=8192; server_name {name};
+    ssl_certificate {certificate}; ssl_certificate_key {certificate}; ssl_session_tickets off;
+    location / {{ default_type text/plain; return 200 "ok\\n"; }}
+  }}
+}}
+"""
+_PROXY = """
+daemon off; worker_processes 1; pid {scratch}/proxy.pid; error_log /dev/null;
+events {{ worker_connections 8192; }}
+http {{
+  access_log off; keepalive_requests 1000000;
+  upstream origin {{ server {origin}:443; keepalive 64; }}
+  server {{
+    listen {address}:443 ssl backlog=8192; server_name {name};
+    ssl_certificate {certificate}; ssl_certificate_key {certificate}; ssl_session_tickets off; ssl_session_cache off;
+    location / {{
+      proxy_pass https://origin; proxy_http_version 1.1; proxy_set_header connection ""; proxy_set_header host {name};
+      proxy_set_header authorization "Bearer {canary}"; proxy_buffering off;
+      proxy_ssl_server_name on; proxy_ssl_name {name}; proxy_ssl_verify on; proxy_ssl_trusted_certificate {ca};
+    }}
+  }}
+}}
+"""
+
+
+def _tools() -> None:
+    missing = [package for program, package in (("wrk", "wrk"), ("nginx", "nginx-light")) if shutil.which(program) is None]
+    if missing:
+        packages.install(missing, Step("bench"))
+
+
+@dataclass
+class Setup:
+    """The gateway, a guest behind it, an origin, and the peer."""
+
+    world: World
+    guest: Guest
+    origins: Origins
+    peer: subprocess.Popen[bytes]
+
+    def gateway_pid(self) -> int:
+        return int((self.world.directory / "gateway" / "process").read_text().split()[0])
+
+    def peer_pid(self) -> int:
+        """nginx's worker does the work."""
+        return int(Path(f"/proc/{self.peer.pid}/task/{self.peer.pid}/children").read_text().split()[0])
+
+
+@contextmanager
+def _nginx(origins: Origins, text: str, scratch: Path, name: str) -> Iterator[subprocess.Popen[bytes]]:
+    configuration = scratch / f"{name}.conf"
+    configuration.write_text(text)
+    command = ["ip", "netns", "exec", origins.namespace, "nginx", "-c", str(configuration), "-p", str(scratch)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 10
+        while not (scratch / f"{name}.pid").exists():
+            assert process.poll() is None, f"nginx ({name}) did not start"
+            assert time.monotonic() < end, f"nginx ({name}) did not start"
+            time.sleep(0.02)
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _outside(scratch: Path) -> Origins:
+    # nginx's workers are somebody else.
+    scratch.chmod(0o755)
+    (scratch / "outside").mkdir()
+    origins = Origins(scratch / "outside")
+    origins.start()
+    return origins
+
+
+@asynccontextmanager
+async def _setup() -> AsyncIterator[Setup]:
+    _tools()
+    with tempfile.TemporaryDirectory(prefix="hutch-bench-") as directory, contextlib.ExitStack() as stack:
+        scratch = Path(directory)
+        origins = await asyncio.to_thread(_outside, scratch)
+        stack.callback(origins.stop)
+        for address in (ORIGIN, PROXY):
+            kernel.run(["ip", "-n", origins.namespace, "addr", "add", f"{address}/32", "dev", "eth0"])
+        certificate = origins.directory / "certificates" / f"{NAME}.pem"
+        known = {
+            "scratch": scratch,
+            "name": NAME,
+            "certificate": certificate,
+            "canary": CANARY,
+            "ca": origins.ca,
+            "origin": ORIGIN,
+        }
+        stack.enter_context(_nginx(origins, _ORIGIN.format(address=ORIGIN, **known), scratch, "origin"))
+        peer = stack.enter_context(_nginx(origins, _PROXY.format(address=PROXY, **known), scratch, "proxy"))
+        inside = scratch / "world"
+        inside.mkdir()
+        # One sandbox stands for many: the bounds of one would be what is measured.
+        async with world(inside, origins, max_flows=100_000, flows_per_second=100_000) as made:
+            origins.answer(NAME, ORIGIN)
+            yield Setup(made, await made.guest(RULES), origins, peer)
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def _rss_mib(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1024
+
+
+@dataclass
+class Load:
+    requests: int
+    errors: int
+    per_second: float
+    per_cpu_second: float
+    p50_ms: float
+    p99_ms: float
+
+
+async def _wrk(setup: Setup, address: str, pid: int, seconds: int, connections: int, *headers: str) -> Load:
+    """Load on the name at an address, from inside the guest's network or, for the peer, from the host's."""
+    guest = setup.guest
+    kernel.run(["tee", str(guest.directory / "hosts")], stdin=f"{address} {NAME}\n")
+    words = [
+        "wrk",
+        "-t1",
+        f"-c{connections}",
+        f"-d{seconds}s",
+        "--latency",
+        *(f"-H{header}" for header in headers),
+        f"https://{NAME}/",
+    ]
+    mounts = f'mount --bind {guest.directory / "hosts"} /etc/hosts && exec "$@"'
+    enter = ["ip", "netns", "exec", guest.network.namespace] if pid == setup.gateway_pid() else []
+    before = _cpu_s(pid)
+    done = await asyncio.create_subprocess_exec(
+        *enter,
+        "unshare",
+        "-m",
+        "sh",
+        "-c",
+        mounts,
+        "sh",
+        *words,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    text = (await done.communicate())[0].decode()
+    used = _cpu_s(pid) - before
+    requests = int(re.findall(r"(\d+) requests in", text)[0])
+    errors = sum(int(number) for number in re.findall(r"(?:connect|read|write|timeout|responses:) (\d+)", text))
+    rate = float(re.findall(r"Requests/sec:\s+([\d.]+)", text)[0])
+    latency = {percent: _ms(value) for percent, value in re.findall(r"(50|99)%\s+([\d.]+\w+)", text)}
+    return Load(requests, errors, rate, requests / max(used, 1 / TICKS), latency["50"], latency["99"])
+
+
+def _ms(text: str) -> float:
+    number, unit = re.fullmatch(r"([\d.]+)(us|ms|s)", text).groups()  # type: ignore[union-attr]
+    return float(number) * {"us": 0.001, "ms": 1, "s": 1000}[unit]
+
+
+async def _rounds(quick: bool, connections: int, *headers: str) -> tuple[list[Load], list[Load]]:
+    """Ours and the peer's, one after the other several times: both see the same noise."""
+    seconds, rounds = (QUICK_SECONDS, 1) if quick else (SECONDS, 3)
+    async with _setup() as setup:
+        ours, theirs = [], []
+        for _ in range(rounds):
+            ours.append(await _wrk(setup, ORIGIN, setup.gateway_pid(), seconds, connections, *headers))
+            theirs.append(await _wrk(setup, PROXY, setup.peer_pid(), seconds, connections, *headers))
+        return ours, theirs
+
+
+def _rate(name: str, what: str, ours: list[Load], theirs: list[Load], least: float) -> Result:
+    mine = Series.of([load.per_cpu_second for load in ours], "1/s of CPU", sum(load.errors for load in ours))
+    peer = Series.of([load.per_cpu_second for load in theirs], "1/s of CPU", sum(load.errors for load in theirs))
+    facts: dict[str, Any] = {
+        "wall_rate": [round(load.per_second) for load in ours],
+        "peer_wall_rate": [round(load.per_second) for load in theirs],
+    }
+    return Result(
+        name, what, mine, peer, "nginx: TLS ended, verified, header set, upstream kept", [at_least("p50", mine.p50, least)], facts
+    )
+
+
+async def egress_rps(quick: bool) -> list[Result]:
+    """Small requests on connections that are kept, through a rule that injects."""
+    ours, theirs = await _rounds(quick, 64)
+    return [_rate("egress.rps", "small HTTPS requests with an injected header, keep-alive", ours, theirs, 20_000)]
+
+
+async def egress_conn(quick: bool) -> list[Result]:
+    """A new TLS connection for each request."""
+    ours, theirs = await _rounds(quick, 32, "Connection: close")
+    return [_rate("egress.conn", "a new TLS connection per request, with an injected header", ours, theirs, 2_000)]
+
+
+async def egress_added(quick: bool) -> list[Result]:
+    """What the gateway adds to a request, on one connection that is kept, beside the origin alone."""
+    seconds, rounds = (QUICK_SECONDS, 1) if quick else (SECONDS // 2, 3)
+    ours, direct = [], []
+    async with _setup() as setup:
+        for _ in range(rounds):
+            ours.append(await _wrk(setup, ORIGIN, setup.gateway_pid(), seconds, 1))
+            direct.append(await _wrk(setup, ORIGIN, setup.peer_pid(), seconds, 1))
+    mine, peer = Series.of([load.p50_ms for load in ours]), Series.of([load.p50_ms for load in direct])
+    worst = Series.of([load.p99_ms for load in ours]).p50 - Series.of([load.p99_ms for load in direct]).p50
+    targets = [at_most("added p50", mine.p50 - peer.p50, 0.3), at_most("added p99", worst, 2)]
+    return [
+        Result("egress.added", "latency of a small request, one at a time", mine, peer, "the origin without a gateway", targets)
+    ]
+
+
+_HOLD = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (8192, 8192))
+streams = []
+for number in range(int(sys.argv[2])):
+    stream = socket.create_connection((sys.argv[1], 8080))
+    stream.sendall(b"x")
+    streams.append(stream)
+for stream in streams:
+    assert stream.recv(1) == b"x"
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+async def policy_live(quick: bool) -> list[Result]:
+    """An update of the policies of all sandboxes, with many flows open: acknowledged means enforced."""
+    guests, flows = (2, 100) if quick else (GUESTS, FLOWS_EACH)
+    allowed: dict[str, Any] = {"subnets": {"allow": ["198.51.100.0/24"]}}
+    times: list[float] = []
+    facts: dict[str, Any] = {"guests": guests, "flows": guests * flows}
+    async with _setup() as setup:
+        made = setup.world
+        setup.origins.script("198.51.100.66:8080", echo=True)
+        idle = _rss_mib(setup.gateway_pid())
+        everybody = [await made.guest(allowed) for _ in range(guests)]
+        before = _rss_mib(setup.gateway_pid())
+        holders = [await _hold(guest, flows) for guest in everybody]
+        held = _rss_mib(setup.gateway_pid())
+        for number in range(3 if quick else 10):
+            policy = {"subnets": {"allow": ["198.51.100.0/24", f"203.0.113.{number}/32"]}}
+            began = time.perf_counter()
+            applied = await asyncio.gather(*(guest.policy(policy) for guest in everybody))
+            times.append((time.perf_counter() - began) * 1000)
+            assert sum(each.kept_flows for each in applied) == guests * flows
+        began = time.perf_counter()
+        applied = await asyncio.gather(*(guest.policy("deny-all") for guest in everybody))
+        cut_ms = (time.perf_counter() - began) * 1000
+        assert sum(each.closed_flows for each in applied) == guests * flows
+        for holder in holders:
+            holder.stdin.close()  # type: ignore[union-attr]
+            await holder.wait()
+    kept, cut = Series.of(times), Series.of([cut_ms])
+    per_flow = (held - before) * 1024 / (guests * flows)
+    facts |= {"rss_idle_mib": round(idle, 1), "rss_with_guests_mib": round(before, 1), "rss_with_flows_mib": round(held, 1)}
+    return [
+        Result(
+            "policy.live",
+            "update of all policies, every flow judged and kept",
+            kept,
+            targets=[at_most("p50", kept.p50, 100)],
+            facts=facts,
+        ),
+        Result("policy.live.cut", "update that ends every flow", cut, targets=[at_most("p50", cut.p50, 100)], facts=facts),
+        Result(
+            "egress.flow_memory",
+            "resident memory of the gateway per idle flow",
+            Series.of([per_flow], "KiB"),
+            targets=[at_most("p50", per_flow, 40)],
+            facts=facts,
+        ),
+    ]
+
+
+async def _hold(guest: Guest, flows: int) -> asyncio.subprocess.Process:
+    tools = Path(__file__).parents[1] / "tests" / "egress"
+    text = f"import sys; sys.path.insert(0, {str(tools)!r}); from guest_tools import *\n{_HOLD}"
+    process = await asyncio.create_subprocess_exec(
+        *["ip", "netns", "exec", guest.network.namespace, "python3", "-c", text, "198.51.100.66", str(flows)],
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"held\n"
+    return process
+
+
+async def egress_memory(quick: bool) -> list[Result]:
+    """The gateway's memory with idle sandboxes."""
+    guests = 20 if quick else 100
+    async with _setup() as setup:
+        for _ in range(guests):
+            await setup.world.guest(RULES)
+        rss = _rss_mib(setup.gateway_pid())
+    return [
+        Result(
+            "egress.memory",
+            f"resident memory of the gateway with {guests} idle sandboxes",
+            Series.of([rss], "MiB"),
+            targets=[at_most("p50", rss, 20)],
+        )
+    ]
