@@ -264,9 +264,10 @@ impl Flows {
         swept
     }
 
-    /// End every flow.
+    /// End every flow, and let none begin.
     pub fn kill_all(&self, reason: Reason) -> Swept {
-        let table = lock(&self.table);
+        let mut table = lock(&self.table);
+        table.version = u64::MAX;
         let cut: Vec<_> = table.open.values().map(|flow| (Arc::clone(flow), reason)).collect();
         for (flow, reason) in &cut {
             flow.kill.now(*reason);

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use hutch_policy::{Change, CredentialState, EffectivePolicy, Name, Placeholder, Reason, RuleId, diff};
+use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use crate::audit::{Chain, Record};
@@ -27,6 +28,11 @@ const PIN_LIFE: Duration = Duration::from_secs(600);
 const MAX_PINS: usize = 4096;
 /// Reflections of one credential that disable its rule.
 pub const MAX_REFLECTIONS: u64 = 3;
+
+/// The version of what was closed.
+const GONE: u64 = u64::MAX;
+/// Connections with DNS questions that are open at once; they are no flows.
+const MAX_DNS_STREAMS: usize = 32;
 
 /// Who a session is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -188,6 +194,8 @@ pub struct Sandbox {
     pub arrivals: Mutex<Bucket>,
     /// Flows at once.
     pub max_flows: usize,
+    /// Places for connections with DNS questions.
+    pub dns_streams: Semaphore,
     /// Connections to servers that wait for a request.
     pub pool: Pool,
     identity: RwLock<Arc<Identity>>,
@@ -252,6 +260,7 @@ impl Sandbox {
                 f64::from(limits.per_second) * FLOWS_BURST,
             )),
             max_flows: limits.at_once,
+            dns_streams: Semaphore::new(MAX_DNS_STREAMS),
             pool: Pool::default(),
             identity: RwLock::default(),
             current: RwLock::new(Arc::new(current)),
@@ -274,6 +283,11 @@ impl Sandbox {
         let mut changes = self.changes.subscribe();
         // Closed only with the sandbox, of which the caller is a part.
         let _ = changes.wait_for(|now| *now != version).await;
+    }
+
+    /// Whether it was closed: what still runs for it ends.
+    pub fn is_gone(&self) -> bool {
+        *self.changes.borrow() == GONE
     }
 
     /// Who it is.
@@ -389,6 +403,7 @@ impl Sandbox {
 
     /// End everything: the sandbox is gone.
     pub async fn close(&self) {
+        self.changes.send_replace(GONE);
         self.flows.kill_all(Reason::Revoked).closed().await;
         self.pool.drain();
         self.flush_reports();

@@ -130,6 +130,11 @@ async fn accepted(gateway: Arc<Gateway>, stream: TcpStream, peer: SocketAddr) {
 }
 
 async fn dns_over_tcp(gateway: Arc<Gateway>, sandbox: Arc<Sandbox>, mut guest: GuestStream) {
+    let place = sandbox.dns_streams.try_acquire();
+    if place.is_err() || !lock(&sandbox.arrivals).take() {
+        let record = report::record(&sandbox.current(), Kind::Dns, Decision::Deny, Reason::Limit);
+        return sandbox.report(record);
+    }
     for _ in 0..MAX_DNS_QUESTIONS {
         let Ok(Ok(length)) = timeout(DNS_TCP_IDLE, guest.read_u16()).await else {
             return;
@@ -244,6 +249,9 @@ async fn connection(
     };
     let mut seen: Option<Seen> = None;
     loop {
+        if sandbox.is_gone() {
+            return Err(Refused::new(Reason::Revoked));
+        }
         // Anew whenever the policy changes before the flow is on the table.
         let current = sandbox.current();
         let step = match &seen {
@@ -542,11 +550,7 @@ pub async fn candidates(
     let resolved = match &admission.dial {
         Dial::Original(address) => vec![address.ip()],
         Dial::Name(name, _) => {
-            let answer = gateway
-                .resolver()
-                .resolve(&sandbox.cache, name, RecordType::A)
-                .await
-                .map_err(|_| Reason::UpstreamConnect)?;
+            let answer = dns::resolve(gateway, sandbox, &current.policy, name, RecordType::A).await?;
             if answer.addresses.is_empty() {
                 return Err(Reason::UpstreamConnect);
             }

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::ResponseCode;
-use hickory_proto::rr::{Record, RecordType};
+use hickory_proto::rr::Record;
 use hutch_policy::Name;
 
 use crate::locks::lock;
@@ -26,17 +26,17 @@ pub struct Answer {
     pub ttl: Duration,
 }
 
-/// Answers by name and type.
+/// Addresses by name.
 #[derive(Debug, Default)]
 pub struct Cache {
-    entries: Mutex<HashMap<(Name, RecordType), (Answer, Instant)>>,
+    entries: Mutex<HashMap<Name, (Answer, Instant)>>,
 }
 
 impl Cache {
     /// An answer that still holds, with the time it has left.
-    pub fn get(&self, name: &Name, kind: RecordType, now: Instant) -> Option<Answer> {
+    pub fn get(&self, name: &Name, now: Instant) -> Option<Answer> {
         let entries = lock(&self.entries);
-        let (answer, until) = entries.get(&(name.clone(), kind))?;
+        let (answer, until) = entries.get(name)?;
         let left = until.checked_duration_since(now)?;
         Some(Answer {
             ttl: left,
@@ -45,7 +45,7 @@ impl Cache {
     }
 
     /// Remember an answer.
-    pub fn put(&self, name: &Name, kind: RecordType, answer: &Answer, now: Instant) {
+    pub fn put(&self, name: &Name, answer: &Answer, now: Instant) {
         let mut entries = lock(&self.entries);
         if entries.len() >= MAX_ENTRIES {
             entries.retain(|_, (_, until)| *until > now);
@@ -53,7 +53,7 @@ impl Cache {
                 entries.clear();
             }
         }
-        entries.insert((name.clone(), kind), (answer.clone(), now + answer.ttl));
+        entries.insert(name.clone(), (answer.clone(), now + answer.ttl));
     }
 
     /// Forget everything.

@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{DNSClass, Name as DnsName, RData, Record, RecordType as Type};
-use hutch_policy::{DnsDecision, Mode, Name, Pattern, Question, Reason, RecordType, ResponseCode as Refusal};
+use hutch_policy::{
+    DnsDecision, EffectivePolicy, Mode, Name, Pattern, Question, Reason, RecordType, ResponseCode as Refusal,
+};
 
 use self::cache::Answer;
 use crate::audit::{Decision, Kind};
@@ -35,6 +37,8 @@ const VIRTUAL_TTL_S: u32 = 60;
 /// 198.18.0.0/15 without its first and last address.
 const VIRTUAL_BASE: u32 = 0xC612_0000;
 const VIRTUAL_COUNT: u32 = (1 << 17) - 2;
+/// Names that have one of these addresses; they are never forgotten, because a guest may not have forgotten them either.
+const MAX_VIRTUAL_NAMES: usize = 16_384;
 
 /// What bounds a sandbox's questions, and the addresses that stand for names.
 #[derive(Debug)]
@@ -81,11 +85,20 @@ impl DnsState {
         if let Some(address) = self.virtual_addresses.get(name) {
             return Some(*address);
         }
-        let count = u32::try_from(self.virtual_addresses.len()).ok()?;
-        if count >= VIRTUAL_COUNT {
+        if self.virtual_addresses.len() >= MAX_VIRTUAL_NAMES {
             return None;
         }
-        let address = Ipv4Addr::from(VIRTUAL_BASE + 1 + count);
+        // From the name, so that a gateway that was started again means the same by the addresses that a guest remembers:
+        // what it has for one server must never reach another.
+        let digest = ring::digest::digest(&ring::digest::SHA256, name.as_str().as_bytes());
+        let first = digest
+            .as_ref()
+            .iter()
+            .take(4)
+            .fold(0, |sum: u32, byte| sum << 8 | u32::from(*byte));
+        let address = (0..VIRTUAL_COUNT)
+            .map(|step| Ipv4Addr::from(VIRTUAL_BASE + 1 + (first.wrapping_add(step)) % VIRTUAL_COUNT))
+            .find(|address| !self.virtual_names.contains_key(address))?;
         self.virtual_addresses.insert(name.clone(), address);
         self.virtual_names.insert(address, name.clone());
         Some(address)
@@ -98,6 +111,24 @@ pub fn virtual_name(state: &Mutex<DnsState>, address: IpAddr) -> Option<Name> {
         IpAddr::V4(address) => lock(state).virtual_names.get(&address).cloned(),
         IpAddr::V6(_) => None,
     }
+}
+
+/// What `name` has of this type, for the guest or for a flow of its. Both count against the budget of the name's wildcard: a
+/// name in a greeting makes us ask as a question does.
+pub async fn resolve(
+    gateway: &Gateway,
+    sandbox: &Sandbox,
+    policy: &EffectivePolicy,
+    name: &Name,
+    kind: Type,
+) -> Result<Answer, Reason> {
+    if let Some(pattern) = policy.budget(name)
+        && !lock(&sandbox.dns).within_budget(pattern, name, Instant::now())
+    {
+        return Err(Reason::DnsBudget);
+    }
+    let answer = gateway.resolver().resolve(&sandbox.cache, name, kind).await;
+    answer.map_err(|_| Reason::UpstreamConnect)
 }
 
 /// Answer a question; `None` for bytes that deserve no answer.
@@ -223,18 +254,14 @@ async fn fill(
                 None => teller.refuse(reply, ResponseCode::Refused, Reason::DnsBudget),
             }
         }
-        DnsDecision::Resolve { name, budget } => {
-            if let Some(pattern) = &budget
-                && !lock(&sandbox.dns).within_budget(pattern, &name, Instant::now())
-            {
-                return teller.refuse(reply, ResponseCode::Refused, Reason::DnsBudget);
-            }
-            let Ok(answer) = gateway.resolver().resolve(&sandbox.cache, &name, kind).await else {
+        DnsDecision::Resolve { name, .. } => match resolve(gateway, sandbox, &current.policy, &name, kind).await {
+            Ok(answer) => give(&teller, &name, kind, spelling, answer, reply),
+            Err(Reason::DnsBudget) => teller.refuse(reply, ResponseCode::Refused, Reason::DnsBudget),
+            Err(_) => {
                 reply.metadata.response_code = ResponseCode::ServFail;
-                return teller.say(Decision::Allow, Reason::UpstreamTimeout);
-            };
-            give(&teller, &name, kind, spelling, answer, reply);
-        }
+                teller.say(Decision::Allow, Reason::UpstreamTimeout);
+            }
+        },
     }
 }
 

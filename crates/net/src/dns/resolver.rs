@@ -42,17 +42,17 @@ impl Resolver {
         Self { servers }
     }
 
-    /// What `name` has of this type, from the cache if that still holds.
+    /// What `name` has of this type; addresses from the cache if that still holds.
     pub async fn resolve(&self, cache: &Cache, name: &Name, kind: RecordType) -> Result<Answer, NoAnswer> {
-        if let Some(answer) = cache.get(name, kind, Instant::now()) {
+        if kind != RecordType::A {
+            // Not remembered: other records can be as large as a server likes.
+            return self.records(name, kind).await;
+        }
+        if let Some(answer) = cache.get(name, Instant::now()) {
             return Ok(answer);
         }
-        let answer = if kind == RecordType::A {
-            self.addresses(name).await?
-        } else {
-            self.records(name, kind).await?
-        };
-        cache.put(name, kind, &answer, Instant::now());
+        let answer = self.addresses(name).await?;
+        cache.put(name, &answer, Instant::now());
         Ok(answer)
     }
 
@@ -89,7 +89,7 @@ impl Resolver {
                 }
                 least = Some(least.map_or(seconds, |known: u32| known.min(seconds)));
                 // What an alias points to is text of somebody's choice.
-                let Ok(target) = Name::question(target.as_bytes()) else {
+                let Some(target) = Name::question(target.as_bytes()).ok().filter(|name| !name.is_special()) else {
                     return Err(NoAnswer);
                 };
                 target.as_str().clone_into(&mut wanted);
@@ -118,7 +118,8 @@ impl Resolver {
     }
 
     async fn ask(&self, name: &str, kind: RecordType) -> Result<Message, NoAnswer> {
-        let mut name = DnsName::from_ascii(name).map_err(|_| NoAnswer)?;
+        // By its labels: as text, the library takes no label with a hyphen at its end, and the world has such names.
+        let mut name = DnsName::from_labels(name.split('.').map(str::as_bytes)).map_err(|_| NoAnswer)?;
         name.set_fqdn(true);
         for _ in 0..ATTEMPTS {
             for &server in &self.servers {

@@ -114,12 +114,16 @@ impl EffectivePolicy {
         if self.is_virtual() {
             return DnsDecision::Virtual { name };
         }
-        let pattern = self
-            .tenant()
-            .pattern_of(&name)
+        let budget = self.budget(&name).cloned();
+        DnsDecision::Resolve { name, budget }
+    }
+
+    /// The wildcard whose budget of distinct names a question to a name server counts against, whoever wants to know: the
+    /// guest, or the gateway because of a name in the guest's greeting.
+    pub fn budget(&self, name: &Name) -> Option<&Pattern> {
+        self.tenant()
+            .pattern_of(name)
             .filter(|pattern| pattern.exact().is_none())
-            .cloned();
-        DnsDecision::Resolve { name, budget: pattern }
     }
 
     /// The addresses of an answer that the guest may see; the refusal if there were some and none is left.
