@@ -1,8 +1,8 @@
 //! What the process gives up before it reads a byte from anybody.
 //!
 //! It is started as root with three sockets and needs nothing else of the machine: no file, no other user's processes, no
-//! memory image on disk. It keeps two capabilities, for datagrams that seem to come from the address that a guest asked
-//! (`CAP_NET_RAW` for transparent sockets and ICMP errors, `CAP_NET_BIND_SERVICE` for their ports).
+//! memory image on disk. It keeps one capability, `CAP_NET_RAW`, for datagrams that seem to come from the address that a guest
+//! asked, and for ICMP errors.
 
 use std::io;
 use std::path::Path;
@@ -35,7 +35,7 @@ pub fn confine(root: &Path, user: u32) -> io::Result<()> {
     set_thread_groups(&[])?;
     set_thread_res_gid(group, group, group)?;
     set_thread_res_uid(user, user, user)?;
-    let kept = CapabilitySet::NET_RAW | CapabilitySet::NET_BIND_SERVICE;
+    let kept = CapabilitySet::NET_RAW;
     set_capabilities(
         None,
         CapabilitySets {

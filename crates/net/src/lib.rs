@@ -14,7 +14,7 @@
 //!
 //! * without I/O: `hello`, `http1`, `scrub`, `audit`, `head`
 //! * state: `gateway`, `sandbox`, `flow`, `report`
-//! * sockets: `tcp`, `udp`, `dns`, `intercept`, `exchange`, `upstream`, `relay`, `tunnel`, `control`
+//! * sockets: `tcp`, `udp`, `datagram`, `dns`, `intercept`, `exchange`, `upstream`, `relay`, `tunnel`, `control`
 //! * `tls`: the sandbox's authority, and how servers are verified; `identity`: tokens for `forwardURL`
 //! * `confine`: what the process gives up
 
@@ -25,6 +25,7 @@ pub mod body;
 pub mod clock;
 pub mod confine;
 pub mod control;
+pub mod datagram;
 pub mod dns;
 pub mod exchange;
 pub mod flow;

@@ -14,13 +14,14 @@ use std::time::Duration;
 
 use hutch_policy::Reason;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout};
 
 use crate::audit::{Decision, Kind};
+use crate::datagram::Speaker;
 use crate::dns;
 use crate::gateway::Gateway;
 use crate::locks::lock;
@@ -50,7 +51,7 @@ pub async fn serve(gateway: Arc<Gateway>, socket: std::net::UdpSocket) -> io::Re
     let relay = Arc::new(Relay {
         gateway,
         flows: Mutex::default(),
-        errors: icmp().ok(),
+        speaker: Arc::new(Speaker::new()?),
     });
     let questions = Arc::new(Semaphore::new(MAX_QUESTIONS));
     let mut buffer = vec![0; DATAGRAM_BYTES];
@@ -88,23 +89,11 @@ fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<Option<Datagram>
     }))
 }
 
-/// A socket that speaks from an address that is not ours.
-fn speaking_as(address: SocketAddrV4) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
-    socket.set_ip_transparent_v4(true)?;
-    socket.set_reuse_address(true)?;
-    socket.bind(&SocketAddr::V4(address).into())?;
-    Ok(socket)
-}
-
-fn icmp() -> io::Result<Socket> {
-    Socket::new(Domain::IPV4, Type::RAW.nonblocking(), Some(Protocol::ICMPV4))
-}
-
 /// A relayed flow of datagrams.
 struct UdpFlow {
     server: UdpSocket,
-    guest: UdpSocket,
+    speaker: Arc<Speaker>,
+    guest: SocketAddrV4,
     destination: SocketAddrV4,
     ended: Notify,
     bytes: (AtomicU64, AtomicU64),
@@ -115,7 +104,7 @@ type FlowKey = (SocketAddrV4, SocketAddrV4);
 struct Relay {
     gateway: Arc<Gateway>,
     flows: Mutex<HashMap<FlowKey, Arc<UdpFlow>>>,
-    errors: Option<Socket>,
+    speaker: Arc<Speaker>,
 }
 
 impl Relay {
@@ -127,13 +116,11 @@ impl Relay {
             let Ok(place) = Arc::clone(questions).try_acquire_owned() else {
                 return;
             };
-            let gateway = Arc::clone(&self.gateway);
+            let relay = Arc::clone(self);
             tokio::spawn(async move {
-                let answer = dns::answer(&gateway, &sandbox, &datagram.bytes, true).await;
-                if let Some(answer) = answer
-                    && let Ok(socket) = speaking_as(datagram.to)
-                {
-                    let _ = socket.send_to(&answer, &SocketAddr::V4(datagram.from).into());
+                let answer = dns::answer(&relay.gateway, &sandbox, &datagram.bytes, true).await;
+                if let Some(answer) = answer {
+                    relay.speaker.say(datagram.to, datagram.from, &answer);
                 }
                 drop(place);
             });
@@ -162,11 +149,7 @@ impl Relay {
         sandbox
             .counters
             .tally(&datagram.to.ip().to_string(), |tally| tally.denied += 1);
-        if let Some(socket) = &self.errors {
-            let message = unreachable(datagram);
-            let to = SocketAddr::V4(SocketAddrV4::new(*datagram.from.ip(), 0));
-            let _ = socket.send_to(&message, &to.into());
-        }
+        self.speaker.refuse(datagram.from, datagram.to, datagram.bytes.len());
     }
 
     fn open(self: &Arc<Self>, sandbox: &Arc<Sandbox>, datagram: &Datagram, reason: Reason) {
@@ -177,19 +160,18 @@ impl Relay {
         if count >= MAX_FLOWS || !lock(&sandbox.arrivals).take() {
             return self.refuse(sandbox, datagram, Reason::Limit);
         }
-        let opened = speaking_as(datagram.to).and_then(|guest| {
-            guest.connect(&SocketAddr::V4(datagram.from).into())?;
-            let server = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        let opened = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).and_then(|server| {
             server.set_nonblocking(true)?;
             server.connect(datagram.to)?;
-            Ok((UdpSocket::from_std(guest.into())?, UdpSocket::from_std(server)?))
+            UdpSocket::from_std(server)
         });
-        let Ok((guest, server)) = opened else {
+        let Ok(server) = opened else {
             return self.refuse(sandbox, datagram, Reason::Limit);
         };
         let flow = Arc::new(UdpFlow {
             server,
-            guest,
+            speaker: Arc::clone(&self.speaker),
+            guest: datagram.from,
             destination: datagram.to,
             ended: Notify::new(),
             bytes: Default::default(),
@@ -223,8 +205,8 @@ impl UdpFlow {
     fn up(&self, sandbox: &Sandbox, bytes: &[u8]) {
         self.bytes.0.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         if sandbox.count(bytes.len() as u64, 0) {
-            // A full queue drops, as a network would.
-            let _ = self.server.try_send(bytes);
+            // A full queue drops, as a network would. The runtime would not try before it has seen the socket ready.
+            let _ = SockRef::from(&self.server).send(bytes);
         } else {
             self.ended.notify_waiters();
         }
@@ -232,14 +214,19 @@ impl UdpFlow {
 
     /// Relay answers until nothing comes, or the policy does not admit the destination any more: then why.
     async fn down(&self, sandbox: &Sandbox) -> Option<Reason> {
-        let mut buffer = vec![0; DATAGRAM_BYTES];
         let mut version = sandbox.current().version;
         loop {
-            let received = tokio::select! {
-                () = self.ended.notified() => Ok(Ok(0)),
-                () = sandbox.changed(version) => Ok(Ok(0)),
-                received = timeout(IDLE, self.server.recv(&mut buffer)) => received,
+            let ready = tokio::select! {
+                () = self.ended.notified() => Ok(()),
+                () = sandbox.changed(version) => Ok(()),
+                ready = timeout(IDLE, self.server.readable()) => ready.map(|_| ()),
             };
+            // Only where something waits: a flow that is idle keeps no buffer.
+            let mut buffer = Vec::with_capacity(DATAGRAM_BYTES);
+            let received = ready.map(|()| self.server.try_recv_buf(&mut buffer));
+            if sandbox.is_gone() {
+                return Some(Reason::Revoked);
+            }
             let current = sandbox.current();
             version = current.version;
             if let Err(reason) = current.policy.datagram(SocketAddr::V4(self.destination)) {
@@ -252,71 +239,12 @@ impl UdpFlow {
                     if !sandbox.count(0, count as u64) {
                         return Some(Reason::ByteLimit);
                     }
-                    let _ = self.guest.try_send(&buffer[..count]);
+                    self.speaker.say(self.destination, self.guest, &buffer[..count]);
                 }
                 Ok(Ok(_)) if !sandbox.count(0, 0) => return Some(Reason::ByteLimit),
                 // An ICMP error of the server's side is an answer too; the next datagram may fare better.
                 Ok(_) => {}
             }
         }
-    }
-}
-
-/// An ICMP message that says that a datagram was refused: type 3, code 13, with the head of the datagram.
-fn unreachable(datagram: &Datagram) -> Vec<u8> {
-    const PROHIBITED: [u8; 8] = [3, 13, 0, 0, 0, 0, 0, 0];
-    let udp_length = u16::try_from(datagram.bytes.len() + 8).unwrap_or(u16::MAX);
-    let mut ip = Vec::with_capacity(28);
-    ip.extend_from_slice(&[0x45, 0]);
-    ip.extend_from_slice(&udp_length.saturating_add(20).to_be_bytes());
-    ip.extend_from_slice(&[0, 0, 0x40, 0, 64, 17, 0, 0]);
-    ip.extend_from_slice(&datagram.from.ip().octets());
-    ip.extend_from_slice(&datagram.to.ip().octets());
-    let sum = checksum(&ip);
-    ip[10..12].copy_from_slice(&sum.to_be_bytes());
-    ip.extend_from_slice(&datagram.from.port().to_be_bytes());
-    ip.extend_from_slice(&datagram.to.port().to_be_bytes());
-    ip.extend_from_slice(&udp_length.to_be_bytes());
-    ip.extend_from_slice(&[0, 0]);
-    let mut message = PROHIBITED.to_vec();
-    message.extend_from_slice(&ip);
-    let sum = checksum(&message);
-    message[2..4].copy_from_slice(&sum.to_be_bytes());
-    message
-}
-
-/// The Internet checksum (RFC 1071).
-fn checksum(bytes: &[u8]) -> u16 {
-    let mut sum: u32 = bytes
-        .chunks(2)
-        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0)))
-        .sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_checksum_is_that_of_the_rfc() {
-        assert_eq!(checksum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), !0xddf2);
-    }
-
-    #[test]
-    fn an_error_quotes_the_datagram() {
-        let message = unreachable(&Datagram {
-            from: "100.64.0.2:4000".parse().unwrap(),
-            to: "203.0.113.9:443".parse().unwrap(),
-            bytes: vec![0; 100],
-        });
-        assert_eq!(message.len(), 36);
-        assert_eq!(checksum(&message), 0);
-        assert_eq!(checksum(&message[8..28]), 0);
-        assert_eq!(message[20..24], [100, 64, 0, 2]);
-        assert_eq!(message[30..32], 443_u16.to_be_bytes());
     }
 }
