@@ -1,12 +1,15 @@
 """A network per sandbox: a namespace, a pair of links, and a packet baseline that lets nothing through but to the gateway.
 
-The host's end of a sandbox's link is the only way out of its namespace. Rules of the instance's own nft table match that
-link by name before any routing decision: a packet whose source is not the address bound to the interface is dropped; TCP and
-UDP are handed to the gateway's sockets, whatever their destination (`tproxy`, which keeps it readable and needs no entry in
-the kernel's connection table that a guest could fill); everything else is refused at once, so that programs fail fast
-instead of waiting. Without a gateway, that is everything. Nothing is ever forwarded.
+The host's end of a sandbox's link is the only way out of its namespace. Rules of the instance's own nft tables match that
+link by name before any routing decision. A packet whose source is not the address bound to the interface is dropped, before
+fragments are put together; so is an ARP packet that is not about the link's own two addresses, because the kernel would answer
+for all of this machine's, and has one table of neighbours for all links. TCP and UDP are handed to the gateway's sockets,
+whatever their destination (`tproxy`, which keeps it readable and needs no entry in the kernel's connection table that a guest
+could fill); everything else is refused at once, so that programs fail fast instead of waiting. Without a gateway, that is
+everything. Nothing is ever forwarded.
 
-The gateway's own user cannot reach closed addresses either (`closed`): what its policies deny, the kernel denies again.
+The gateway's own user cannot reach closed addresses either (`close_addresses`), nor begin anything with a sandbox: what its
+policies deny, the kernel denies again.
 
 Making a network costs about 30 ms, so a few are kept ready. A used one is not reused: `runsc` takes the addresses of the
 link away, and a fresh one has no history.
@@ -36,15 +39,18 @@ table inet {table} {{
   set bound {{ type ifname . ipv4_addr; }}
   counter spoofed {{ }}
   counter refused {{ }}
-  chain before {{
-    type filter hook prerouting priority raw; policy accept;
+  chain arrival {{
+    type filter hook prerouting priority {before_reassembly}; policy accept;
     iifname "{links}*" jump guard
   }}
   chain guard {{
     meta nfproto != ipv4 counter name spoofed drop
     iifname . ip saddr != @bound counter name spoofed drop
     ip hdrlength > 5 counter name spoofed drop
-    notrack
+  }}
+  chain before {{
+    type filter hook prerouting priority raw; policy accept;
+    iifname "{links}*" notrack
   }}
   chain divert {{
     type filter hook prerouting priority mangle; policy accept;
@@ -74,12 +80,27 @@ table inet {table} {{
   chain output {{
     type filter hook output priority filter; policy accept;
     oifname "{links}*" meta nfproto ipv6 drop
+    oifname "{links}*" meta skuid {user} tcp flags & (syn | ack) == syn drop
+    oifname "{links}*" meta skuid {user} fib saddr type local udp sport != 53 drop
     oifname != "{links}*" meta skuid {user} jump gateway
   }}
   chain gateway {{
   }}
 }}
 """
+_NEIGHBOURS = """
+table arp {table} {{
+  set bound {{ type ifname . ipv4_addr . ipv4_addr; }}
+  chain input {{
+    type filter hook input priority filter; policy accept;
+  }}
+}}
+flush chain arp {table} input
+add rule arp {table} input iifname "{links}*" iifname . arp saddr ip . arp daddr ip != @bound drop
+"""
+BEFORE_REASSEMBLY = -450
+"""Of a chain that sees fragments as they arrive (the kernel puts them together at -400). It does so for all links at once, so
+that a fragment with another sandbox's address would become a part of that sandbox's packet."""
 _HAND = """
 flush chain inet {table} hand
 add rule inet {table} hand meta nfproto ipv4 ip protocol tcp tproxy ip to 127.0.0.1:{tcp} meta mark set {mark} accept
@@ -152,8 +173,15 @@ class Networks:
         existing = self._existing()
         if not existing & keep or not self._has_table():
             # With running sandboxes the table stays as it is: replacing it would open a gap.
-            rules = _RULES.format(table=self._names.table, links=self._names.link_prefix, mark=self._mark, user=self.gateway_user)
+            rules = _RULES.format(
+                table=self._names.table,
+                links=self._names.link_prefix,
+                mark=self._mark,
+                user=self.gateway_user,
+                before_reassembly=BEFORE_REASSEMBLY,
+            )
             kernel.run(["nft", "-f", "-"], stdin=rules)
+        kernel.run(["nft", "-f", "-"], stdin=_NEIGHBOURS.format(table=self._names.table, links=self._names.link_prefix))
         for number in sorted(existing - keep):
             self._remove(self.network(number))
         for number in keep:
@@ -164,8 +192,9 @@ class Networks:
         """Remove what is left, the table too. Blocks."""
         for number in sorted(self._existing()):
             self._remove(self.network(number))
-        with contextlib.suppress(kernel.CommandFailed):
-            kernel.run(["nft", "delete", "table", "inet", self._names.table])
+        for family in ("inet", "arp"):
+            with contextlib.suppress(kernel.CommandFailed):
+                kernel.run(["nft", "delete", "table", family, self._names.table])
         self._unroute()
         if self._block_file is not None:
             os.ftruncate(self._block_file, 0)
@@ -195,6 +224,8 @@ class Networks:
             match = f"{'ip6' if ':' in address else 'ip'} daddr {address.strip('[]')} meta l4proto {{ tcp, udp }} th dport {port}"
             lines.append(f"add rule inet {table} gateway {match} accept")
         lines.append(f"add rule inet {table} gateway meta nfproto ipv6 counter drop")
+        # This machine's addresses as they are now: some come and go while the gateway runs.
+        lines.append(f"add rule inet {table} gateway fib daddr type local counter reject with icmp type admin-prohibited")
         ranges = ", ".join(closed)
         lines.append(f"add rule inet {table} gateway ip daddr {{ {ranges} }} counter reject with icmp type admin-prohibited")
         kernel.run(["nft", "-f", "-"], stdin="\n".join(lines))
@@ -315,6 +346,8 @@ class Networks:
             setting = Path(f"/proc/sys/net/ipv6/conf/{network.link}/disable_ipv6")
             if setting.exists():
                 setting.write_text("1")
+            # In the name of the link's own address, whatever address it is that answers the guest.
+            Path(f"/proc/sys/net/ipv4/conf/{network.link}/arp_announce").write_text("2")
             kernel.run(["ip", "link", "set", network.link, "up"])
             kernel.run(
                 ["ip", "-n", network.namespace, "-batch", "-"],
@@ -327,14 +360,21 @@ class Networks:
         return network
 
     def _bind(self, network: Network) -> None:
-        element = f'add element inet {self._names.table} bound {{ "{network.link}" . {network.guest_address} }}'
-        kernel.run(["nft", "-f", "-"], stdin=element)
+        kernel.run(["nft", "-f", "-"], stdin="\n".join(f"add element {element}" for element in self._elements(network)))
+
+    def _elements(self, network: Network) -> tuple[str, str]:
+        """Whom packets on the link may come from, and what its ends may ask each other's hardware address for."""
+        table, link, guest = self._names.table, network.link, network.guest_address
+        return (
+            f'inet {table} bound {{ "{link}" . {guest} }}',
+            f'arp {table} bound {{ "{link}" . {guest} . {network.host_address} }}',
+        )
 
     def _remove(self, network: Network) -> None:
         """Idempotent. The element goes first: a link that got the same name would inherit it."""
-        with contextlib.suppress(kernel.CommandFailed):
-            element = f'delete element inet {self._names.table} bound {{ "{network.link}" . {network.guest_address} }}'
-            kernel.run(["nft", "-f", "-"], stdin=element)
+        for element in self._elements(network):
+            with contextlib.suppress(kernel.CommandFailed):
+                kernel.run(["nft", "-f", "-"], stdin=f"delete element {element}")
         if Path(f"/sys/class/net/{network.link}").exists():
             with contextlib.suppress(kernel.CommandFailed):
                 kernel.run(["ip", "link", "del", network.link])
