@@ -212,7 +212,9 @@ class World:
         step = steps[0] if len(steps) == 1 else steps.pop(0)
         if step.get("silent"):
             return None
-        records = [record for record in step.get("records", []) if TYPES[record[0]] in (kind, 5)]
+        if "raw" in step:
+            return query[:2] + base64.b64decode(step["raw"])
+        records = [record for record in step.get("records", []) if _number(record[0]) in (kind, 5)]
         body = b"".join(_record(record) for record in records)
         flags = 0x8180 | step.get("code", 0) | (0x0200 if step.get("truncated") and over == "udp" else 0)
         count = 0 if step.get("truncated") and over == "udp" else len(records)
@@ -260,6 +262,11 @@ def _name(name: str) -> bytes:
     return b"".join(bytes([len(label)]) + label.encode() for label in name.split(".") if label) + b"\0"
 
 
+def _number(kind: str) -> int:
+    """`TYPE16` is any type by its number, with data in base64."""
+    return int(kind.removeprefix("TYPE")) if kind.startswith("TYPE") else TYPES[kind]
+
+
 def _record(record: list[Any]) -> bytes:
     kind, value, ttl = record[0], record[1], record[2] if len(record) > 2 else 60
     owner = _name(record[3]) if len(record) > 3 else b"\xc0\x0c"
@@ -273,7 +280,7 @@ def _record(record: list[Any]) -> bytes:
         data = _name(value)
     else:
         data = base64.b64decode(value)
-    return owner + struct.pack("!HHIH", TYPES[kind], 1, ttl, len(data)) + data
+    return owner + struct.pack("!HHIH", _number(kind), 1, ttl, len(data)) + data
 
 
 async def main() -> None:

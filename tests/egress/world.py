@@ -13,13 +13,15 @@ import asyncio
 import base64
 import contextlib
 import datetime
+import errno
 import json
 import os
+import socket
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +40,8 @@ from hutch.host.gateway import Applied, Gateway
 from hutch.host.names import NAMESPACE_DIR, Names
 from hutch.host.network import Network, Networks
 from hutch.settings import Settings, load
+from tests.egress.dns_wire import Reply, read_reply
+from tests.egress.packets import Link, socket_in
 
 CANARY = "CANARY-7f3a9c51d2e84b60a1f7c3d9e5b80246"
 """The secret of every test: wherever else than at the origin it turns up, something is broken."""
@@ -47,7 +51,8 @@ SHARED = "198.51.100.7"
 API = "198.51.100.8"
 """`api.test` has this one for itself."""
 EVIL = "198.51.100.66"
-METADATA = ("169.254.169.254", "10.9.9.9", "100.100.100.200")
+METADATA = ("169.254.169.254", "10.9.9.9", "100.100.100.200", "169.254.170.2", "168.63.129.16", "192.0.0.192")
+"""Addresses that no policy opens, all with listeners: metadata services of clouds, and a private one."""
 NAMES = ("api.test", "cdn.test", "other.test", "evil.test", "a.wild.test", "b.a.wild.test")
 RAW_PORTS = (22, 25, 80, 443, 853, 5432, 8080)
 TIMEOUT_S = 20.0
@@ -197,6 +202,10 @@ class Origins:
         given = {"replies": [base64.b64encode(reply).decode() for reply in replies]} if replies else {}
         self._order(do="script", host=host, **given, **how)
 
+    def wire(self) -> Link:
+        """Everything that comes in from outside, before any listener sees it."""
+        return Link(NAMESPACE_DIR / self.namespace)
+
     def seen(self) -> Seen:
         return Seen(self._order(do="seen"))
 
@@ -263,6 +272,29 @@ class Ran:
 
 
 @dataclass(slots=True)
+class Outcome:
+    """What became of a connection or a datagram: `data`, `closed`, `timeout`, or the name of an error."""
+
+    end: str
+    data: bytes
+    took_s: float
+
+
+async def _outcome(exchange: Awaitable[bytes], wait_s: float) -> Outcome:
+    began = time.monotonic()
+    data = b""
+    try:
+        async with asyncio.timeout(wait_s):
+            data = await exchange
+        end = "data" if data else "closed"
+    except TimeoutError:
+        end = "timeout"
+    except OSError as error:
+        end = errno.errorcode.get(error.errno or 0, type(error).__name__)
+    return Outcome(end, data, time.monotonic() - began)
+
+
+@dataclass(slots=True)
 class Guest:
     """A sandbox's network with its policy, and no kernel of its own."""
 
@@ -303,6 +335,63 @@ class Guest:
                 **more,
             },
         )
+
+    def socket(self, kind: int, protocol: int = 0, family: int = socket.AF_INET) -> socket.socket:
+        """A socket in the guest's network, for this test's own loop."""
+        made = socket_in(self.network.namespace_path, family, kind, protocol)
+        made.setblocking(False)
+        return made
+
+    def wire(self) -> Link:
+        """The guest's interface, frame by frame."""
+        return Link(self.network.namespace_path)
+
+    async def connect(self, address: str, port: int, send: bytes = b"", wait_s: float = 5.0) -> Outcome:
+        """What becomes of a TCP connection on which `send` is written."""
+        loop = asyncio.get_running_loop()
+
+        async def exchange() -> bytes:
+            await loop.sock_connect(stream, (address, port))
+            if send:
+                await loop.sock_sendall(stream, send)
+            return await loop.sock_recv(stream, 65536)
+
+        with self.socket(socket.SOCK_STREAM) as stream:
+            return await _outcome(exchange(), wait_s)
+
+    async def datagram(self, address: str, port: int, data: bytes = b"x", wait_s: float = 2.0) -> Outcome:
+        """What becomes of a datagram."""
+        loop = asyncio.get_running_loop()
+
+        async def exchange() -> bytes:
+            await loop.sock_connect(sock, (address, port))
+            await loop.sock_sendall(sock, data)
+            return await loop.sock_recv(sock, 65536)
+
+        with self.socket(socket.SOCK_DGRAM) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            return await _outcome(exchange(), wait_s)
+
+    async def ask(self, question: bytes, server: str | None = None, *, tcp: bool = False, wait_s: float = 5.0) -> Reply | None:
+        """Ask a name server, the gateway's by default; `None` without an answer in time."""
+        address = server or self.network.host_address
+        if tcp:
+            return await self._ask_tcp(address, question, wait_s)
+        found = await self.datagram(address, 53, question, wait_s)
+        return read_reply(found.data) if found.end == "data" else None
+
+    async def _ask_tcp(self, address: str, question: bytes, wait_s: float) -> Reply | None:
+        with self.socket(socket.SOCK_STREAM) as stream:
+            try:
+                async with asyncio.timeout(wait_s):
+                    await asyncio.get_running_loop().sock_connect(stream, (address, 53))
+                    reader, writer = await asyncio.open_connection(sock=stream)
+                    with contextlib.closing(writer):
+                        writer.write(len(question).to_bytes(2) + question)
+                        reply = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
+            except (OSError, TimeoutError, asyncio.IncompleteReadError):
+                return None
+        return read_reply(reply)
 
     def _command(self, *argv: str) -> list[str]:
         mount = f'mount --bind {self.directory / "resolv.conf"} /etc/resolv.conf && exec "$@"'
