@@ -44,7 +44,10 @@ fn run() -> io::Result<()> {
     let tcp_listener = std::net::TcpListener::from(tcp_listener);
     tcp_listener.set_nonblocking(true)?;
     // A connection stays on the thread that accepted it, with all that it wakes: that halves the cost of a request.
-    for _ in 0..std::thread::available_parallelism().map_or(2, usize::from).min(MAX_THREADS) {
+    for _ in 0..std::thread::available_parallelism()
+        .map_or(2, usize::from)
+        .min(MAX_THREADS)
+    {
         let (gateway, listener) = (Arc::clone(&gateway), tcp_listener.try_clone()?);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new()

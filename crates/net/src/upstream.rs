@@ -6,8 +6,8 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::thread::ThreadId;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use hutch_policy::{Reason, RuleId};
