@@ -55,17 +55,25 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
-/// A body that comes piece by piece from whoever reads the client.
+/// A body that comes piece by piece from whoever reads the client. A frame of trailers, whatever is in it, is its end.
 pub struct Incoming {
     pieces: mpsc::Receiver<Result<Frame<Bytes>, BodyError>>,
     left: Option<u64>,
+    ended: bool,
 }
 
 impl Incoming {
     /// A body of `length` bytes, or of unknown length, and its other end.
     pub fn new(length: Option<u64>) -> (mpsc::Sender<Result<Frame<Bytes>, BodyError>>, Self) {
         let (sender, pieces) = mpsc::channel(2);
-        (sender, Self { pieces, left: length })
+        (
+            sender,
+            Self {
+                pieces,
+                left: length,
+                ended: false,
+            },
+        )
     }
 }
 
@@ -77,6 +85,9 @@ impl HttpBody for Incoming {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.is_end_stream() {
+            return Poll::Ready(None);
+        }
         let piece = std::task::ready!(self.pieces.poll_recv(context));
         if let (Some(Ok(frame)), Some(left)) = (&piece, &mut self.left)
             && let Some(data) = frame.data_ref()
@@ -84,18 +95,56 @@ impl HttpBody for Incoming {
             *left = left.saturating_sub(data.len() as u64);
         }
         Poll::Ready(match piece {
-            // Its other end went away in the middle: the request must not look complete.
-            None if self.left.is_some_and(|left| left > 0) => Some(Err(BodyError::Broken(None))),
+            Some(Ok(frame)) if frame.is_trailers() => {
+                self.ended = true;
+                None
+            }
+            // Its other end went away in the middle, because the flow was cut or the client left: the request must not
+            // look complete to the server.
+            None => Some(Err(BodyError::Broken(None))),
             piece => piece,
         })
     }
 
     fn is_end_stream(&self) -> bool {
-        self.left == Some(0)
+        self.ended || self.left == Some(0)
     }
 
     fn size_hint(&self) -> SizeHint {
         self.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+/// A body without trailers: nothing that a rule looked at, or sets, may come after it.
+pub struct WithoutTrailers<B>(pub B);
+
+impl<B> HttpBody for WithoutTrailers<B>
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+    B::Error: Into<BodyError>,
+{
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        loop {
+            return Poll::Ready(match std::task::ready!(Pin::new(&mut self.0).poll_frame(context)) {
+                Some(Ok(frame)) if frame.is_trailers() => continue,
+                Some(frame) => Some(frame.map_err(Into::into)),
+                None => None,
+            });
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
     }
 }
 
@@ -257,4 +306,50 @@ fn scrub_headers(headers: HeaderMap, needles: &Needles) -> HeaderMap {
         }
     }
     clean
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn collected(length: Option<u64>, frames: Vec<Frame<Bytes>>) -> Result<Bytes, BodyError> {
+        let (sender, body) = Incoming::new(length);
+        let sending = async move {
+            for frame in frames {
+                let _ = sender.send(Ok(frame)).await;
+            }
+        };
+        let (collected, ()) = tokio::join!(body.collect(), sending);
+        collected.map(http_body_util::Collected::to_bytes)
+    }
+
+    #[tokio::test]
+    async fn a_body_ends_only_when_its_end_was_said() {
+        let data = || Frame::data(Bytes::from_static(b"half"));
+        let end = || Frame::trailers(HeaderMap::new());
+        assert_eq!(collected(None, vec![data(), end()]).await.unwrap(), "half");
+        assert_eq!(collected(None, vec![end()]).await.unwrap(), "");
+        assert_eq!(collected(Some(4), vec![data()]).await.unwrap(), "half");
+        assert!(collected(None, vec![data()]).await.is_err());
+        assert!(collected(None, vec![]).await.is_err());
+        assert!(collected(Some(8), vec![data()]).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn trailers_are_left_out() {
+        let (sender, body) = mpsc::channel(4);
+        let mut trailers = HeaderMap::new();
+        trailers.insert("authorization", http::HeaderValue::from_static("mine"));
+        for frame in [Frame::data(Bytes::from_static(b"all")), Frame::trailers(trailers)] {
+            sender.send(Ok(frame)).await.unwrap();
+        }
+        drop(sender);
+        let body = Incoming {
+            pieces: body,
+            left: None,
+            ended: false,
+        };
+        let collected = WithoutTrailers(body).collect().await.unwrap();
+        assert!(collected.trailers().is_none());
+    }
 }

@@ -72,6 +72,18 @@ impl Served {
     fn dialled(&self, address: SocketAddr) {
         *lock(&self.dialled) = Some(address);
     }
+
+    /// Write the record of what cannot be read as a request.
+    pub fn unreadable(&self, reason: Reason, status: u16) {
+        let mut record = report::record(&self.sandbox.current(), Kind::Http, Decision::Deny, reason)
+            .dst_original(self.destination)
+            .status(status);
+        if let Some(name) = self.flow.admission().name() {
+            record = record.name(name.as_str());
+        }
+        self.sandbox.report(record);
+        self.sandbox.counters.tally(&name_of(self), |tally| tally.denied += 1);
+    }
 }
 
 /// A request as it came.
@@ -120,6 +132,8 @@ pub enum Answer {
         upgraded: hyper::upgrade::Upgraded,
         /// What responses are searched for.
         needles: Option<Arc<Needles>>,
+        /// Counts the bytes, within the limits of the rule.
+        meter: Meter,
         /// Alive as long as the tunnel.
         ongoing: Ongoing,
         /// Written at its end.
@@ -146,6 +160,11 @@ impl Log {
     /// Secrets came back.
     fn reflected(&mut self, hits: u64) {
         self.reflected += hits;
+    }
+
+    /// It ended before its end.
+    pub fn failed(&mut self, reason: Reason) {
+        self.record = self.record.take().map(|record| record.error(reason.as_str()));
     }
 
     fn status(&mut self, status: StatusCode) {
@@ -280,8 +299,9 @@ fn judge(served: &Served, current: &Current, asked: &Asked) -> Judgement {
         };
         judgement.reason = Reason::CredentialReflected;
     }
-    // A target that our own client would not send as it is.
-    if matches!(judgement.outcome, Outcome::Pass(_) | Outcome::Forward(..)) && asked.target.contains(&b'#') {
+    // A target that our own client would not send as it is, or that HTTP/1 does not have.
+    let is_odd = asked.target.contains(&b'#') || !asked.target.is_ascii();
+    if matches!(judgement.outcome, Outcome::Pass(_) | Outcome::Forward(..)) && is_odd {
         judgement.outcome = Outcome::Refuse {
             status: 400,
             close: true,
@@ -404,6 +424,7 @@ impl Work<'_> {
         let method = head.method.clone();
         let websocket_key = head.headers.get("sec-websocket-key").cloned();
         let sent = Arc::new(AtomicBool::new(asked.body.is_end_stream()));
+        let may_upgrade = self.plan.websocket && asked.body.is_end_stream();
         let request = match self.request(head, asked.body, asked.http2, &sent) {
             Ok(request) => request,
             Err(reason) => return self.fail(400, reason),
@@ -421,8 +442,14 @@ impl Work<'_> {
             }
         };
         self.log.status(response.status());
+        // Two lengths, of which our client believes one: whoever reads the other sees another response (RFC 9112 §6.3).
+        if response.headers().contains_key(TRANSFER_ENCODING)
+            && (response.headers().contains_key(CONTENT_LENGTH) || !is_chunked(response.headers()))
+        {
+            return self.fail(502, Reason::UpstreamProtocol);
+        }
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            if !self.plan.websocket || !accepts(&response, websocket_key.as_ref()) {
+            if !may_upgrade || !accepts(&response, websocket_key.as_ref()) {
                 return self.fail(502, Reason::UpstreamProtocol);
             }
             let Ok(upgraded) = hyper::upgrade::on(&mut response).await else {
@@ -432,6 +459,7 @@ impl Work<'_> {
                 headers: cleaned(response.headers(), needles.as_deref(), &mut self.log),
                 upgraded,
                 needles,
+                meter: self.meter,
                 ongoing: self.ongoing,
                 log: Box::new(self.log),
             };
@@ -577,8 +605,10 @@ impl Work<'_> {
             };
             let (failed, returning) = match sender {
                 Sender::Http1(mut sender) => {
-                    if request.uri().authority().is_some() {
+                    if let Some(authority) = request.uri().authority() {
                         // A server that does not speak HTTP/2 gets the form of HTTP/1.
+                        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| Reason::Internal)?;
+                        request.headers_mut().insert(http::header::HOST, host);
                         let target = request.uri().path_and_query().cloned();
                         *request.uri_mut() = target.map(Uri::from).unwrap_or_default();
                     }
@@ -596,11 +626,15 @@ impl Work<'_> {
                         Ok(Err(mut failed)) => (failed.take_message(), None::<Returning>),
                     }
                 }
-                Sender::Http2(mut sender) => match timeout(RESPONSE_HEAD, sender.try_send_request(request)).await {
-                    Err(_) => return Err(Reason::UpstreamTimeout),
-                    Ok(Ok(response)) => return Ok((response, None)),
-                    Ok(Err(mut failed)) => (failed.take_message(), None),
-                },
+                Sender::Http2(mut sender) => {
+                    // The name is said once, as `:authority`.
+                    request.headers_mut().remove(http::header::HOST);
+                    match timeout(RESPONSE_HEAD, sender.try_send_request(request)).await {
+                        Err(_) => return Err(Reason::UpstreamTimeout),
+                        Ok(Ok(response)) => return Ok((response, None)),
+                        Ok(Err(mut failed)) => (failed.take_message(), None),
+                    }
+                }
             };
             drop(returning);
             // A kept connection that the server had closed: nothing of the request was sent.
@@ -759,6 +793,15 @@ fn is_plain(headers: &HeaderMap) -> bool {
         .get_all(CONTENT_ENCODING)
         .iter()
         .all(|value| value.as_bytes().eq_ignore_ascii_case(b"identity"))
+}
+
+/// Whether a body comes in chunks and nothing else.
+fn is_chunked(headers: &HeaderMap) -> bool {
+    let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();
+    encodings
+        .next()
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"chunked"))
+        && encodings.next().is_none()
 }
 
 /// A response's headers without those of the connection, scrubbed.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, COOKIE};
 use http::{HeaderMap, Method, StatusCode};
 use http_body::{Body as HttpBody, Frame};
 use http_body_util::BodyExt;
@@ -16,7 +16,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
 use crate::audit::{Decision, Kind};
@@ -35,10 +35,12 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEAD: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 const BODY_IDLE: Duration = Duration::from_secs(60);
-const LINGER: Duration = Duration::from_secs(2);
 const MAX_BODY_BYTES: u64 = 4 << 30;
 const READ_BYTES: usize = 16 * 1024;
 const MAX_HELD_BYTES: usize = 64 * 1024;
+/// For a client that is still sending when its request was answered.
+const LINGER: Duration = Duration::from_secs(2);
+const MAX_LINGER_BYTES: usize = 64 << 20;
 const STREAMS: u32 = 128;
 const HEADER_LIST_BYTES: u32 = 64 * 1024;
 
@@ -126,9 +128,18 @@ where
         .max_local_error_reset_streams(100)
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .keep_alive_timeout(Duration::from_secs(20));
-    // How a connection ended is nothing to refuse it for; its requests have their records.
-    let _ = builder.serve_connection(TokioIo::new(stream), service).await;
-    Ok(())
+    match builder.serve_connection(TokioIo::new(stream), service).await {
+        Err(error) if breaks_http2(&error) => Err(Reason::ProtocolViolation),
+        // How else a connection ended is nothing to refuse it for; its requests have their records.
+        _ => Ok(()),
+    }
+}
+
+/// Whether the client did not keep to what it had negotiated. One that merely goes away does not.
+fn breaks_http2(error: &hyper::Error) -> bool {
+    std::error::Error::source(error)
+        .and_then(|source| source.downcast_ref::<h2::Error>())
+        .is_some_and(|error| !error.is_io() && !error.is_remote() && error.reason() != Some(h2::Reason::NO_ERROR))
 }
 
 async fn http2_request(
@@ -137,15 +148,24 @@ async fn http2_request(
 ) -> Result<http::Response<Body>, BodyError> {
     let (parts, incoming) = request.into_parts();
     let mut headers = Vec::with_capacity(parts.headers.len());
+    // Clients of HTTP/2 may send one header for each cookie, servers of HTTP/1 read one (RFC 9113 §8.2.3).
+    let mut cookies = BytesMut::new();
     let mut last = None;
     for (name, value) in parts.headers {
         last = name.or(last);
-        if let Some(name) = &last {
+        let Some(name) = &last else { continue };
+        if name == COOKIE {
+            cookies.extend_from_slice(if cookies.is_empty() { b"" } else { b"; " });
+            cookies.extend_from_slice(value.as_bytes());
+        } else {
             headers.push((
                 Bytes::copy_from_slice(name.as_str().as_bytes()),
                 Bytes::copy_from_slice(value.as_bytes()),
             ));
         }
+    }
+    if !cookies.is_empty() {
+        headers.push((Bytes::from_static(b"cookie"), cookies.freeze()));
     }
     let target = parts.uri.path_and_query().map_or_else(
         || Bytes::from_static(b"/"),
@@ -161,13 +181,14 @@ async fn http2_request(
             .authority()
             .map(|authority| Bytes::copy_from_slice(authority.as_str().as_bytes())),
         headers,
-        body: incoming.map_err(BodyError::from).boxed_unsync(),
+        body: body::WithoutTrailers(incoming).boxed_unsync(),
         admitted: None,
         http2: true,
     };
     let answer = if is_https {
         exchange(served, asked).await
     } else {
+        served.unreadable(Reason::ProtocolViolation, 400);
         refusal(400, Reason::ProtocolViolation, true)
     };
     match answer {
@@ -212,7 +233,7 @@ where
         buffer: BytesMut::new(),
     };
     loop {
-        let head = match connection.head().await {
+        let head = match next_head(&mut connection.reader, &mut connection.buffer, HEAD).await {
             Ok(Some(head)) => head,
             Ok(None) => break,
             Err(reason) => {
@@ -230,43 +251,48 @@ where
     Ok(())
 }
 
+/// The next head, all of it within `patience` of its first byte; `None` at the end of the connection.
+async fn next_head<R>(reader: &mut R, buffer: &mut BytesMut, patience: Duration) -> Result<Option<Head>, Reason>
+where
+    R: AsyncRead + Unpin,
+{
+    let limits = HeadLimits::default();
+    // For all of it: a client that sends a byte now and then must not be here for ever.
+    let mut deadline = None;
+    loop {
+        if !buffer.is_empty() {
+            match http1::read_head(buffer, &limits) {
+                Ok(Some((head, length))) => {
+                    let _ = buffer.split_to(length);
+                    return Ok(Some(head));
+                }
+                Ok(None) => {}
+                Err(_) => return Err(Reason::ProtocolViolation),
+            }
+            deadline.get_or_insert_with(|| Instant::now() + patience);
+        }
+        buffer.reserve(READ_BYTES);
+        let until = deadline.unwrap_or_else(|| Instant::now() + KEEP_ALIVE);
+        match timeout_at(until, reader.read_buf(buffer)).await {
+            Ok(Ok(0) | Err(_)) => return Ok(None),
+            Ok(Ok(_)) => {}
+            Err(_) if buffer.is_empty() => return Ok(None),
+            Err(_) => return Err(Reason::ClientTimeout),
+        }
+    }
+}
+
 impl<S> Connection<'_, S>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    /// The next head; `None` at the end of the connection.
-    async fn head(&mut self) -> Result<Option<Head>, Reason> {
-        let limits = HeadLimits::default();
-        let mut limit = KEEP_ALIVE;
-        loop {
-            if !self.buffer.is_empty() {
-                match http1::read_head(&self.buffer, &limits) {
-                    Ok(Some((head, length))) => {
-                        let _ = self.buffer.split_to(length);
-                        return Ok(Some(head));
-                    }
-                    Ok(None) => {}
-                    Err(_) => return Err(Reason::ProtocolViolation),
-                }
-                limit = HEAD;
-            }
-            self.buffer.reserve(READ_BYTES);
-            match timeout(limit, self.reader.read_buf(&mut self.buffer)).await {
-                Ok(Ok(0) | Err(_)) => return Ok(None),
-                Ok(Ok(_)) => {}
-                Err(_) if self.buffer.is_empty() => return Ok(None),
-                Err(_) => return Err(Reason::ClientTimeout),
-            }
-        }
-    }
-
     /// End in order. What the client still sends is read and dropped for a moment: closing with bytes unread would reset
     /// the connection, and take from the client what it has not read yet.
     async fn end(&mut self) {
         let _ = timeout(LINGER, async {
             self.writer.shutdown().await?;
             let mut dropped = 0;
-            while dropped < MAX_HELD_BYTES {
+            while dropped < MAX_LINGER_BYTES {
                 self.buffer.clear();
                 self.buffer.reserve(READ_BYTES);
                 match self.reader.read_buf(&mut self.buffer).await? {
@@ -281,15 +307,12 @@ where
 
     /// A head that cannot be read is nobody's request.
     async fn refuse(&mut self, reason: Reason) {
-        let current = self.served.sandbox.current();
-        let status = if reason == Reason::ClientTimeout { 408 } else { 400 };
-        let mut record = report::record(&current, Kind::Http, Decision::Deny, reason)
-            .dst_original(self.served.destination)
-            .status(status);
-        if let Some(name) = self.served.flow.admission().name() {
-            record = record.name(name.as_str());
-        }
-        self.served.sandbox.report(record);
+        let status = match reason {
+            Reason::ClientTimeout => 408,
+            Reason::Limit => 413,
+            _ => 400,
+        };
+        self.served.unreadable(reason, status);
         if let Answer::Response {
             status, headers, body, ..
         } = refusal(status, reason, true)
@@ -361,10 +384,12 @@ where
                 headers,
                 upgraded,
                 needles,
+                meter,
                 ongoing,
                 log,
             } => {
-                self.tunnel(&headers, upgraded, needles, &ongoing.kill, log).await;
+                self.tunnel(&headers, upgraded, needles, &meter, &ongoing.kill, log)
+                    .await;
                 Next::Reset
             }
             Answer::Response {
@@ -373,7 +398,8 @@ where
                 body,
                 close,
             } => {
-                let close = close || !keep_alive;
+                // What is left of the body would be read as the next request.
+                let close = close || !keep_alive || !pump.over;
                 let written = {
                     let reader = &mut self.reader;
                     let buffer = &mut self.buffer;
@@ -393,8 +419,7 @@ where
                 };
                 match written {
                     Err(()) => Next::Reset,
-                    // What is left of the body would be read as the next request.
-                    Ok(()) if close || !pump.over => Next::Close,
+                    Ok(()) if close => Next::Close,
                     Ok(()) => Next::Another,
                 }
             }
@@ -432,8 +457,9 @@ where
         headers: &HeaderMap,
         upgraded: hyper::upgrade::Upgraded,
         needles: Option<Arc<Needles>>,
+        meter: &Meter,
         kill: &crate::flow::Kill,
-        log: Box<Log>,
+        mut log: Box<Log>,
     ) {
         let mut head = BytesMut::new();
         http1::write_response_head(
@@ -450,16 +476,13 @@ where
         if self.writer.write_all(&head).await.is_err() || self.writer.flush().await.is_err() {
             return;
         }
-        let meter = Meter::new(
-            Arc::clone(&self.served.sandbox),
-            Arc::clone(&self.served.flow),
-            hutch_policy::Limits::default(),
-            None,
-        );
         let mut server = crate::tunnel::Masked::new(TokioIo::new(upgraded), needles);
         let mut guest = crate::tunnel::Joined::new(&mut self.reader, &mut self.writer, &mut self.buffer);
-        let _ = relay(&mut guest, &mut server, &meter, kill).await;
-        drop(log);
+        if let Err(reason @ (Reason::ByteLimit | Reason::ClientTimeout)) =
+            relay(&mut guest, &mut server, meter, kill).await
+        {
+            log.failed(reason);
+        }
     }
 }
 
@@ -529,6 +552,7 @@ impl Pump {
             }
             Ok(Decoded::End(_)) => {
                 // Trailers of requests are dropped: nothing that a rule looked at may come after it.
+                place.send(Ok(Frame::trailers(HeaderMap::new())));
                 self.over = true;
                 self.pieces = None;
                 Ok(())
@@ -645,4 +669,40 @@ where
         writer.write_all(&out).await.map_err(drop)?;
     }
     writer.flush().await.map_err(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_millis(100);
+
+    #[tokio::test]
+    async fn a_head_that_comes_byte_by_byte_has_no_more_time_than_another() {
+        let (mut client, mut reader) = tokio::io::duplex(64);
+        let sending = async {
+            // As long as anybody reads, and always well before a single read would have taken too long.
+            while client.write_all(b"a").await.is_ok() {
+                tokio::time::sleep(PATIENCE / 10).await;
+            }
+        };
+        let mut buffer = BytesMut::new();
+        let reading = async {
+            let head = next_head(&mut reader, &mut buffer, PATIENCE).await;
+            drop(reader);
+            head
+        };
+        let (head, ()) = timeout(Duration::from_secs(10), async { tokio::join!(reading, sending) })
+            .await
+            .expect("the reader never gave up");
+        assert_eq!(head.unwrap_err(), Reason::ClientTimeout);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_method_is_refused_without_the_end_of_its_line() {
+        let (mut client, mut reader) = tokio::io::duplex(64);
+        client.write_all(b"\0\0\0\x08").await.unwrap();
+        let head = next_head(&mut reader, &mut BytesMut::new(), HEAD).await;
+        assert_eq!(head.unwrap_err(), Reason::ProtocolViolation);
+    }
 }

@@ -12,6 +12,7 @@ use super::fields::{self, BARE_CR, BARE_LF};
 /// What a request line has besides its target: the longest method that anybody has, two spaces and the version.
 const MAX_REST_BYTES: usize = 64;
 const LONG_LINE: Bad = Bad("a request line that is too long");
+const NO_METHOD: Bad = Bad("a request that does not begin with a method");
 
 /// How large a head may be (`egress.md` §3.13).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,6 +159,8 @@ fn check_start(start: &[u8], limits: &HeadLimits) -> Result<(), Bad> {
         Some(end) => request_line(&start[..end - 1], limits).map(|_| ())?,
         // The last byte may be the carriage return.
         None if start.len() > limits.target_bytes + MAX_REST_BYTES + 1 => return Err(LONG_LINE),
+        // Another protocol may never send a line feed, and its client waits for us.
+        None if !start.is_empty() && start[0] != b'\r' && fields::token_length(start) == 0 => return Err(NO_METHOD),
         None => {}
     }
     if memchr_iter(b'\n', start).count() > limits.fields + 1 {
@@ -222,7 +225,7 @@ fn request_line(line: &[u8], limits: &HeadLimits) -> Result<(Span, Span, Version
     if method == 0 {
         return Err(match line.first() {
             None => Bad("an empty line before the request"),
-            Some(_) => Bad("a request that does not begin with a method"),
+            Some(_) => NO_METHOD,
         });
     }
     if line.get(method) != Some(&b' ') {

@@ -202,7 +202,9 @@ pub(super) fn build(
         host: host(exchange, transform),
         target,
         scrub,
-        websocket: header("upgrade").is_some_and(|value| value.eq_ignore_ascii_case(b"websocket"))
+        // RFC 6455 §4.1: with GET. After a body it would not be clear where the tunnel begins.
+        websocket: exchange.method == "GET"
+            && header("upgrade").is_some_and(|value| value.eq_ignore_ascii_case(b"websocket"))
             && nominated.iter().any(|name| name == "upgrade"),
         trailers: header("te").is_some_and(|value| value.eq_ignore_ascii_case(b"trailers")),
         expects_continue: header("expect").is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue")),
