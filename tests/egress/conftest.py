@@ -23,6 +23,13 @@ def origins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Origins]:
 
 
 @pytest.fixture
+def sealed(outside: World) -> Iterator[None]:
+    """After the test the canary is nowhere but at origins, and the gateway has not panicked."""
+    yield
+    assert outside.spilled() == []
+
+
+@pytest.fixture
 async def outside(origins: Origins, tmp_path: Path) -> AsyncIterator[World]:
     """A gateway and the world outside it. Nothing of it is left afterwards."""
     before = leaks.snapshot(tmp_path)

@@ -4,6 +4,7 @@ It is told what to do, and asked what it saw, by lines of JSON on standard input
 
     {"do": "answer", "name": "api.test", "steps": [[{"records": [["A", "198.51.100.7", 60]], "code": 0}], …]}
     {"do": "script", "host": "api.test", "replies": [BASE64, …], "close": true}
+    {"do": "release"}             →  what scripts hold back is sent
     {"do": "seen"}                →  {"dns": [...], "tcp": [...], "udp": [...]}
     {"do": "reset"}
 
@@ -15,16 +16,25 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
 import socket
 import ssl
 import struct
 import sys
+import warnings
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.egress import http2
+
 DEFAULT_REPLY = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+PIECE = bytes(range(256)) * 256
+"""Downloads are this over and over."""
+KEPT_BYTES = 1 << 20
 TYPES = {"A": 1, "NS": 2, "CNAME": 5, "SOA": 6, "TXT": 16, "AAAA": 28, "HTTPS": 65}
 
 
@@ -38,6 +48,18 @@ class Script:
     delay_s: float = 0.0
     echo: bool = False
     raw: bool = False
+    # A request is answered when its body is there too, and noted on its own. Bodies longer than `KEPT_BYTES` are only counted.
+    whole: bool = False
+    # How long a body is not read, with `whole`.
+    stall_s: float = 0.0
+    # So many bytes follow the reply.
+    download: int = 0
+    # Sent after the reply, when it is released.
+    held: bytes = b""
+    # After the first reply everything is sent back.
+    then_echo: bool = False
+    h2: bool = False
+    trailers: list[list[str]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -52,6 +74,7 @@ class Connection:
     data: bytearray = field(default_factory=bytearray)
     heads: int = 0
     ended: str = ""
+    requests: list[dict[str, Any]] = field(default_factory=list)
 
     def seen(self) -> dict[str, Any]:
         return {
@@ -63,6 +86,7 @@ class Connection:
             "data": base64.b64encode(bytes(self.data)).decode(),
             "heads": self.heads,
             "ended": self.ended,
+            "requests": self.requests,
         }
 
 
@@ -75,6 +99,13 @@ class World:
         self.connections: list[Connection] = []
         self.datagrams: list[dict[str, Any]] = []
         self.writers: set[asyncio.StreamWriter] = set()
+        self.released = asyncio.Event()
+        self.requests = 0
+
+    def count(self) -> int:
+        """The number of a request, over all connections."""
+        self.requests += 1
+        return self.requests
 
     # -- origins -----------------------------------------------------------------------------------
 
@@ -86,10 +117,12 @@ class World:
         def choose(sock: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
             names[id(sock)] = name
             file = self.certificates / f"{name}.pem"
+            script = self.scripts.get(name or "", Script())
             if name is not None and file.exists():
                 other = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
                 other.load_cert_chain(file)
-                other.set_alpn_protocols(["http/1.1"])
+                other.load_verify_locations(self.certificates / "ca.pem")
+                other.set_alpn_protocols(["h2", "http/1.1"] if script.h2 else ["http/1.1"])
                 sock.context = other
 
         context.sni_callback = choose
@@ -108,6 +141,12 @@ class World:
             if script.first:
                 writer.write(script.first)
                 await writer.drain()
+            if connection.alpn == "h2":
+                await self.serve_h2(script, connection, reader, writer)
+                return
+            if script.whole:
+                await self.serve_whole(script, connection, reader, writer)
+                return
             waiting = b""
             while chunk := await reader.read(65536):
                 connection.data += chunk
@@ -120,26 +159,126 @@ class World:
                     head, _, waiting = (waiting, b"", b"") if script.raw else waiting.partition(b"\r\n\r\n")
                     reply = script.replies[min(connection.heads, len(script.replies) - 1)]
                     connection.heads += 1
-                    if b"%HEAD%" in reply:
-                        reply = reply.replace(b"%HEAD%", head)
-                    if script.delay_s:
-                        await asyncio.sleep(script.delay_s)
-                    writer.write(reply)
-                    await writer.drain()
+                    await self.reply(script, head, reply, writer)
+                    if script.then_echo:
+                        script.echo = True
+                        writer.write(waiting)
+                        await writer.drain()
+                        break
                     if script.close:
                         writer.close()
                         connection.ended = "by us"
                         return
             connection.ended = "end"
-        except (ConnectionError, ssl.SSLError, OSError) as error:
+        except (EOFError, OSError) as error:
             connection.ended = type(error).__name__
         finally:
             self.writers.discard(writer)
             writer.close()
 
-    async def listen_tls(self, address: str, port: int) -> None:
+    async def reply(self, script: Script, head: bytes, reply: bytes, writer: asyncio.StreamWriter) -> None:
+        if b"%HEAD%" in reply:
+            reply = reply.replace(b"%HEAD%", head)
+        if b"%ACCEPT%" in reply:
+            reply = reply.replace(b"%ACCEPT%", _accept(head))
+        if script.delay_s:
+            await asyncio.sleep(script.delay_s)
+        writer.write(reply)
+        left = script.download
+        while left:
+            writer.write(PIECE[: min(left, len(PIECE))])
+            left -= min(left, len(PIECE))
+            await writer.drain()
+        await writer.drain()
+        if script.held:
+            await self.released.wait()
+            writer.write(script.held)
+            await writer.drain()
+
+    async def serve_whole(
+        self, script: Script, connection: Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        while True:
+            try:
+                head = await reader.readuntil(b"\r\n\r\n")
+            except asyncio.IncompleteReadError as end:
+                connection.data += end.partial
+                connection.ended = "end"
+                return
+            connection.data += head
+            lines = [line.partition(b":") for line in head.split(b"\r\n")[1:-2]]
+            fields = {name.lower(): value.strip() for name, _, value in lines}
+            if script.stall_s:
+                await asyncio.sleep(script.stall_s)
+            length, digest, kept = 0, hashlib.sha256(), bytearray()
+            async for piece in _body(fields, reader):
+                length += len(piece)
+                digest.update(piece)
+                kept += piece if length <= KEPT_BYTES else b""
+            connection.data += kept
+            connection.requests.append(
+                {
+                    "line": head.partition(b"\r\n")[0].decode("latin-1"),
+                    "headers": [[name.decode("latin-1").lower(), value.strip().decode("latin-1")] for name, _, value in lines],
+                    "length": length,
+                    "sha256": digest.hexdigest(),
+                    "number": self.count(),
+                }
+            )
+            reply = script.replies[min(connection.heads, len(script.replies) - 1)]
+            connection.heads += 1
+            await self.reply(script, head[:-4], reply, writer)
+            if script.close:
+                connection.ended = "by us"
+                return
+
+    async def serve_h2(
+        self, script: Script, connection: Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        decoder, frames = http2.Decoder(), http2.Frames()
+        open_streams: dict[int, dict[str, Any]] = {}
+        await reader.readexactly(len(http2.PREFACE))
+        window = struct.pack("!I", http2.WIDE - 65535)
+        writer.write(http2.settings(window=http2.WIDE) + http2.frame(http2.WINDOW, 0, 0, window))
+        while chunk := await reader.read(65536):
+            for kind, flags, number, payload in frames.feed(chunk):
+                if kind == http2.SETTINGS and not flags & http2.ACK:
+                    writer.write(http2.frame(http2.SETTINGS, http2.ACK, 0))
+                elif kind == http2.PING and not flags & http2.ACK:
+                    writer.write(http2.frame(http2.PING, http2.ACK, 0, payload))
+                elif kind == http2.HEADERS:
+                    fields = decoder.decode(payload)
+                    named = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in fields]
+                    if number in open_streams:
+                        open_streams[number]["trailers"] = named
+                    else:
+                        open_streams[number] = {"headers": named, "length": 0, "trailers": [], "number": self.count()}
+                        connection.requests.append(open_streams[number])
+                    connection.data += b"".join(name + b": " + value + b"\r\n" for name, value in fields) + b"\r\n"
+                elif kind == http2.DATA:
+                    connection.data += payload
+                    open_streams[number]["length"] += len(payload)
+                elif kind == http2.RESET:
+                    open_streams.setdefault(number, {})["reset"] = int.from_bytes(payload)
+                if kind in (http2.HEADERS, http2.DATA) and flags & http2.END_STREAM:
+                    reply = script.replies[min(connection.heads, len(script.replies) - 1)]
+                    connection.heads += 1
+                    head_only = [":method", "HEAD"] in open_streams[number]["headers"]
+                    writer.write(_h2_reply(number, reply, script.trailers, head_only=head_only))
+            await writer.drain()
+        connection.ended = "end"
+
+    async def listen_tls(self, address: str, port: int, kind: str = "") -> None:
+        """`kind` is `old` for a server that has TLS 1.1 and nothing newer, `mutual` for one that wants a certificate."""
         names: dict[int, str | None] = {}
         context = self.tls_context(names)
+        if kind == "old":
+            with warnings.catch_warnings(action="ignore"):
+                context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
+            context.set_ciphers("DEFAULT:@SECLEVEL=0")
+        if kind == "mutual":
+            context.verify_mode = ssl.CERT_REQUIRED
+            context.load_verify_locations(self.certificates / "ca.pem")
 
         async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             name = names.pop(id(writer.get_extra_info("ssl_object")), None)
@@ -232,11 +371,14 @@ class World:
                 for key, value in order.items():
                     if key == "replies":
                         script.replies = [base64.b64decode(reply) for reply in value]
-                    elif key == "first":
-                        script.first = base64.b64decode(value)
+                    elif key in ("first", "held"):
+                        setattr(script, key, base64.b64decode(value))
                     elif key not in ("do", "host"):
                         setattr(script, key, value)
                 self.scripts[order["host"]] = script
+                self.released.clear()
+            case "release":
+                self.released.set()
             case "seen":
                 return {
                     "dns": self.asked,
@@ -248,6 +390,49 @@ class World:
                 for writer in list(self.writers):
                     writer.close()
         return {}
+
+
+async def _body(fields: dict[bytes, bytes], reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """The data of a request's body, which is framed as it should be or this fails."""
+    if fields.get(b"transfer-encoding") == b"chunked":
+        while size := int((await reader.readuntil(b"\r\n"))[:-2], 16):
+            yield await reader.readexactly(size)
+            await reader.readexactly(2)
+        assert await reader.readexactly(2) == b"\r\n"
+        return
+    left = int(fields.get(b"content-length", b"0"))
+    while left:
+        piece = await reader.read(min(left, 65536))
+        if not piece:
+            raise ConnectionAbortedError
+        left -= len(piece)
+        yield piece
+
+
+def _h2_reply(number: int, reply: bytes, trailers: list[list[str]], *, head_only: bool) -> bytes:
+    """A reply that is written as one of HTTP/1.1, in frames."""
+    head, _, body = reply.partition(b"\r\n\r\n")
+    first, *lines = head.split(b"\r\n")
+    fields = [(b":status", first.split(b" ")[1])]
+    for line in lines:
+        name, _, value = line.partition(b":")
+        fields.append((name.lower(), value.strip()))
+    ends = 0 if trailers else http2.END_STREAM
+    out = http2.frame(http2.HEADERS, http2.END_HEADERS, number, http2.block(fields))
+    if head_only:
+        return http2.frame(http2.HEADERS, http2.END_HEADERS | http2.END_STREAM, number, http2.block(fields))
+    out += http2.frame(http2.DATA, ends, number, body)
+    if trailers:
+        last = http2.block((name.encode(), value.encode()) for name, value in trailers)
+        out += http2.frame(http2.HEADERS, http2.END_HEADERS | http2.END_STREAM, number, last)
+    return out
+
+
+def _accept(head: bytes) -> bytes:
+    """What a server of WebSockets says to a request's key (RFC 6455 §4.2.2)."""
+    keys = [line.partition(b":")[2].strip() for line in head.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key:")]
+    digest = hashlib.sha1((keys[0] if keys else b"") + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11", usedforsecurity=False)
+    return base64.b64encode(digest.digest())
 
 
 def _question(query: bytes) -> tuple[str, int, int]:
@@ -287,8 +472,8 @@ async def main() -> None:
     plan = json.loads(sys.argv[1])
     world = World(Path(plan["certificates"]))
     await world.name_server(plan["dns"])
-    for address, port in plan["tls"]:
-        await world.listen_tls(address, port)
+    for address, port, *kind in plan["tls"]:
+        await world.listen_tls(address, port, *kind)
     for address, port in plan["tcp"]:
         await world.listen_tcp(address, port)
     for address, port in plan["udp"]:

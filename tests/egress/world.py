@@ -54,6 +54,10 @@ EVIL = "198.51.100.66"
 METADATA = ("169.254.169.254", "10.9.9.9", "100.100.100.200", "169.254.170.2", "168.63.129.16", "192.0.0.192")
 """Addresses that no policy opens, all with listeners: metadata services of clouds, and a private one."""
 NAMES = ("api.test", "cdn.test", "other.test", "evil.test", "a.wild.test", "b.a.wild.test")
+OLD_PORT = 8444
+"""Speaks TLS 1.1 and nothing newer."""
+MUTUAL_PORT = 8445
+"""Wants a certificate of its clients."""
 RAW_PORTS = (22, 25, 80, 443, 853, 5432, 8080)
 TIMEOUT_S = 20.0
 DEADLINE_S = 10.0
@@ -139,7 +143,10 @@ class Origins:
         plan = {
             "certificates": str(self.directory / "certificates"),
             "dns": NAME_SERVER,
-            "tls": [[SHARED, 443], [API, 443], [EVIL, 443], [SHARED, 8443]],
+            "tls": [
+                *[[SHARED, 443], [API, 443], [EVIL, 443], [SHARED, 8443]],
+                *[[SHARED, OLD_PORT, "old"], [SHARED, MUTUAL_PORT, "mutual"]],
+            ],
             "tcp": [[address, port] for address in (EVIL, *METADATA) for port in RAW_PORTS if (address, port) != (EVIL, 443)]
             + [[address, port] for address in (SHARED, API) for port in (22, 80, 5432)],
             "udp": [[address, port] for address in (EVIL, SHARED, *METADATA) for port in (123, 443, 5353)],
@@ -197,14 +204,19 @@ class Origins:
 
     def script(self, host: str, *replies: bytes, **how: Any) -> None:
         """What the origin `host` (a server name, or `ADDRESS:PORT`) answers. `%HEAD%` in a reply becomes the request's head."""
-        if isinstance(how.get("first"), bytes):
-            how["first"] = base64.b64encode(how["first"]).decode()
+        for key in ("first", "held"):
+            if isinstance(how.get(key), bytes):
+                how[key] = base64.b64encode(how[key]).decode()
         given = {"replies": [base64.b64encode(reply).decode() for reply in replies]} if replies else {}
         self._order(do="script", host=host, **given, **how)
 
     def wire(self) -> Link:
         """Everything that comes in from outside, before any listener sees it."""
         return Link(NAMESPACE_DIR / self.namespace)
+
+    def release(self) -> None:
+        """Let origins send what their scripts hold back."""
+        self._order(do="release")
 
     def seen(self) -> Seen:
         return Seen(self._order(do="seen"))
@@ -251,6 +263,12 @@ class Seen:
             for connection in self.connections
             if name_or_address in (connection["name"], connection["local"], connection["local"].partition(":")[0])
         ]
+
+    @property
+    def requests(self) -> list[dict[str, Any]]:
+        """Requests to origins that note them (`whole`, `h2`), in the order in which they came."""
+        noted = [request for connection in self.connections for request in connection["requests"]]
+        return sorted(noted, key=lambda request: int(request["number"]))
 
     @property
     def is_silent(self) -> bool:
@@ -304,6 +322,7 @@ class Guest:
     directory: Path
     generation: int = 0
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    printed: list[str] = field(default_factory=list)
 
     @property
     def bundle(self) -> Path:
@@ -414,12 +433,14 @@ class Guest:
         async with asyncio.timeout(timeout_s):
             out, err = await process.communicate(stdin)
         assert process.returncode is not None
-        return Ran(process.returncode, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"))
+        ran = Ran(process.returncode, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"))
+        self.printed += [ran.out, ran.err]
+        return ran
 
     async def python(self, program: str, *arguments: str, timeout_s: float = TIMEOUT_S) -> Ran:
         """Run Python text; `wire` of `guest_tools.py` is imported."""
-        tools = str(Path(__file__).with_name("guest_tools.py").parent)
-        text = f"import sys; sys.path.insert(0, {tools!r}); from guest_tools import *\n" + textwrap.dedent(program)
+        tools, checkout = str(Path(__file__).parent), str(Path(__file__).parents[2])
+        text = f"import sys; sys.path[:0] = [{tools!r}, {checkout!r}]; from guest_tools import *\n" + textwrap.dedent(program)
         return await self.run(sys.executable, "-c", text, *arguments, timeout_s=timeout_s)
 
     async def curl(self, *arguments: str) -> Ran:
@@ -478,6 +499,18 @@ class World:
         self.guests.append(guest)
         await guest.policy(policy, **more)
         return guest
+
+    @property
+    def gateway_pid(self) -> int:
+        return int((self.directory / "gateway" / "process").read_text().split()[0])
+
+    def spilled(self) -> list[str]:
+        """Where the canary is and must not be, and where the gateway's own faults are."""
+        files = [path for path in self.directory.rglob("*") if path.is_file()]
+        found = [str(path) for path in files if CANARY.encode() in path.read_bytes()]
+        found += [f"{path}: panic" for path in files if b"panicked at" in path.read_bytes()]
+        found += [f"{guest.sandbox_id} printed it" for guest in self.guests if CANARY in "".join(guest.printed)]
+        return found
 
     async def close(self) -> None:
         for guest in self.guests:
