@@ -6,6 +6,7 @@ import asyncio
 import socket
 from pathlib import Path
 
+from hutch.egress.policy import operator_policy
 from hutch.serving import layout
 from hutch.serving.logs import configure_logging
 from hutch.serving.supervisor import Supervisor, listen, locked
@@ -19,6 +20,8 @@ def run(settings: Settings, ready_file: Path | None = None) -> int:
     """
     layout.require_root()
     configure_logging(settings.server.log_level)
+    # The API process reads it again; here it is refused before anything is started.
+    operator_policy(settings)
     layout.prepare(settings)
     with locked(settings):
         listener = listen(settings)

@@ -247,6 +247,9 @@ class EgressSettings(Section):
     flows_per_second: int = Field(
         200, description="New connections of one sandbox per second, five times as many in a burst.", ge=1, le=1_000_000
     )
+    policy: Path | None = Field(
+        None, description="JSON file with a network policy within which all others hold; read when the server starts."
+    )
 
     @field_validator("dns_upstreams")
     @classmethod
@@ -272,9 +275,9 @@ class EgressSettings(Section):
                 raise ValueError(f"has {text!r}, which is not a range such as 10.20.0.0/16") from error
         return value
 
-    @field_validator("extra_trust_roots")
+    @field_validator("extra_trust_roots", "policy")
     @classmethod
-    def _extra_trust_roots(cls, value: Path | None) -> Path | None:
+    def _file(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None else None
 
 

@@ -17,13 +17,13 @@ import pytest
 from hutch.api.auth import new_token
 from hutch.api.main import ApiServer, server_config
 from hutch.api.services import ResolvedImage, Services
-from hutch.api.startup import Identity, Loaded, identity, started
+from hutch.api.startup import Identity, identity, started
+from hutch.api.startup import load as load_installation
 from hutch.clock import now_ms
 from hutch.control.records import TokenRole
 from hutch.errors import NotFoundError
 from hutch.settings import load
 from hutch.storage import tenants
-from hutch.storage.migrate import Migrations
 from tests.api.fake_host import FakeHost
 
 DAY_MS = 86_400_000
@@ -126,7 +126,7 @@ async def api(tmp_path: Path, host: FakeHost, environment: dict[str, str]) -> As
     settings = load(Path(os.devnull), environment=environment, flags={"server.data_dir": tmp_path})
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    async with started(settings, Loaded(Migrations()), FakeImages()) as services:  # type: ignore[arg-type]
+    async with started(settings, load_installation(settings), FakeImages()) as services:  # type: ignore[arg-type]
         server = ApiServer(server_config(services), services)
         # uvicorn's own loop only looks for signals and takes a while to end; tests do without it.
         server.config.load()

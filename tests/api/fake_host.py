@@ -22,6 +22,7 @@ import msgspec
 from hutch.errors import BadRequestError, GoneError, HutchError, NotFoundError, UnavailableError
 from hutch.host.protocol import (
     LIVE,
+    MAX_LARGE_BYTES,
     ArchiveWrite,
     AuditPage,
     AuditRead,
@@ -189,7 +190,7 @@ class FakeHost:
         )
 
     async def _on_session_create(self, stream: Stream) -> None:
-        spec = stream.params(SessionSpec)
+        spec = await stream.value(SessionSpec, MAX_LARGE_BYTES)
         self.creating.set()
         await self.create_gate.wait()
         if self.refuse_create is not None:
@@ -261,13 +262,13 @@ class FakeHost:
 
     async def _on_session_network(self, stream: Stream) -> None:
         """`break_network`: the connection breaks "before" or "after" the policy is enforced."""
-        update = stream.params(NetworkUpdate)
+        update = await stream.value(NetworkUpdate, MAX_LARGE_BYTES)
         await self.network_gate.wait()
         self._live(update.session_id)
         if self.refuse_network is not None:
             raise self.refuse_network
         breaks, self.break_network = self.break_network, ""
-        if breaks != "before" and update.network.generation > self.networks[update.session_id].generation:
+        if breaks != "before":
             self.networks[update.session_id] = update.network
         if breaks:
             self.drop_connections()

@@ -226,6 +226,27 @@ class Authenticator:
             )
         return Scope(team.id, own)
 
+    async def named_team(self, request: Request, principal: Principal, reference: str) -> Team:
+        """The team that a path names. Raises `NotFoundError`, also for somebody else's."""
+        await self.team(request, principal)
+        team = await self._team(reference)
+        if team is None or (team.id != principal.team_id and not principal.is_admin):
+            raise NotFoundError("not_found", f"Team '{reference[:64]}' not found.")
+        return team
+
+    async def named_project(self, request: Request, principal: Principal, reference: str) -> Project:
+        """The project that a path names, in the team that the query names or in the token's; administrators may name one of
+        another team by its id alone. Raises `NotFoundError`, also for somebody else's."""
+        team = await self.team(request, principal)
+        project = await self._project(team.id, reference)
+        named = "teamId" in request.query_params or "slug" in request.query_params
+        if project is None and principal.is_admin and not named and _REFERENCE.fullmatch(reference):
+            async with self._database.read() as connection:
+                project = await tenants.find_project_of_any_team(connection, reference)
+        if project is None or (principal.project_id not in (None, project.id) and not principal.is_admin):
+            raise NotFoundError("not_found", f"Project '{reference[:64]}' not found in this team.")
+        return project
+
     async def session(self, request: Request, session_id: str) -> SessionOwner:
         """The session of the path, if it is the caller's. Raises `NotFoundError`, also for somebody else's."""
         principal = await self.principal(request)

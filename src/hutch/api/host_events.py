@@ -11,7 +11,7 @@ import functools
 import logging
 from collections.abc import AsyncIterator, Sequence
 
-from hutch.api import forwarding, network_policy
+from hutch.api import forwarding, network_bounds, network_policy
 from hutch.api.services import Services
 from hutch.control.lifecycle import is_live, merge
 from hutch.control.records import Scope, SessionRow
@@ -103,7 +103,9 @@ async def reconcile(services: Services) -> None:
     for report in reports.values():
         if report.session_id not in believed and is_live(report.status):
             await _stop_if_over(services, report.session_id)
-    await network_policy.settle(services, [row for row in believed.values() if row.id in reports])
+    live = [row for row in believed.values() if row.id in reports]
+    await network_policy.settle(services, live)
+    await network_bounds.settle(services, live)
 
 
 def _is_news(row: SessionRow | None, report: SessionRecord, now: int) -> bool:

@@ -23,6 +23,7 @@ import uvicorn
 import uvloop
 
 from hutch import settings as settings_module
+from hutch.api import startup
 from hutch.api.app import create_app
 from hutch.api.http_protocol import bounded_protocol
 from hutch.api.interactive import MAX_MESSAGE_BYTES
@@ -33,7 +34,6 @@ from hutch.errors import HutchError
 from hutch.serving import confine, eager
 from hutch.serving.logs import configure_logging
 from hutch.settings import Settings
-from hutch.storage.migrate import Migrations
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = settings_module.load()
         configure_logging(settings.server.log_level)
-        loaded = Loaded(Migrations())
+        loaded = startup.load(settings)
         eager.import_everything(settings)
         settings = confine.confine(settings)
         listener = socket.socket(fileno=arguments.fd)

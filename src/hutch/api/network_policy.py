@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -30,7 +31,7 @@ from starlette.responses import Response
 from hutch.api import credentials
 from hutch.api.auth import SessionOwner
 from hutch.api.body import read_body
-from hutch.api.commands import call
+from hutch.api.commands import host_errors
 from hutch.api.responses import JsonResponse
 from hutch.api.routing import PlainRoute, documented
 from hutch.api.services import Services, services_of, stopped
@@ -39,8 +40,8 @@ from hutch.control import shapes
 from hutch.control.lifecycle import Merged, is_live
 from hutch.control.records import NetworkPolicy, Scope, SessionRow, Unconfirmed, generation_of
 from hutch.control.requests import PolicyBody, SandboxFields, parse, raw_policy
-from hutch.egress.policy import CheckedPolicy, check
-from hutch.errors import HutchError, PreconditionFailedError
+from hutch.egress.policy import Boundaries, CheckedPolicy, Role, check, outside_warnings, within
+from hutch.errors import GoneError, HutchError, PreconditionFailedError
 from hutch.host.protocol import NetworkApplied, NetworkSpec, NetworkUpdate
 from hutch.storage import sandboxes as sandbox_rows
 from hutch.storage import sessions as session_rows
@@ -65,7 +66,8 @@ async def set_network_policy(request: Request, session_id: str) -> Response:
     async with services.turn(session_id):
         row = await _replace(services, owner, raw, request)
         applied = await _enforce(services, row)
-    session = shapes.session(row, applied)
+    bounded = owner.project_id in await services.bounded(owner.team_id)
+    session = shapes.session(row, applied, bounded=bounded)
     return JsonResponse({"session": session, "hutch": session["networkPolicy"]["hutch"]})
 
 
@@ -78,13 +80,25 @@ async def read_with_policy(request: Request, model: type[B]) -> tuple[B, bytes |
 # -- deciding ---------------------------------------------------------------------------------------
 
 
-async def checked(services: Services, raw: bytes, previous: NetworkPolicy | None = None) -> CheckedPolicy:
-    """A policy that a caller sent. Redacted values come from `previous`. Raises `BadRequestError`."""
+async def checked(services: Services, scope: Scope, raw: bytes, previous: NetworkPolicy | None = None) -> CheckedPolicy:
+    """A policy that a caller sent. Redacted values come from `previous`; what lies outside the bounds of `scope` is among the
+    warnings. Raises `BadRequestError`."""
     old = previous.policy if previous is not None else None
-    if len(raw) <= QUICK_BYTES:
-        return check(raw, old, settings=services.boundaries)
+    bounds = (await services.bounds(scope)).texts()
+    return await compiled(raw, old, "tenant", within(services.boundaries, bounds))
+
+
+async def compiled(raw: bytes, old: str | None, role: Role, settings: Boundaries) -> CheckedPolicy:
+    """`check`, with warnings about what lies outside the bounds."""
+    if len(raw) <= QUICK_BYTES and not settings.bounds:
+        return check(raw, old, role, settings)
+
+    def whole() -> CheckedPolicy:
+        found = check(raw, old, role, settings)
+        return msgspec.structs.replace(found, warnings=found.warnings + outside_warnings(raw, found))
+
     # Compiling may take a second, and all others wait for this thread.
-    return await asyncio.to_thread(check, raw, old, settings=services.boundaries)
+    return await asyncio.to_thread(whole)
 
 
 def kept(policy: CheckedPolicy, generation: int, unconfirmed: Unconfirmed | None = None) -> NetworkPolicy:
@@ -112,11 +126,17 @@ def require_generation(request: Request, policy: NetworkPolicy | None) -> None:
 
 
 async def spec(services: Services, scope: Scope, policy: NetworkPolicy | None) -> NetworkSpec:
-    """What the host has to know of a policy, values of stored credentials included."""
+    """What the host has to know of a policy, its bounds and values of stored credentials included."""
+    bounds = (await services.bounds(scope)).texts()
     if policy is None:
-        return NetworkSpec()
+        return NetworkSpec(bounds=bounds)
     values = await credentials.values(services, scope, policy.credentials)
-    return NetworkSpec(policy=policy.policy, credentials=values, generation=policy.generation)
+    return NetworkSpec(policy=policy.policy, bounds=bounds, credentials=values, generation=policy.generation)
+
+
+def digest(bounds: Sequence[str]) -> bytes:
+    """What is remembered of bounds that the host has."""
+    return hashlib.sha256(msgspec.json.encode(bounds)).digest()
 
 
 async def send_what_changed(services: Services, scope: Scope, policy: NetworkPolicy | None, sent: NetworkSpec) -> None:
@@ -149,7 +169,7 @@ async def _replace(services: Services, owner: SessionOwner, raw: bytes, request:
         if not is_live(seen.status):
             raise stopped()
         require_generation(request, seen.network_policy)
-        policy = await checked(services, raw, seen.network_policy)
+        policy = await checked(services, owner.scope, raw, seen.network_policy)
         async with services.database.write() as connection:
             row = await session_rows.find(connection, owner.scope, owner.session_id, services.sealer, lock=True)
             if row is None or not is_live(row.status):
@@ -196,9 +216,8 @@ async def _enforce(services: Services, row: SessionRow) -> NetworkApplied:
     policy, scope = row.network_policy, Scope(row.team_id, row.project_id)
     assert policy is not None
     assert policy.unconfirmed is not None
-    network = await spec(services, scope, policy)
     try:
-        applied = await call(services, "session.network", NetworkUpdate(session_id=row.id, network=network), NetworkApplied)
+        network, applied = await _tell(services, row)
     except ConnectionClosed:
         # It may or may not have heard us. It will be asked again.
         raise
@@ -210,6 +229,44 @@ async def _enforce(services: Services, row: SessionRow) -> NetworkApplied:
         await _write(services, connection, row.id, replace(policy, unconfirmed=None), replaces=policy)
     await send_what_changed(services, scope, policy, network)
     return applied
+
+
+async def _tell(services: Services, row: SessionRow) -> tuple[NetworkSpec, NetworkApplied]:
+    """Have the host enforce a session's policy within the bounds as they are now."""
+    network = await spec(services, Scope(row.team_id, row.project_id), row.network_policy)
+    update = NetworkUpdate(session_id=row.id, network=network)
+    with host_errors():
+        applied = await services.host.call_large("session.network", update, NetworkApplied)
+    services.bounds_told.put(row.id, digest(network.bounds))
+    return network, applied
+
+
+async def renew(services: Services, session_id: str) -> NetworkApplied | None:
+    """Have the host enforce a session's policy again, because its bounds changed; None for a session that is over. A policy that
+    is unconfirmed is settled on the way. Raises `HutchError` when it is not known what holds."""
+    async with services.turn(session_id):
+        while True:
+            async with services.database.read() as connection:
+                row = await session_rows.find_any(connection, session_id, services.sealer)
+            if row is None or not is_live(row.status):
+                return None
+            policy = row.network_policy
+            try:
+                if policy is not None and policy.unconfirmed is not None:
+                    return await _enforce(services, row)
+                network, applied = await _tell(services, row)
+            except GoneError:
+                return None
+            except ConnectionClosed:
+                raise
+            except HutchError as error:
+                if policy is None or policy.unconfirmed is None:
+                    raise
+                # The one that it replaced holds again, and its bounds are still the old ones.
+                log.warning("the network policy %d of session %s was refused: %s", policy.generation, row.id, error.message)
+                continue
+            await send_what_changed(services, Scope(row.team_id, row.project_id), policy, network)
+            return applied
 
 
 async def settle(services: Services, rows: Iterable[SessionRow]) -> None:

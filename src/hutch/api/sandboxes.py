@@ -88,7 +88,7 @@ async def create_sandbox(request: Request) -> Response:
     )
     config = replace(configured(services, base, body), keep_last_snapshots=keep)
     if policy is not None:
-        config = replace(config, network_policy=kept(await checked(services, policy), FIRST_GENERATION))
+        config = replace(config, network_policy=kept(await checked(services, scope, policy), FIRST_GENERATION))
     return await boot(services, scope, body.name, config, body.ports or [], runtime=body.runtime)
 
 
@@ -102,7 +102,7 @@ async def fork_sandbox(request: Request, name: str) -> Response:
     config = configured(services, source.config, body)
     copied = source.config.network_policy
     if policy is not None:
-        config = replace(config, network_policy=kept(await checked(services, policy, copied), FIRST_GENERATION))
+        config = replace(config, network_policy=kept(await checked(services, scope, policy, copied), FIRST_GENERATION))
     elif copied is not None:
         config = replace(config, network_policy=replace(copied, generation=FIRST_GENERATION))
     if body.image is not None:
@@ -164,7 +164,10 @@ async def list_sandboxes(request: Request) -> Response:
         current = await session_rows.find_many(
             connection, scope, [record.current_session_id for record in records], services.sealer
         )
-    items = [shapes.sandbox(record, current.get(record.current_session_id)) for record in records]
+    bounded = await services.bounded(scope.team_id)
+    items = [
+        shapes.sandbox(record, current.get(record.current_session_id), bounded=record.project_id in bounded) for record in records
+    ]
     return JsonResponse(shapes.page("sandboxes", items, paging.next_cursor(end, described)))
 
 
@@ -180,7 +183,7 @@ async def get_sandbox(request: Request, name: str) -> Response:
     record, session = await find_with_session(services, scope, name)
     if resume:
         session = await _resumed(services, session)
-    answer = _full(services, record, session) | {"resumed": False}
+    answer = await _full(services, record, session) | {"resumed": False}
     if principal.is_admin and session is not None:
         answer["sandbox"] |= {"cgroup": session.cgroup, "isolation": session.isolation}
     return JsonResponse(answer)
@@ -202,7 +205,7 @@ async def update_sandbox(request: Request, name: str) -> Response:
         seen = (await find(services, scope, name)).config.network_policy
         require_generation(request, seen)
         # Before the transaction: nobody else writes while one is open.
-        policy = await checked(services, raw, seen) if raw is not None else None
+        policy = await checked(services, scope, raw, seen) if raw is not None else None
         async with services.database.write() as connection:
             record = await rows.find(connection, scope, name, services.sealer, lock=True)
             if record is None:
@@ -218,8 +221,9 @@ async def update_sandbox(request: Request, name: str) -> Response:
         break
     if resume:
         session = await _resumed(services, session)
-        return JsonResponse(_full(services, record, session) | {"resumed": False})
-    return JsonResponse({"sandbox": shapes.sandbox(record, session), "routes": routes(services, record)})
+        return JsonResponse(await _full(services, record, session) | {"resumed": False})
+    bounded = record.project_id in await services.bounded(record.team_id)
+    return JsonResponse({"sandbox": shapes.sandbox(record, session, bounded=bounded), "routes": routes(services, record)})
 
 
 @router.delete(
@@ -231,7 +235,8 @@ async def delete_sandbox(request: Request, name: str) -> Response:
     scope = await scope_of(request, services)
     paging.flag(request, "deleteOrphanSnapshots")
     record, session = await find_with_session(services, scope, name)
-    answer = {"sandbox": shapes.sandbox(record, session)}
+    bounded = record.project_id in await services.bounded(record.team_id)
+    answer = {"sandbox": shapes.sandbox(record, session, bounded=bounded)}
     if session is not None and is_live(session.status):
         await stop(services, session, "delete")
     async with services.database.write() as connection:
@@ -273,10 +278,15 @@ def unknown(name: str) -> NotFoundError:
     return NotFoundError("not_found", f"Named sandbox '{name[:256]}' not found for this project.")
 
 
-def _full(services: Services, record: SandboxRecord, session: SessionRow | None) -> dict[str, Any]:
+async def _full(services: Services, record: SandboxRecord, session: SessionRow | None) -> dict[str, Any]:
     if session is None:
         raise NotFoundError("not_found", f"Named sandbox '{record.name}' not found for this project.")
-    return {"sandbox": shapes.sandbox(record, session), "session": shapes.session(session), "routes": routes(services, record)}
+    bounded = record.project_id in await services.bounded(record.team_id)
+    return {
+        "sandbox": shapes.sandbox(record, session, bounded=bounded),
+        "session": shapes.session(session, bounded=bounded),
+        "routes": routes(services, record),
+    }
 
 
 async def _resumed(services: Services, session: SessionRow | None) -> SessionRow:
@@ -417,14 +427,20 @@ async def boot(
         network=network,
     )
     services.starting.add(session_id)
+    report: SessionRecord | None = None
     try:
         async with services.database.write() as connection:
             await rows.add(connection, record, services.sealer)
             await session_rows.add(connection, session, services.sealer)
         try:
-            report = await services.host.call("session.create", spec, SessionRecord)
+            report = await services.host.call_large("session.create", spec, SessionRecord)
+            # Bounds that changed meanwhile were told to a host that did not know the session.
+            if (await services.bounds(scope)).texts() != network.bounds:
+                await network_policy.renew(services, session_id)
+            else:
+                services.bounds_told.put(session_id, network_policy.digest(network.bounds))
         except BaseException as error:
-            await asyncio.shield(_undo(services, scope, record, error))
+            await asyncio.shield(_undo(services, scope, record, error if report is None else None))
             raise
     finally:
         services.starting.discard(session_id)
@@ -438,12 +454,17 @@ async def boot(
     )
     if not is_live(started.status):
         raise stopped()
-    answer = {"sandbox": shapes.sandbox(record, started, created=True), "session": shapes.session(started)}
+    bounded = bool(network.bounds)
+    answer = {
+        "sandbox": shapes.sandbox(record, started, bounded=bounded, created=True),
+        "session": shapes.session(started, bounded=bounded),
+    }
     return JsonResponse(answer | {"routes": routes(services, record)})
 
 
-async def _undo(services: Services, scope: Scope, record: SandboxRecord, error: BaseException) -> None:
-    """Free the name of a create that failed. Where it is not known whether the host started the session, tell it to stop it."""
+async def _undo(services: Services, scope: Scope, record: SandboxRecord, error: BaseException | None) -> None:
+    """Free the name of a create that failed. Unless it was the host that refused with this error, it may have started the
+    session, and is told to stop it."""
     if not isinstance(error, HutchError) or isinstance(error, ConnectionClosed):
         with contextlib.suppress(HutchError):
             await services.host.call("session.stop", StopRequest(record.current_session_id, "create failed"), SessionRecord)

@@ -16,20 +16,22 @@ from hutch.api.metrics import Metrics
 from hutch.api.tickets import Tickets
 from hutch.clock import Clock, now_ms
 from hutch.control.lifecycle import lost, merge
-from hutch.control.records import SessionRow
+from hutch.control.records import NetworkBounds, Scope, SessionRow
 from hutch.egress.policy import Boundaries
 from hutch.errors import GoneError, HutchError, NotFoundError
 from hutch.host.client import HostClient
 from hutch.host.protocol import HostInfo, SessionRecord
 from hutch.settings import Settings
-from hutch.storage import sessions
+from hutch.storage import network_bounds, sessions
 from hutch.storage.database import Database
+from hutch.storage.network_bounds import Bounded
 from hutch.storage.sealing import Sealer
 
 if TYPE_CHECKING:
     from hutch.api.forwarding import ForwardingSigner
 
 IMAGE_CACHE_S = 5.0
+BOUNDS_TOLD_ENTRIES = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,12 @@ class Services:
     """Sessions whose create has not been answered: the host need not know them yet."""
     boundaries: Boundaries = field(default_factory=Boundaries)
     """What network policies are checked against."""
+    operator_policy: str | None = None
+    """The operator's network policy, which bounds all others."""
+    bounds_told: Recent[str, bytes] = field(default_factory=lambda: Recent(BOUNDS_TOLD_ENTRIES))
+    """Digests of the bounds that the host last confirmed for each session. What is missing is told again."""
+    bounds_due: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the host could not be told of bounds (`api.network_bounds`)."""
     turns: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     tickets: Tickets = field(default_factory=Tickets)
     metrics: Metrics = field(default_factory=Metrics)
@@ -103,6 +111,19 @@ class Services:
     def turn(self, session_id: str) -> asyncio.Lock:
         """Held while a session's network policy is replaced, so that the host hears of policies in their order."""
         return self.turns.setdefault(session_id, asyncio.Lock())
+
+    async def bounds(self, scope: Scope) -> NetworkBounds:
+        """The policies within which those of a team's or a project's sandboxes hold now."""
+        async with self.database.read() as connection:
+            team, project = await network_bounds.find(connection, scope)
+        return NetworkBounds(self.operator_policy, team, project)
+
+    async def bounded(self, team_id: str) -> Bounded:
+        """Which of a team's projects have bounds."""
+        if self.operator_policy is not None:
+            return Bounded(all=True)
+        async with self.database.read() as connection:
+            return await network_bounds.bounded(connection, team_id)
 
     async def host_info(self) -> HostInfo:
         return await self.host.call("host.info", {}, HostInfo)

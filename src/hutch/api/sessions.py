@@ -52,7 +52,9 @@ async def list_sessions(request: Request) -> Response:
             after=paging.position(request, query),
             limit=paging.limit(request),
         )
-    return JsonResponse(shapes.page("sessions", [shapes.session(row) for row in rows], paging.next_cursor(end, query)))
+    bounded = await services.bounded(scope.team_id)
+    items = [shapes.session(row, bounded=row.project_id in bounded) for row in rows]
+    return JsonResponse(shapes.page("sessions", items, paging.next_cursor(end, query)))
 
 
 @router.get("/v2/sandboxes/sessions/{session_id}", openapi_extra=documented())
@@ -61,7 +63,8 @@ async def get_session(request: Request, session_id: str) -> Response:
     services = services_of(request)
     owner = await services.auth.session(request, session_id)
     row, sandbox = await load(services, owner)
-    return JsonResponse({"session": shapes.session(row), "routes": routes(services, sandbox)})
+    bounded = owner.project_id in await services.bounded(owner.team_id)
+    return JsonResponse({"session": shapes.session(row, bounded=bounded), "routes": routes(services, sandbox)})
 
 
 @router.post("/v2/sandboxes/sessions/{session_id}/stop", openapi_extra=documented())
@@ -74,10 +77,11 @@ async def stop_session(request: Request, session_id: str) -> Response:
     row = await stop(services, row)
     if sandbox is not None:
         _, sandbox = await load(services, owner)
-    answer = {"session": shapes.session(row)}
+    bounded = owner.project_id in await services.bounded(owner.team_id)
+    answer = {"session": shapes.session(row, bounded=bounded)}
     if sandbox is not None:
         current = row if sandbox.current_session_id == row.id else None
-        answer = {"sandbox": shapes.sandbox(sandbox, current), **answer}
+        answer = {"sandbox": shapes.sandbox(sandbox, current, bounded=bounded), **answer}
     return JsonResponse(answer)
 
 
@@ -98,7 +102,8 @@ async def extend_timeout(request: Request, session_id: str) -> Response:
         )
     report = await call(services, "session.extend", ExtendRequest(session_id, body.duration, limit), SessionRecord)
     updated = await services.apply(report)
-    return JsonResponse({"session": shapes.session(updated or row)})
+    bounded = owner.project_id in await services.bounded(owner.team_id)
+    return JsonResponse({"session": shapes.session(updated or row, bounded=bounded)})
 
 
 # -- shared with sandboxes.py and network_policy.py -----------------------------------------------------------------------

@@ -7,13 +7,14 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from hutch.api import network_bounds
 from hutch.api.auth import Authenticator, TokenSigner, new_token
 from hutch.api.forwarding import ForwardingSigner
 from hutch.api.host_events import follow_host
 from hutch.api.services import Images, Services
 from hutch.clock import Clock, now_ms
 from hutch.control.records import Project, Team, TokenRecord, TokenRole
-from hutch.egress.policy import Boundaries
+from hutch.egress.policy import Boundaries, operator_policy
 from hutch.host.client import HostClient
 from hutch.settings import Settings
 from hutch.storage import tenants, tokens
@@ -32,6 +33,13 @@ class Loaded:
     """What is read from the installation before the process gives up the right to read it."""
 
     migrations: Migrations
+    operator_policy: str | None = None
+    """The network policy that bounds all others, checked."""
+
+
+def load(settings: Settings) -> Loaded:
+    """Read the installation. Raises `SettingsError` for a policy that is none."""
+    return Loaded(Migrations(), operator_policy(settings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +57,7 @@ async def started(settings: Settings, loaded: Loaded, images: Images, clock: Clo
     settings.control_dir.mkdir(mode=0o700, exist_ok=True)
     database = Database(settings.database_url())
     host = HostClient(settings.host_socket)
-    follower: asyncio.Task[None] | None = None
+    tasks: list[asyncio.Task[None]] = []
     try:
         await database.open(loaded.migrations)
         signer = TokenSigner(settings.control_dir / "token.key")
@@ -62,17 +70,18 @@ async def started(settings: Settings, loaded: Loaded, images: Images, clock: Clo
             images=images,
             clock=clock,
             boundaries=Boundaries.of(settings),
+            operator_policy=loaded.operator_policy,
             issuer=settings.server.public_url or f"http://{settings.server.listen}",
             forwarding=ForwardingSigner(settings.control_dir / "forwarding.key"),
         )
         team, project = await _default_tenant(services)
         services.default_team_id, services.default_project_id = team.id, project.id
-        follower = asyncio.create_task(follow_host(services))
+        tasks = [asyncio.create_task(follow_host(services)), asyncio.create_task(network_bounds.keep_told(services))]
         yield services
     finally:
-        if follower is not None:
-            follower.cancel()
-            await asyncio.gather(follower, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await host.close()
         await database.close()
 

@@ -82,6 +82,19 @@ class NetworkPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class NetworkBounds:
+    """The policies within which those of a project's sandboxes hold, as JSON text in request form; None: there is none."""
+
+    operator: str | None = None
+    team: str | None = None
+    project: str | None = None
+
+    def texts(self) -> list[str]:
+        """Those that there are, widest first."""
+        return [text for text in (self.operator, self.team, self.project) if text is not None]
+
+
+@dataclass(frozen=True, slots=True)
 class Unconfirmed:
     """What holds again if the host refuses the policy."""
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from hutch.control.lifecycle import duration_ms, is_live, sandbox_status
-from hutch.control.records import CredentialRecord, NetworkPolicy, Route, SandboxRecord, SessionRow, TokenRecord
+from hutch.control.records import CredentialRecord, NetworkPolicy, Route, SandboxRecord, SessionRow, TokenRecord, generation_of
 from hutch.host.protocol import CommandRecord, NetworkApplied, SessionStatus
 
 Json = dict[str, Any]
@@ -16,8 +16,9 @@ INTERACTIVE_PORT = 26661
 ARCHITECTURE = "amd64"
 
 
-def sandbox(record: SandboxRecord, session: SessionRow | None, *, created: bool = False) -> Json:
-    """A sandbox. `session` is its current one; `created` leaves out what the answer to a create does not have."""
+def sandbox(record: SandboxRecord, session: SessionRow | None, *, bounded: bool, created: bool = False) -> Json:
+    """A sandbox. `session` is its current one; `bounded` says whether its network policy holds within others; `created` leaves
+    out what the answer to a create does not have."""
     config = record.config
     shape: Json = {
         "name": record.name,
@@ -39,8 +40,8 @@ def sandbox(record: SandboxRecord, session: SessionRow | None, *, created: bool 
     }
     if record.current_snapshot_id is not None:
         shape["currentSnapshotId"] = record.current_snapshot_id
-    if config.network_policy is not None:
-        shape["networkPolicy"] = network_policy(config.network_policy)
+    if config.network_policy is not None or bounded:
+        shape["networkPolicy"] = network_policy(config.network_policy, bounded=bounded)
     if config.tags:
         shape["tags"] = config.tags
     if config.snapshot_expiration_ms is not None:
@@ -57,7 +58,7 @@ def sandbox(record: SandboxRecord, session: SessionRow | None, *, created: bool 
     return shape
 
 
-def session(row: SessionRow, applied: NetworkApplied | None = None) -> Json:
+def session(row: SessionRow, applied: NetworkApplied | None = None, *, bounded: bool) -> Json:
     """A session. `applied` is what an update of its network policy did, for the answer to that."""
     shape: Json = {
         "id": row.id,
@@ -87,8 +88,8 @@ def session(row: SessionRow, applied: NetworkApplied | None = None) -> Json:
         "duration": duration_ms(row),
     }
     shape.update((key, value) for key, value in optional.items() if value is not None)
-    if row.network_policy is not None:
-        shape["networkPolicy"] = network_policy(row.network_policy, applied)
+    if row.network_policy is not None or bounded:
+        shape["networkPolicy"] = network_policy(row.network_policy, applied, bounded=bounded)
     if not is_live(row.status):
         if row.active_cpu_us is not None:
             shape["activeCpuDurationMs"] = _milliseconds(row.active_cpu_us)
@@ -97,12 +98,16 @@ def session(row: SessionRow, applied: NetworkApplied | None = None) -> Json:
     return shape
 
 
-def network_policy(policy: NetworkPolicy, applied: NetworkApplied | None = None) -> Json:
-    """The vendor's read form, and `hutch`: what it has no place for."""
-    own: Json = {"generation": policy.generation, "warnings": list(policy.warnings)}
+def network_policy(policy: NetworkPolicy | None, applied: NetworkApplied | None = None, *, bounded: bool) -> Json:
+    """The vendor's read form, and `hutch`: what it has no place for. No policy is allow-all, and is only shown where others bound
+    it: then it is not what it says."""
+    read: Json = policy.read if policy is not None else {"mode": "allow-all"}
+    own: Json = {"generation": generation_of(policy), "warnings": list(policy.warnings) if policy is not None else []}
+    if bounded:
+        own["bounded"] = True
     if applied is not None:
         own |= {"closedFlows": applied.closed_flows, "keptFlows": applied.kept_flows}
-    return policy.read | {"hutch": own | policy.read.get("hutch", {})}
+    return read | {"hutch": own | read.get("hutch", {})}
 
 
 def command(record: CommandRecord) -> Json:

@@ -16,6 +16,11 @@ Role = Literal["tenant", "bounds"]
 Policy = str | bytes | Mapping[str, Any]
 """JSON text, or what it means: a string is always JSON text, so that allow-all is `'"allow-all"'`."""
 
+MAX_POLICY_BYTES = 1024 * 1024
+"""The engine refuses a longer one."""
+MAX_OUTSIDE_WARNINGS = 32
+INVALID = "Invalid request: the network policy"
+
 SANDBOX_POOLS = ("100.64.0.0/10",)
 """Where sandboxes get their addresses from: no policy and no operator opens these."""
 
@@ -140,6 +145,78 @@ def check(
     except hutch_native.PolicyError as error:
         raise _refused(error) from error
     return msgspec.json.decode(answer, type=CheckedPolicy)
+
+
+def within(settings: Boundaries, bounds: Sequence[str]) -> Boundaries:
+    """The same settings for a policy that is bounded by these, JSON texts of policies that were checked."""
+    return msgspec.structs.replace(settings, bounds=tuple(msgspec.Raw(text.encode()) for text in bounds))
+
+
+def operator_policy(settings: Settings) -> str | None:
+    """The policy that bounds all others, from the file that the settings name, in request form. Raises `SettingsError`."""
+    path = settings.egress.policy
+    if path is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_POLICY_BYTES + 1)
+    except OSError as error:
+        raise SettingsError(f"`egress.policy`: {path} can't be read: {error.strerror}.") from error
+    try:
+        return check(raw, role="bounds", settings=Boundaries.of(settings)).text
+    except BadRequestError as error:
+        if isinstance(error, SettingsError):
+            raise
+        raise SettingsError(f"`egress.policy`: {path} is no policy: {error.message.removeprefix(INVALID)}") from error
+
+
+def outside_warnings(policy: Policy, checked: CheckedPolicy) -> tuple[PolicyWarning, ...]:
+    """What a policy names beyond its bounds, as warnings with pointers into it. It has no effect, so it is no error: bounds may
+    be widened later, and one policy may be meant for several projects."""
+    pointers = _pointers(_json(policy))
+    found: dict[str, PolicyWarning] = {}
+    for item in checked.outside:
+        ((kind, what),) = item.items()
+        named = "allows everything" if kind == "mode" else f"allows {what}"
+        message = f"{named}, not all of which the operator, the team and the project allow: the rest never has an effect"
+        found.setdefault(what, PolicyWarning(pointers.get(what, ""), "outside_bounds", message))
+    warnings = list(found.values())
+    if len(warnings) > MAX_OUTSIDE_WARNINGS:
+        more = len(warnings) - MAX_OUTSIDE_WARNINGS
+        message = f"has {more} more names or ranges, not all of which the operator, the team and the project allow"
+        warnings[MAX_OUTSIDE_WARNINGS:] = [PolicyWarning("", "outside_bounds", message)]
+    return tuple(warnings)
+
+
+def _pointers(raw: bytes) -> dict[str, str]:
+    """Where names and ranges stand in a policy of any form, as far as they are written as the engine writes them."""
+    try:
+        sent: Any = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError):
+        # The engine takes some text that is no JSON for others, such as halves of surrogate pairs.
+        return {}
+    base, own = "", sent.get("hutch") if isinstance(sent, dict) else None
+    if isinstance(own, dict) and isinstance(own.get("policy"), dict):
+        base, sent = "/hutch/policy", own["policy"]
+    if not isinstance(sent, dict):
+        return {}
+    subnets = sent.get("subnets")
+    lists = {
+        "/allow": sent.get("allow"),
+        "/allowedDomains": sent.get("allowedDomains"),
+        "/subnets/allow": subnets.get("allow") if isinstance(subnets, dict) else None,
+        "/allowedCIDRs": sent.get("allowedCIDRs"),
+    }
+    found: dict[str, str] = {}
+    for place, items in lists.items():
+        keys = [str(key) for key in items] if isinstance(items, dict) else range(len(items)) if isinstance(items, list) else ()
+        for key, item in zip(keys, items or (), strict=True):
+            if isinstance(item, str):
+                escaped = str(key).replace("~", "~0").replace("/", "~1")
+                pointer = f"{base}{place}/{escaped}"
+                found.setdefault(item.lower().removesuffix("."), pointer)
+                found.setdefault(f"{item}/{128 if ':' in item else 32}", pointer)
+    return found
 
 
 def closed_ranges(settings: Boundaries) -> list[str]:

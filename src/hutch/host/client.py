@@ -46,6 +46,10 @@ class HostClient:
         """A request and its reply."""
         return await (await self._connected()).call(method, params, kind)
 
+    async def call_large(self, method: str, params: object, kind: type[T]) -> T:
+        """The same where parameters may be larger than a frame: what holds a network policy within its bounds."""
+        return await (await self._connected()).call_large(method, params, kind)
+
     async def collect(self, method: str, params: object, kind: type[T]) -> list[T]:
         """A request that is answered with a list: one event per entry, because a frame is bounded and a list is not."""
         stream = await self.open(method, params)

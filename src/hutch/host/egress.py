@@ -8,9 +8,11 @@ a control plane is there. Policies are compiled by the gateway; here they are on
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -71,6 +73,8 @@ class Egress:
         self._journal = journal
         self._sealer = Sealer(load_or_create_key(key_file))
         self._states: dict[str, State] = {}
+        # A change reads what holds, writes it and tells the gateway; another one in between would be lost.
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def load(self) -> None:
         """Read what a predecessor wrote, before the journal's writer runs."""
@@ -97,6 +101,13 @@ class Egress:
 
     async def update(self, session_id: str, network: Network, spec: NetworkSpec) -> Applied:
         """Replace a running session's policy: durable first, then enforced. Raises `HutchError`, and the old one stays."""
+        async with self._turn(session_id):
+            return await self._update(session_id, network, spec)
+
+    def _turn(self, session_id: str) -> asyncio.Lock:
+        return self._turns.setdefault(session_id, asyncio.Lock())
+
+    async def _update(self, session_id: str, network: Network, spec: NetworkSpec) -> Applied:
         before = self._states.get(session_id)
         if before is None:
             raise NotFoundError("session_not_found", f"The host has no session '{session_id}'.")
@@ -110,13 +121,14 @@ class Egress:
 
     async def change_credential(self, session_id: str, network: Network, name: str, value: str | None) -> None:
         """Use another value of a stored credential, or none, if the session's policy names it."""
-        state = self._states.get(session_id)
-        if state is None or not _names(state, name):
-            return
-        credentials = {key: known for key, known in state.network.credentials.items() if key != name}
-        if value is not None:
-            credentials[name] = value
-        await self.update(session_id, network, msgspec.structs.replace(state.network, credentials=credentials))
+        async with self._turn(session_id):
+            state = self._states.get(session_id)
+            if state is None or not _names(state, name):
+                return
+            credentials = {key: known for key, known in state.network.credentials.items() if key != name}
+            if value is not None:
+                credentials[name] = value
+            await self._update(session_id, network, msgspec.structs.replace(state.network, credentials=credentials))
 
     async def resume(self, session_id: str, network: Network) -> None:
         """Have the gateway told, when it is next told everything, what holds for an adopted session."""
@@ -135,6 +147,9 @@ class Egress:
             await self.forget(session_id)
 
     async def _put(self, session_id: str, state: State) -> None:
+        if self._states.get(session_id) == state:
+            # A control plane that starts sends everything again.
+            return
         sealed = self._sealer.seal(msgspec.to_builtins(state), session_id)
         await self._journal.put_egress(session_id, sealed)
         self._states[session_id] = state

@@ -24,6 +24,8 @@ Methods over `hutch.wire` (client = control plane):
     credentials.change  CredentialChange        → {} (answers when every live session that names it has the new value)
     audit.read       AuditRead                  → AuditPage
 
+`session.create` and `session.network` may be larger than a frame (`Connection.call_large`), up to `MAX_LARGE_BYTES`.
+
 Errors: 404 `session_not_found`, `command_not_found`; 410 `sandbox_stopped`; those of the agent protocol; 503 `host_full`.
 """
 
@@ -32,6 +34,9 @@ from __future__ import annotations
 import enum
 
 import msgspec
+
+MAX_LARGE_BYTES = 16 * 1024 * 1024
+"""Four policies of at most 1 MiB each, the values of the credentials that they name, and a sandbox's environment."""
 
 
 class SessionStatus(enum.StrEnum):
@@ -51,6 +56,9 @@ LIVE = frozenset(
 
 class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a session may reach. `policy` and `bounds` are policies in request form, as JSON text; no policy is `allow-all`.
+
+    `bounds` are those of the operator, the team and the project, of which any may be missing. The policy is not changed by them:
+    the gateway asks each, and the strictest answer counts.
 
     `credentials` has the values of the stored credentials that the policy names: one that is missing here does not exist,
     and the rules that name it are closed. `generation` grows with every policy of a sandbox and never repeats.
@@ -128,8 +136,8 @@ class ExtendRequest(msgspec.Struct, frozen=True):
 
 
 class NetworkUpdate(msgspec.Struct, frozen=True, kw_only=True):
-    """A generation that the session has already, or has passed, changes nothing and is answered all the same: an update whose
-    answer was lost is sent again."""
+    """What holds from now on. A generation may come again: because an answer was lost, or with other bounds, which have no
+    generation of their own."""
 
     session_id: str
     network: NetworkSpec

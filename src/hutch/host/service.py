@@ -11,6 +11,7 @@ from hutch.errors import NotFoundError
 from hutch.host.commands import Command, Commands, relay
 from hutch.host.machine import Machine, gone_when_closed
 from hutch.host.protocol import (
+    MAX_LARGE_BYTES,
     ArchiveWrite,
     AuditPage,
     AuditRead,
@@ -100,7 +101,7 @@ class Service:
         )
 
     async def _create(self, stream: Stream) -> None:
-        stream.send_reply(await self._supervisor.create(stream.params(SessionSpec)))
+        stream.send_reply(await self._supervisor.create(await stream.value(SessionSpec, MAX_LARGE_BYTES)))
 
     async def _get(self, stream: Stream) -> None:
         stream.send_reply(self._supervisor.get(stream.params(SessionRef).session_id).record)
@@ -120,7 +121,7 @@ class Service:
         stream.send_reply(await self._supervisor.extend(request.session_id, request.duration_ms, request.max_timeout_ms))
 
     async def _network(self, stream: Stream) -> None:
-        stream.send_reply(await self._supervisor.set_network(stream.params(NetworkUpdate)))
+        stream.send_reply(await self._supervisor.set_network(await stream.value(NetworkUpdate, MAX_LARGE_BYTES)))
 
     async def _credential(self, stream: Stream) -> None:
         await self._supervisor.change_credential(stream.params(CredentialChange))

@@ -9,6 +9,8 @@
     sandboxes.py  named sandboxes
     network_policies.py, credentials.py
                   what may hold secrets of tenants, in sealed columns
+    network_bounds.py
+                  policies of teams and projects, within which those of sandboxes hold
     sessions.py   their runs, and what hosts report about them
     hosts.py      how far each host's events were applied
 

@@ -44,11 +44,14 @@ class Base(DeclarativeBase):
 
 
 class TeamModel(Base):
+    """`network_policy` bounds those of the team's sandboxes; a project's does so for its own."""
+
     __tablename__ = "teams"
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     slug: Mapped[str] = mapped_column(String(64), unique=True)
     created_at: Mapped[int] = mapped_column(BigInteger)
+    network_policy: Mapped[str | None] = mapped_column(Text)
 
 
 class ProjectModel(Base):
@@ -59,6 +62,7 @@ class ProjectModel(Base):
     team_id: Mapped[str] = mapped_column(ForeignKey("teams.id", ondelete="CASCADE"))
     slug: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[int] = mapped_column(BigInteger)
+    network_policy: Mapped[str | None] = mapped_column(Text)
 
 
 class TokenModel(Base):

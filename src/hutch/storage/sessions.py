@@ -106,9 +106,15 @@ async def page(
     return sessions, Position(sessions[-1].created_at, sessions[-1].number) if more else None
 
 
-async def live(connection: AsyncConnection, sealer: Sealer) -> list[SessionRow]:
-    """Every session that is thought to be alive, of all teams: what a host's listing is compared with."""
-    rows = await connection.execute(select(_TABLE).where(SessionModel.status.in_(_LIVE)))
+async def live(connection: AsyncConnection, sealer: Sealer, scope: Scope | None = None) -> list[SessionRow]:
+    """Every session that is thought to be alive, those of deleted sandboxes included. Without a scope those of all teams: what a
+    host's listing is compared with."""
+    conditions: list[ColumnElement[bool]] = [SessionModel.status.in_(_LIVE)]
+    if scope is not None:
+        conditions.append(SessionModel.team_id == scope.team_id)
+        if scope.project_id is not None:
+            conditions.append(SessionModel.project_id == scope.project_id)
+    rows = await connection.execute(select(_TABLE).where(*conditions))
     return [_row(row, sealer) for row in rows]
 
 

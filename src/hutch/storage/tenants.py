@@ -27,6 +27,12 @@ async def find_project(connection: AsyncConnection, team_id: str, id_or_slug: st
     return Project(*row) if row is not None else None
 
 
+async def find_project_of_any_team(connection: AsyncConnection, project_id: str) -> Project | None:
+    """A project by its id, whose team the caller has not named: for administrators only."""
+    row = (await connection.execute(_PROJECT.where(ProjectModel.id == project_id))).first()
+    return Project(*row) if row is not None else None
+
+
 async def list_projects(connection: AsyncConnection, team_id: str) -> list[Project]:
     query = _PROJECT.where(ProjectModel.team_id == team_id).order_by(ProjectModel.created_at, ProjectModel.id)
     return [Project(*row) for row in await connection.execute(query)]

@@ -48,6 +48,9 @@ MAX_BACKLOG_BYTES = 8 * 1024 * 1024
 """What may wait for a peer that does not read; data stops at `WRITE_HIGH_BYTES`."""
 GUEST_STATUSES = frozenset({400, 404, 409, 503})
 """What a guest's agent may answer; any other status is for the host to say, and becomes 500."""
+_NOTHING = msgspec.msgpack.encode(None)
+_OPEN_BYTES = 256
+"""What an OPEN has beside its parameters is shorter than this."""
 
 
 class ConnectionClosed(UnavailableError):
@@ -125,6 +128,18 @@ class Stream:
     def params(self, kind: type[T]) -> T:
         """The request's parameters as a value (server side). Raises 400 `bad_request`."""
         return decode_from(self, self._params, kind)
+
+    async def value(self, kind: type[T], limit: int) -> T:
+        """The parameters of a request that may be larger than a frame (server side), as `Connection.call_large` sends them.
+        Raises 400 `bad_request`, or 413 `message_too_large` beyond `limit` bytes."""
+        if self._params != _NOTHING:
+            return self.params(kind)
+        raw = bytearray()
+        while (item := await self.next()) is not None:
+            raw += item.data if isinstance(item, Data) else b""
+            if len(raw) > limit:
+                raise PayloadTooLargeError("message_too_large", f"The request is too large: more than {limit} bytes.")
+        return decode_from(self, bytes(raw), kind)
 
     @overload
     async def reply(self) -> dict[str, Any]: ...
@@ -334,6 +349,20 @@ class Connection(asyncio.Protocol):
         stream = self.open(method, params)
         stream.send_end()
         try:
+            return await stream.reply(kind)
+        finally:
+            stream.cancel()
+
+    async def call_large(self, method: str, params: object, kind: type[T]) -> T:
+        """`call` with parameters that may be larger than a frame: they are then sent as data. The method must take them with
+        `Stream.value`."""
+        raw = msgspec.msgpack.encode(params)
+        if len(raw) <= MAX_PAYLOAD_BYTES - _OPEN_BYTES:
+            return await self.call(method, msgspec.Raw(raw), kind)
+        stream = self.open(method, None)
+        try:
+            await stream.send_data(raw, 0)
+            stream.send_end()
             return await stream.reply(kind)
         finally:
             stream.cancel()

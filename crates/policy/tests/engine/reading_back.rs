@@ -91,6 +91,7 @@ fn an_edit_beside_the_exact_form_is_not_ignored() {
     let old = tenant(&json!({"allow": {"api.test": [injecting()], "cdn.test": []}}));
     let mut form: Value = serde_json::from_str(&old.read_back()).unwrap();
     form["hutch"]["generation"] = json!(3);
+    form["hutch"]["bounded"] = json!(true);
     assert_eq!(
         try_compile(&form, Role::Tenant, Some(&old)).unwrap().policy.hash(),
         old.hash()
