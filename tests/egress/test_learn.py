@@ -30,7 +30,7 @@ def tls(name: str, decision: str = "allow", reason: str = "domain", **more: Any)
     } | more
 
 
-def http(name: str, method: str = "GET", path: str = "/", decision: str = "allow", **more: Any) -> dict[str, Any]:
+def http(name: str, method: Any = "GET", path: Any = "/", decision: str = "allow", **more: Any) -> dict[str, Any]:
     record = {"kind": "http", "decision": decision, "reason": "domain", "name": name, "method": method, "path": path}
     return record | {"mode": "mitm", "origDst": "203.0.113.1:443"} | more
 

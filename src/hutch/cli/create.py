@@ -13,7 +13,12 @@ from hutch.client import Client
 
 
 def fields(
-    image: str | None, runtime: str | None, vcpus: int | None, timeout: str | None, env: list[str] | None
+    image: str | None,
+    runtime: str | None,
+    vcpus: int | None,
+    timeout: str | None,
+    env: list[str] | None,
+    network_policy: str | None,
 ) -> dict[str, Any]:
     """The fields of a create that `hutch create` and `hutch run` share. Raises `BadRequestError`."""
     return {
@@ -22,6 +27,7 @@ def fields(
         "resources": {"vcpus": vcpus} if vcpus is not None else None,
         "timeout": options.duration_ms(timeout, "--timeout"),
         "env": options.pairs(env, "--env", dict(os.environ)) or None,
+        "networkPolicy": options.policy_to_send(network_policy),
     }
 
 
@@ -32,6 +38,7 @@ def create(
     vcpus: options.Vcpus = None,
     timeout: options.Timeout = None,
     env: options.Env = None,
+    network_policy: options.NetworkPolicy = None,
     tag: Annotated[list[str] | None, typer.Option("--tag", help="KEY=VALUE. Repeatable.")] = None,
     port: Annotated[list[int] | None, typer.Option("--port", "-p", help="Port to expose. Repeatable.")] = None,
     disk: Annotated[int | None, typer.Option("--disk-bytes", help="Writable space.")] = None,
@@ -43,7 +50,7 @@ def create(
 
     async def work(client: Client) -> None:
         created = await client.sandboxes.create(
-            **fields(image, runtime, vcpus, timeout, env),
+            **fields(image, runtime, vcpus, timeout, env, network_policy),
             name=name,
             tags=options.pairs(tag, "--tag") or None,
             ports=port or None,
@@ -54,5 +61,6 @@ def create(
             output.write_json(created)
         else:
             output.write_line(created.sandbox.name)
+            output.note_warnings(created.session.network_policy)
 
     raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))

@@ -30,6 +30,12 @@ def note(text: str) -> None:
     print(f"hutch: {printable(text)}", file=sys.stderr)
 
 
+def note_warnings(policy: dict[str, Any] | None) -> None:
+    """What a server says about a network policy, as `networkPolicy` has it."""
+    for warning in (policy or {}).get("hutch", {}).get("warnings", ()):
+        note(f"warning: {warning['pointer'] or 'the policy'} {warning['message']} ({warning['code']})")
+
+
 def write_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table for people; piped, it keeps its full width so that `cut` and `awk` see whole names."""
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())

@@ -24,6 +24,7 @@ def run(
     vcpus: options.Vcpus = None,
     timeout: options.Timeout = None,
     env: options.Env = None,
+    network_policy: options.NetworkPolicy = None,
     cwd: options.Cwd = None,
     sudo: options.Sudo = False,
     interactive: options.Interactive = False,
@@ -37,7 +38,7 @@ def run(
 
     async def work(client: Client) -> int:
         check(program)
-        wanted = create.fields(image, runtime, vcpus, timeout, env)
+        wanted = create.fields(image, runtime, vcpus, timeout, env, network_policy)
         # Shielded: a sandbox whose name never arrived here could not be deleted.
         creating = asyncio.ensure_future(client.sandboxes.create(**wanted, persistent=False))
         try:

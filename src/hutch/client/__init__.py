@@ -9,6 +9,7 @@
     terminal.py   a terminal over a WebSocket
     credentials.py, audit.py
                   what rules of network policies add to requests, and what the egress firewall decided
+    bounds.py     network policies of teams and projects
     tokens.py     tokens and images, Hutch's own part of the API
 
 Programs of users are better served by the vendor's SDKs, which work unmodified (`hutch env`); this client has no

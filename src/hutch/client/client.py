@@ -8,6 +8,7 @@ from typing import Self
 import httpx
 
 from hutch.client.audit import Audit
+from hutch.client.bounds import Bounds
 from hutch.client.commands import Commands
 from hutch.client.credentials import Credentials
 from hutch.client.files import Files
@@ -28,6 +29,7 @@ class Client:
         self.files = Files(self.http)
         self.credentials = Credentials(self.http)
         self.audit = Audit(self.http)
+        self.bounds = Bounds(self.http)
         self.tokens = Tokens(self.http)
         self.images = Images(self.http)
 

@@ -117,6 +117,13 @@ class Credential(msgspec.Struct, frozen=True, kw_only=True):
     updated_at: int
 
 
+class BoundsSet(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A policy of a team or project that was set; `hutch` has `warnings`, and what came of it for running sandboxes."""
+
+    network_policy: Json
+    hutch: Json
+
+
 class AuditRecords(msgspec.Struct, frozen=True, kw_only=True):
     """Records of a sandbox's audit, oldest first; `next` is where to read on."""
 

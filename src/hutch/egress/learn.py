@@ -63,10 +63,10 @@ def learn(records: Iterable[Mapping[str, Any]], *, paths: bool = False, include_
     Reads the records once and keeps only what differs. Raises `BadRequestError` (`too_much_to_learn`) for more than one policy
     holds.
     """
-    seen = _Seen(include_denied)
+    learner = Learner(include_denied=include_denied)
     for record in records:
-        seen.add(record)
-    return seen.learned(paths=paths)
+        learner.add(record)
+    return learner.learned(paths=paths)
 
 
 @dataclass(slots=True)
@@ -91,10 +91,10 @@ class _Name:
         ]
 
 
-class _Seen:
-    """What records say, without repetition. Its size is bounded by what one policy holds."""
+class Learner:
+    """`learn` one record after the other: what records say, without repetition. Its size is bounded by what one policy holds."""
 
-    def __init__(self, include_denied: bool) -> None:
+    def __init__(self, *, include_denied: bool = False) -> None:
         self._include_denied = include_denied
         self._names: dict[str, _Name] = {}
         self._looked_up: dict[str, None] = {}
@@ -106,6 +106,7 @@ class _Seen:
         self._virtual = False
 
     def add(self, record: Mapping[str, Any]) -> None:
+        """Take a record in. Raises `BadRequestError`."""
         kind, decision = record.get("kind"), record.get("decision")
         if kind == "dns":
             self._add_question(record)
@@ -211,7 +212,7 @@ class _Seen:
     # -- the policy ---------------------------------------------------------------------------------
 
     def learned(self, *, paths: bool) -> Learned:
-        """The policy that all of it makes."""
+        """The policy that all of it makes, and remarks."""
         notes = [f"left out: {count} {what}" for what, count in sorted(self._left_out.items())]
         if self._ranges:
             # Beside ranges only names of the policy resolve, and it may have been by such a name that an address was found.
