@@ -58,6 +58,7 @@ def test_the_egress_section_takes_what_hermetic_tests_need(tmp_path: Path) -> No
     assert egress.extra_trust_roots == Path("roots.pem").absolute()
     assert egress.allow_private == ("10.20.0.0/16", "fd00:1::/32")
     assert egress.audit is Audit.DENIALS
+    assert loaded(tmp_path, environment={"HUTCH_EGRESS__POLICY": "policy.json"}).egress.policy == Path("policy.json").absolute()
     plain = loaded(tmp_path).egress
     assert (plain.dns_upstreams, plain.extra_trust_roots, plain.allow_private, plain.audit) == ((), None, (), Audit.ALL)
 

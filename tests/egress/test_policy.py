@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hutch.egress import hutch_native
-from hutch.egress.policy import Boundaries, CheckedPolicy, Policy, Question, check, closed_ranges, explain
+from hutch.egress.policy import (
+    MAX_OUTSIDE_WARNINGS,
+    Boundaries,
+    CheckedPolicy,
+    Policy,
+    Question,
+    check,
+    closed_ranges,
+    explain,
+    operator_policy,
+    outside_warnings,
+    within,
+)
 from hutch.errors import BadRequestError
 from hutch.settings import SettingsError, load
 
@@ -372,3 +386,82 @@ def test_the_native_functions_take_any_bytes(junk: bytes) -> None:
             call()
         except hutch_native.PolicyError as error:
             assert len(error.args) == 3
+
+
+# -- bounds ------------------------------------------------------------------------------------------
+
+OPERATORS = {"mode": "allow-all", "block": ["evil.test"]}
+
+
+def test_the_operators_policy_is_read_in_request_form(tmp_path: Path) -> None:
+    assert operator_policy(load(Path(os.devnull), environment={})) is None
+    file = tmp_path / "policy.json"
+    file.write_text(json.dumps({"block": ["EVIL.test."], "mode": "allow-all"}))
+    text = operator_policy(load(Path(os.devnull), environment={"HUTCH_EGRESS__POLICY": str(file)}))
+    assert json.loads(text or "") == OPERATORS
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "should be JSON"),
+        (b"{", "should be JSON"),
+        (b"\xff\xfe\x00", ""),
+        (b'{"allow": ["api*.x"]}', "/allow/0 has a `*`"),
+        (b'{"allow": {"a.test": [{"forwardURL": "https://p.test"}]}}', "/allow/a.test/0"),
+        (b" " * 2_000_000, "1048576 bytes"),
+        (None, "can't be read"),
+    ],
+)
+def test_an_operators_policy_that_is_none_is_refused_with_file_and_place(
+    tmp_path: Path, content: bytes | None, said: str
+) -> None:
+    file = tmp_path / "policy.json"
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    for path, words in ((file, said), (tmp_path / "none.json", "No such file")):
+        with pytest.raises(SettingsError) as refused:
+            operator_policy(load(Path(os.devnull), environment={"HUTCH_EGRESS__POLICY": str(path)}))
+        assert refused.value.code == "invalid_configuration"
+        assert refused.value.message.startswith(f"`egress.policy`: {path} ")
+        assert words in refused.value.message
+
+
+def outside(policy: Policy, *bounds: dict[str, Any]) -> list[str]:
+    settings = within(Boundaries(), [json.dumps(bound) for bound in bounds])
+    found = outside_warnings(policy, check(policy, settings=settings))
+    assert all(warning.code == "outside_bounds" and warning.message for warning in found)
+    return [warning.pointer for warning in found]
+
+
+def test_warnings_point_at_what_lies_outside_in_every_form() -> None:
+    only = {"allow": ["a.test", "*.b.test"], "subnets": {"allow": ["203.0.113.0/25"]}}
+    assert outside({"allow": ["a.test", "c.test", "*.test", "x.b.test"]}, only) == ["/allow/1", "/allow/2"]
+    assert outside({"allow": {"a.test": [], "C.Test": []}}, only) == ["/allow/C.Test"]
+    assert outside({"subnets": {"allow": ["203.0.113.0/24", "203.0.113.9", "203.0.113.200"]}}, only) == [
+        "/subnets/allow/0",
+        "/subnets/allow/2",
+    ]
+    legacy = {"mode": "custom", "allowedDomains": ["a.test", "c.test"], "allowedCIDRs": ["198.51.100.0/24"]}
+    assert outside(legacy, only) == ["/allowedDomains/1", "/allowedCIDRs/0"]
+    assert outside('"allow-all"', only) == outside({"mode": "allow-all"}, OPERATORS) == [""]
+    assert outside('"deny-all"', only) == outside({}, only) == outside({"allow": ["a.test"]}, only) == []
+    read = check({"allow": ["c.test"], "limits": {"upBytes": 5}}).read_back
+    assert outside(read, only)[0].startswith("/hutch/policy/allow")
+    # Two that bound it say it once.
+    assert outside({"allow": ["c.test"]}, only, only) == ["/allow/0"]
+    assert outside({"allow": ["bücher.test"]}, only) == [""]
+
+
+@given(POLICIES, POLICIES)
+def test_warnings_are_made_for_every_policy_that_is_one(policy: str, bound: str) -> None:
+    try:
+        text = check(bound, role="bounds").text
+        checked = check(policy, settings=within(Boundaries(), [text]))
+    except BadRequestError:
+        return
+    warnings = outside_warnings(policy, checked)
+    assert bool(warnings) == bool(checked.outside)
+    assert len(warnings) <= MAX_OUTSIDE_WARNINGS + 1

@@ -179,6 +179,32 @@ async def test_a_request_that_does_not_fit_is_refused_here(serve: Serve) -> None
     assert await connection.call("add", {"a": 2, "b": 3}) == {"sum": 5}
 
 
+@pytest.mark.parametrize("size", [0, 1000, MAX_PAYLOAD_BYTES - 300, MAX_PAYLOAD_BYTES, MAX_PAYLOAD_BYTES + 1, 3_000_000])
+async def test_large_parameters_arrive_whole_however_large(serve: Serve, size: int) -> None:
+    async def handler(stream: Stream) -> None:
+        value = await stream.value(dict[str, str], 4_000_000)
+        stream.send_reply({"a": len(value["text"]), "b": len(set(value["text"]))})
+
+    connection = await serve(handler)
+    answer = await connection.call_large("m", {"text": "x" * size}, Sum)
+    assert (answer.a, answer.b) == (size, min(size, 1))
+    assert not connection.mux.streams
+
+
+async def test_large_parameters_have_a_bound_and_a_form(serve: Serve) -> None:
+    async def handler(stream: Stream) -> None:
+        stream.send_reply(await stream.value(Sum, 1_000_000))
+
+    connection = await serve(handler)
+    with pytest.raises(PayloadTooLargeError) as refused:
+        await connection.call_large("m", {"text": "x" * 1_500_000}, Sum)
+    assert refused.value.code == "message_too_large"
+    for size in (1, 900_000):
+        with pytest.raises(BadRequestError):
+            await connection.call_large("m", {"text": "x" * size}, Sum)
+    assert await connection.call_large("m", {"a": 1, "b": 2}, Sum) == Sum(1, 2)
+
+
 async def test_too_many_requests_at_once_are_told_to_try_again(serve: Serve) -> None:
     gate = asyncio.Event()
 

@@ -73,7 +73,7 @@ def policy_to_send(text: str | None) -> msgspec.Raw | None:
     raw = policy_text(text)
     try:
         msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise BadRequestError("invalid_network_policy", f"The network policy is not JSON: {error}.") from error
     return msgspec.Raw(raw)
 

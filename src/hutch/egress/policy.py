@@ -192,7 +192,7 @@ def _pointers(raw: bytes) -> dict[str, str]:
     """Where names and ranges stand in a policy of any form, as far as they are written as the engine writes them."""
     try:
         sent: Any = msgspec.json.decode(raw)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, ValueError, RecursionError):
         # The engine takes some text that is no JSON for others, such as halves of surrogate pairs.
         return {}
     base, own = "", sent.get("hutch") if isinstance(sent, dict) else None
