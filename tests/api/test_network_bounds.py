@@ -311,6 +311,12 @@ async def test_a_projects_policy_is_warned_of_its_teams(api: Api) -> None:
     assert [(item["pointer"], item["code"]) for item in warnings] == [("/allow/1", "outside_bounds")]
 
 
+async def test_a_block_list_that_allows_nothing_is_remarked(api: Api) -> None:
+    for policy, codes in (({"block": ["a.test"]}, ["allows_nothing"]), ({}, ["allows_nothing"]), (BLOCK, []), ("deny-all", [])):
+        answer = await put(api.http, team("default"), policy)
+        assert [item["code"] for item in answer.json()["hutch"]["warnings"]] == codes
+
+
 async def test_a_member_narrows_and_does_not_widen(api: Api) -> None:
     owner, member = await api.tenant("acme", None, TokenRole.OWNER), await api.tenant("acme", "web")
     await put(owner.http, project("web"), ONLY)

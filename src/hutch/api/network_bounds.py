@@ -32,7 +32,7 @@ from hutch.api.routing import PlainRoute, documented
 from hutch.api.services import Services, services_of
 from hutch.control.records import Scope, SessionRow, TokenRole
 from hutch.control.requests import PolicyBody
-from hutch.egress.policy import within
+from hutch.egress.policy import PolicyWarning, within
 from hutch.errors import ForbiddenError, HutchError, UnavailableError
 from hutch.host.protocol import NetworkApplied
 from hutch.storage import network_bounds as rows
@@ -45,6 +45,9 @@ log = logging.getLogger(__name__)
 AT_ONCE = 16
 """Sessions that the host is told about at the same time."""
 RETRY_S = 1.0
+ALLOWS_NOTHING = PolicyWarning(
+    "", "allows_nothing", 'allows nothing, whatever it blocks: to block names and allow all others, add "mode": "allow-all"'
+)
 _TEAM = {"teamId": "Id or slug of the project's team; default: the token's"}
 
 
@@ -130,8 +133,9 @@ async def _put(request: Request, place: Place) -> Response:
     async with services.database.write() as connection:
         await rows.put(connection, place.scope, policy.text)
     applied = await _announce(services, place)
+    warnings = [*policy.warnings, ALLOWS_NOTHING] if policy.empty else policy.warnings
     own = {
-        "warnings": msgspec.to_builtins(policy.warnings),
+        "warnings": msgspec.to_builtins(warnings),
         "sessions": len(applied),
         "closedFlows": sum(one.closed_flows for one in applied),
         "keptFlows": sum(one.kept_flows for one in applied),
