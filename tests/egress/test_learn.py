@@ -15,6 +15,7 @@ from hutch.egress.learn import CURABLE, FLOWS, MAX_NAMES, MAX_RANGES, MAX_RULES,
 from hutch.egress.policy import Question, check, explain
 from hutch.errors import BadRequestError
 from tests.conftest import CHECKOUT
+from tests.egress.world import EVIL, World
 
 OPEN = "203.0.113.9:5432"
 
@@ -278,3 +279,36 @@ def test_more_than_a_policy_holds_is_said(make: Any, most: int) -> None:
     with pytest.raises(BadRequestError) as refused:
         learn(make(number) for number in range(most + 1))
     assert refused.value.code == "too_much_to_learn"
+
+
+# -- the real gateway -------------------------------------------------------------------------------
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("paths", [False, True])
+async def test_what_ran_while_it_was_learned_runs_under_what_was_learned(outside: World, paths: bool) -> None:
+    guest = await outside.guest({"allow": {"*": []}, "defaults": {"inspect": "all"}})
+
+    async def status(url: str, *arguments: str) -> str:
+        return (await guest.curl("-o", "/dev/null", *arguments, url)).out[-3:]
+
+    did = (("https://api.test/v1/users", "-d", "x"), ("https://api.test/health",), ("https://a.wild.test/",))
+    assert [await status(*request) for request in did] == ["200"] * 3
+    assert (await guest.curl("-m", "3", "http://other.test/")).code != 0
+    assert (await guest.curl("-m", "8", f"telnet://{EVIL}:5432")).code != 0
+    # A record of a request is there when it has been answered.
+    await guest.audited(kind="http", name="a.wild.test")
+    await guest.audited(kind="tcp", origDst=f"{EVIL}:5432")
+    learned = learn(await guest.audit(), paths=paths)
+    assert sorted(learned.policy["allow"]) == ["a.wild.test", "api.test"]
+    await guest.policy(learned.policy)
+    assert [await status(*request) for request in did] == ["200"] * 3
+    assert (await guest.curl("https://cdn.test/")).code != 0
+    assert await status("https://api.test/v1/users", "-X", "DELETE") == ("403" if paths else "200")
+    assert await status("https://api.test/admin") == ("403" if paths else "200")
+    # What was refused can be taken in too, and then it is open.
+    wider = learn(await guest.audit(), paths=paths, include_denied=True).policy
+    assert wider["subnets"] == {"allow": [f"{EVIL}/32"]}
+    assert {"other.test", "cdn.test"} <= set(wider["allow"])
+    await guest.policy(wider)
+    assert (await guest.curl("-m", "8", "http://other.test/")).out[-3:] == "200"

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from hutch import serve
 from hutch.serving import ready
 from hutch.serving.children import child_environment
 from hutch.serving.supervisor import base_url, listen
-from hutch.settings import load
+from hutch.settings import SettingsError, load
 
 
 def test_a_child_loads_the_same_settings_whatever_their_source(tmp_path: Path) -> None:
@@ -79,3 +80,13 @@ def test_a_public_url_wins() -> None:
     settings = load(environment={}, flags={"server.listen": "127.0.0.1:0", "server.public_url": "https://x.test/base/"})
     with listen(settings) as listener:
         assert base_url(settings, listener) == "https://x.test/base"
+
+
+@pytest.mark.root
+def test_a_policy_of_the_operator_that_is_none_starts_nothing(tmp_path: Path) -> None:
+    file, data_dir = tmp_path / "policy.json", tmp_path / "data"
+    file.write_text('{"allow": ["api*.x"]}')
+    settings = load(environment={"HUTCH_EGRESS__POLICY": str(file)}, flags={"server.data_dir": data_dir})
+    with pytest.raises(SettingsError, match="/allow/0"):
+        serve.run(settings)
+    assert not data_dir.exists()
