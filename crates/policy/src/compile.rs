@@ -126,7 +126,14 @@ fn exact_form<'a>(root: &Node<'a>) -> Result<Option<Node<'a>>, PolicyError> {
     let Some((_, hutch)) = hutch.filter(|(_, hutch)| *hutch.value != Json::Null) else {
         return Ok(None);
     };
-    let fields = hutch.fields(&["generation", "bounded", "closedFlows", "keptFlows", "warnings", "policy"])?;
+    let fields = hutch.fields(&[
+        "generation",
+        "bounded",
+        "closedFlows",
+        "keptFlows",
+        "warnings",
+        "policy",
+    ])?;
     Ok(fields.get("policy").cloned())
 }
 
