@@ -1,4 +1,4 @@
-"""What only the tests need: PostgreSQL, a browser, and the JavaScript clients from npm."""
+"""What only the tests need: PostgreSQL, a browser, clients of the firewall's tests, and the JavaScript clients from npm."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scripts.setup import cache, packages, shell
 from scripts.setup.report import Step
 
 # Program → package. PostgreSQL's own programs are not in PATH.
-_PROGRAMS = {"chromium": "chromium"}
+_PROGRAMS = {"chromium": "chromium", "curl": "curl", "git": "git", "openssl": "openssl", "setpriv": "util-linux"}
 _POSTGRES = Path("/usr/lib/postgresql")
 CLIENTS = shell.CHECKOUT / "tests" / "clients"
 
