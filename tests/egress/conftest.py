@@ -9,7 +9,7 @@ import pytest
 
 from tests import leaks
 from tests.conftest import wait_until
-from tests.egress.world import Origins, World, world
+from tests.egress.world import CANARY, Origins, World, world
 
 SETTLE_S = 10.0
 
@@ -40,3 +40,10 @@ async def outside(origins: Origins, tmp_path: Path) -> AsyncIterator[World]:
         SETTLE_S,
         lambda: f"left behind: {leaks.new(before, leaks.snapshot(tmp_path))}",
     )
+
+
+@pytest.fixture
+async def canary_stays(outside: World) -> AsyncIterator[None]:
+    """For tests of credentials: afterwards the canary is nowhere but at the origin."""
+    yield
+    assert outside.places_of(CANARY) == []

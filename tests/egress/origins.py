@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import hashlib
 import json
 import socket
 import ssl
 import struct
 import sys
+import time
 import warnings
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -40,7 +42,8 @@ TYPES = {"A": 1, "NS": 2, "CNAME": 5, "SOA": 6, "TXT": 16, "AAAA": 28, "HTTPS": 
 
 @dataclass(slots=True)
 class Script:
-    """What an origin answers. `hold` keeps a connection open without a word; `first` is sent before anything was read."""
+    """What an origin answers. `first` is sent before anything was read. A reply is written in pieces of `step` bytes, each a
+    record of TLS, and `repeat` follows it again and again until the connection ends."""
 
     replies: list[bytes] = field(default_factory=lambda: [DEFAULT_REPLY])
     close: bool = False
@@ -60,6 +63,9 @@ class Script:
     then_echo: bool = False
     h2: bool = False
     trailers: list[list[str]] = field(default_factory=list)
+    step: int = 0
+    repeat: bytes = b""
+    every_s: float = 0.01
 
 
 @dataclass(slots=True)
@@ -75,6 +81,7 @@ class Connection:
     heads: int = 0
     ended: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
+    last: float = 0.0
 
     def seen(self) -> dict[str, Any]:
         return {
@@ -87,6 +94,7 @@ class Connection:
             "heads": self.heads,
             "ended": self.ended,
             "requests": self.requests,
+            "last": self.last,
         }
 
 
@@ -136,6 +144,7 @@ class World:
             connection.alpn = session.selected_alpn_protocol()
         self.connections.append(connection)
         self.writers.add(writer)
+        repeating: list[asyncio.Future[None]] = []
         script = self.scripts.get(name or "", self.scripts.get(connection.local, Script()))
         try:
             if script.first:
@@ -150,6 +159,7 @@ class World:
             waiting = b""
             while chunk := await reader.read(65536):
                 connection.data += chunk
+                connection.last = time.monotonic()
                 if script.echo:
                     writer.write(chunk)
                     await writer.drain()
@@ -160,6 +170,8 @@ class World:
                     reply = script.replies[min(connection.heads, len(script.replies) - 1)]
                     connection.heads += 1
                     await self.reply(script, head, reply, writer)
+                    if script.repeat:
+                        repeating.append(asyncio.ensure_future(self.repeat(script, writer)))
                     if script.then_echo:
                         script.echo = True
                         writer.write(waiting)
@@ -173,8 +185,18 @@ class World:
         except (EOFError, OSError) as error:
             connection.ended = type(error).__name__
         finally:
+            for task in repeating:
+                task.cancel()
             self.writers.discard(writer)
             writer.close()
+
+    @staticmethod
+    async def repeat(script: Script, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, ssl.SSLError):
+            while not writer.is_closing():
+                writer.write(script.repeat)
+                await writer.drain()
+                await asyncio.sleep(script.every_s)
 
     async def reply(self, script: Script, head: bytes, reply: bytes, writer: asyncio.StreamWriter) -> None:
         if b"%HEAD%" in reply:
@@ -183,7 +205,10 @@ class World:
             reply = reply.replace(b"%ACCEPT%", _accept(head))
         if script.delay_s:
             await asyncio.sleep(script.delay_s)
-        writer.write(reply)
+        for at in range(0, len(reply), script.step or len(reply) or 1):
+            writer.write(reply[at : at + (script.step or len(reply))])
+            if script.step:
+                await writer.drain()
         left = script.download
         while left:
             writer.write(PIECE[: min(left, len(PIECE))])
@@ -303,7 +328,12 @@ class World:
 
             def datagram_received(self, data: bytes, peer: tuple[str, int]) -> None:
                 world.datagrams.append(
-                    {"local": f"{address}:{port}", "peer": f"{peer[0]}:{peer[1]}", "data": base64.b64encode(data).decode()}
+                    {
+                        "local": f"{address}:{port}",
+                        "peer": f"{peer[0]}:{peer[1]}",
+                        "data": base64.b64encode(data).decode(),
+                        "at": time.monotonic(),
+                    }
                 )
                 cast("asyncio.DatagramTransport", self.transport).sendto(b"echo:" + data, peer)
 
@@ -343,6 +373,7 @@ class World:
                 "over": over,
                 "additional": int.from_bytes(query[10:12]),
                 "bytes": len(query),
+                "at": time.monotonic(),
             }
         )
         steps = self.zones.get(name.lower())
@@ -371,7 +402,7 @@ class World:
                 for key, value in order.items():
                     if key == "replies":
                         script.replies = [base64.b64decode(reply) for reply in value]
-                    elif key in ("first", "held"):
+                    elif key in ("first", "held", "repeat"):
                         setattr(script, key, base64.b64decode(value))
                     elif key not in ("do", "host"):
                         setattr(script, key, value)

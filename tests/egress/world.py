@@ -21,7 +21,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,9 +34,9 @@ from cryptography.x509.oid import NameOID
 
 from hutch.host import authority, kernel
 from hutch.host.audit import AuditStore
-from hutch.host.authority import TrustStore
+from hutch.host.authority import Authority, TrustStore
 from hutch.host.binaries import gateway_path
-from hutch.host.gateway import Applied, Gateway
+from hutch.host.gateway import Applied, AuditEvent, Counters, Gateway
 from hutch.host.names import NAMESPACE_DIR, Names
 from hutch.host.network import Network, Networks
 from hutch.settings import Settings, load
@@ -204,9 +204,7 @@ class Origins:
 
     def script(self, host: str, *replies: bytes, **how: Any) -> None:
         """What the origin `host` (a server name, or `ADDRESS:PORT`) answers. `%HEAD%` in a reply becomes the request's head."""
-        for key in ("first", "held"):
-            if isinstance(how.get(key), bytes):
-                how[key] = base64.b64encode(how[key]).decode()
+        how |= {key: base64.b64encode(value).decode() for key, value in how.items() if isinstance(value, bytes)}
         given = {"replies": [base64.b64encode(reply).decode() for reply in replies]} if replies else {}
         self._order(do="script", host=host, **given, **how)
 
@@ -320,9 +318,12 @@ class Guest:
     network: Network
     sandbox_id: str
     directory: Path
+    authority: Authority | None = None
+    told: dict[str, Any] = field(default_factory=dict)
     generation: int = 0
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
     printed: list[str] = field(default_factory=list)
+    programs: list[asyncio.subprocess.Process] = field(default_factory=list)
 
     @property
     def bundle(self) -> Path:
@@ -338,22 +339,29 @@ class Guest:
     ) -> Applied:
         """Put a policy (what JSON means) in place; it is enforced when this returns."""
         self.generation += 1
-        return await self.world.gateway.set_policy(
-            self.network,
-            {
-                "sandbox_id": self.sandbox_id,
-                "sandbox_name": self.sandbox_id,
-                "team_id": "team_test",
-                "project_id": "prj_test",
-                "lifecycle": f"session_{self.sandbox_id}",
-                "generation": self.generation,
-                "policy": None if policy is None else json.dumps(policy),
-                "bounds": [],
-                "credentials": credentials or {},
-                "placeholders": placeholders or [],
-                **more,
-            },
-        )
+        message = {
+            "sandbox_id": self.sandbox_id,
+            "sandbox_name": self.sandbox_id,
+            "team_id": "team_test",
+            "project_id": "prj_test",
+            "lifecycle": f"session_{self.sandbox_id}",
+            "generation": self.generation,
+            "policy": None if policy is None else json.dumps(policy),
+            "bounds": [],
+            "credentials": credentials or {},
+            "placeholders": placeholders or [],
+            **more,
+        }
+        applied = await self.world.gateway.set_policy(self.network, message)
+        self.told = message
+        return applied
+
+    async def start_again(self, lifecycle: str, policy: Any) -> None:
+        """End its session and begin another one of the same sandbox at once."""
+        assert self.authority is not None
+        await self.world.gateway.remove(self.network)
+        await self.world.gateway.add(self.network, self.authority)
+        await self.policy(policy, lifecycle=lifecycle)
 
     def socket(self, kind: int, protocol: int = 0, family: int = socket.AF_INET) -> socket.socket:
         """A socket in the guest's network, for this test's own loop."""
@@ -430,22 +438,38 @@ class Guest:
             stderr=asyncio.subprocess.PIPE,
             env=environment,
         )
-        async with asyncio.timeout(timeout_s):
-            out, err = await process.communicate(stdin)
+        self.programs.append(process)
+        try:
+            async with asyncio.timeout(timeout_s):
+                out, err = await process.communicate(stdin)
+        finally:
+            self.programs.remove(process)
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
         assert process.returncode is not None
         ran = Ran(process.returncode, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"))
         self.printed += [ran.out, ran.err]
         return ran
 
-    async def python(self, program: str, *arguments: str, timeout_s: float = TIMEOUT_S) -> Ran:
+    def stop(self) -> None:
+        """End its programs."""
+        for program in self.programs:
+            program.kill()
+
+    async def python(self, program: str, *arguments: str, stdin: bytes | None = None, timeout_s: float = TIMEOUT_S) -> Ran:
         """Run Python text; `wire` of `guest_tools.py` is imported."""
         tools, checkout = str(Path(__file__).parent), str(Path(__file__).parents[2])
         text = f"import sys; sys.path[:0] = [{tools!r}, {checkout!r}]; from guest_tools import *\n" + textwrap.dedent(program)
-        return await self.run(sys.executable, "-c", text, *arguments, timeout_s=timeout_s)
+        return await self.run(sys.executable, "-c", text, *arguments, stdin=stdin, timeout_s=timeout_s)
 
     async def curl(self, *arguments: str) -> Ran:
         """curl, silent but for errors, with the status at the end of its output."""
         return await self.run("curl", "-sS", "--max-time", "15", "-w", "\n%{http_code}", *arguments)
+
+    async def counters(self) -> Counters:
+        """What the gateway counted for it."""
+        return await self.world.gateway.counters(self.network)
 
     async def audit(self, **wanted: Any) -> list[dict[str, Any]]:
         """Audit records whose fields have these values, in order."""
@@ -472,18 +496,55 @@ class World:
         self.settings = settings
         self.networks = networks
         self.audit = AuditStore(directory / "audit")
+        self.stores_audit = asyncio.Event()
+        self.stores_audit.set()
         self.trust = TrustStore(settings.egress.extra_trust_roots)
-        self.gateway = Gateway(
-            settings,
-            directory / "gateway",
-            networks,
-            Path(os.environ["HUTCH_TEST_GATEWAY"]) if "HUTCH_TEST_GATEWAY" in os.environ else gateway_path(settings),
-            self.trust,
-            self.audit.store,
-            self.audit.position,
-        )
+        self.gateway = self.host()
         self.secret = os.urandom(32)
         self.guests: list[Guest] = []
+
+    def host(self) -> Gateway:
+        """What a host that starts again has of the gateway: nothing but its directory."""
+        return Gateway(
+            self.settings,
+            self.directory / "gateway",
+            self.networks,
+            Path(os.environ["HUTCH_TEST_GATEWAY"]) if "HUTCH_TEST_GATEWAY" in os.environ else gateway_path(self.settings),
+            self.trust,
+            self._store_audit,
+            self.audit.position,
+        )
+
+    async def _store_audit(self, events: Sequence[AuditEvent]) -> None:
+        await self.stores_audit.wait()
+        await self.audit.store(events)
+
+    async def start_host_again(self) -> None:
+        """The host goes, and another one takes its place that knows what the first one had in its journal."""
+        await self.gateway.leave()
+        self.gateway = self.host()
+        await self.gateway.start()
+        for guest in self.guests:
+            assert guest.authority is not None
+            await self.gateway.add(guest.network, guest.authority, announce=False)
+            await self.gateway.set_policy(guest.network, guest.told, announce=False)
+        await self.gateway.open()
+
+    @property
+    def gateway_pid(self) -> int:
+        """The process id of the gateway that runs now."""
+        return int((self.directory / "gateway" / "process").read_text().split()[0])
+
+    def places_of(self, secret: str) -> list[str]:
+        """Where on this side of the origin a secret is to be found, in whatever case: output of guests, files of host and gateway
+        (its log and the audit are among them), what everybody may read of its process."""
+        wanted = secret.lower().encode()
+        said = {f"output of {guest.sandbox_id}": "".join(guest.printed).encode() for guest in self.guests}
+        files = [path for path in self.directory.rglob("*") if path.is_file()]
+        files += [Path(f"/proc/{self.gateway_pid}/{name}") for name in ("environ", "cmdline")]
+        return [place for place, text in said.items() if wanted in text.lower()] + [
+            str(path) for path in files if wanted in path.read_bytes().lower()
+        ]
 
     async def guest(self, policy: Any = "deny-all", **more: Any) -> Guest:
         """A new guest with a policy."""
@@ -495,14 +556,10 @@ class World:
         (directory / "resolv.conf").write_text(f"nameserver {network.host_address}\noptions timeout:2 attempts:1\n")
         (directory / "bundle.pem").write_bytes(self.trust.pem + own.certificate_pem)
         await self.gateway.add(network, own)
-        guest = Guest(self, network, f"sand_{number}", directory)
+        guest = Guest(self, network, f"sand_{number}", directory, own)
         self.guests.append(guest)
         await guest.policy(policy, **more)
         return guest
-
-    @property
-    def gateway_pid(self) -> int:
-        return int((self.directory / "gateway" / "process").read_text().split()[0])
 
     def spilled(self) -> list[str]:
         """Where the canary is and must not be, and where the gateway's own faults are."""

@@ -144,6 +144,13 @@ impl Record {
         self.text("decision", Decision::Deny.as_str()).text("reason", reason)
     }
 
+    /// It passed until the policy changed.
+    #[must_use]
+    pub fn revoked(mut self, reason: &str) -> Self {
+        self.decision = Decision::Revoked;
+        self.text("decision", Decision::Revoked.as_str()).text("reason", reason)
+    }
+
     /// The sandbox.
     #[must_use]
     pub fn sandbox(self, id: &str) -> Self {

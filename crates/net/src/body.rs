@@ -220,7 +220,6 @@ where
 pub struct Scrubbed<B, F> {
     inner: B,
     scrubber: Scrubber,
-    needles: Arc<Needles>,
     found: F,
     finished: bool,
     trailers: Option<HeaderMap>,
@@ -228,11 +227,10 @@ pub struct Scrubbed<B, F> {
 
 impl<B, F: FnMut(&Scrubber)> Scrubbed<B, F> {
     /// `inner` without what `needles` find. `found` is called whenever something was masked, and at the end.
-    pub fn new(inner: B, needles: Arc<Needles>, found: F) -> Self {
+    pub fn new(inner: B, needles: &Arc<Needles>, found: F) -> Self {
         Self {
             inner,
             scrubber: needles.scrubber(),
-            needles,
             found,
             finished: false,
             trailers: None,
@@ -272,7 +270,7 @@ where
                         this.trailers = frame
                             .into_trailers()
                             .ok()
-                            .map(|trailers| scrub_headers(trailers, &this.needles));
+                            .map(|trailers| scrub_headers(trailers, &mut this.scrubber));
                     }
                 },
                 None => {
@@ -292,16 +290,21 @@ where
     }
 }
 
-fn scrub_headers(headers: HeaderMap, needles: &Needles) -> HeaderMap {
+/// Fields of a response's head or trailer without secrets. A field whose name has one in it, in whatever case, is dropped.
+pub fn scrub_headers(headers: HeaderMap, scrubber: &mut Scrubber) -> HeaderMap {
     let mut clean = HeaderMap::with_capacity(headers.len());
     let mut last = None;
+    let mut is_secret = false;
     for (name, value) in headers {
-        last = name.or(last);
-        let masked = needles.scrub_value(value.as_bytes());
+        if let Some(name) = name {
+            is_secret = scrubber.scrub_value(name.as_str().as_bytes()).is_some();
+            last = Some(name);
+        }
+        let masked = scrubber.scrub_value(value.as_bytes());
         let value = masked
             .and_then(|bytes| http::HeaderValue::from_bytes(&bytes).ok())
             .unwrap_or(value);
-        if let Some(name) = &last {
+        if let Some(name) = last.as_ref().filter(|_| !is_secret) {
             clean.append(name.clone(), value);
         }
     }

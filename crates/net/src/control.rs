@@ -343,7 +343,8 @@ async fn answer(gateway: &Arc<Gateway>, method: &str, body: &[u8]) -> Outcome {
         "sandbox.remove" => {
             let which: Which = read(body)?;
             if let Some(sandbox) = gateway.remove(which.address.into()) {
-                sandbox.close().await;
+                sandbox.close(gateway.closed()).await;
+                gateway.ended(&sandbox);
             }
             Ok(NOTHING.to_vec())
         }
@@ -406,7 +407,8 @@ async fn add(gateway: &Arc<Gateway>, add: &Add) -> Outcome {
         Arc::clone(&gateway.reports),
     );
     if let Some(former) = gateway.add(Arc::new(sandbox)) {
-        former.close().await;
+        former.close(gateway.closed()).await;
+        gateway.ended(&former);
     }
     Ok(NOTHING.to_vec())
 }
@@ -428,7 +430,8 @@ async fn set_policy(gateway: &Arc<Gateway>, set: SetPolicy) -> Outcome {
             .try_into()
             .map_err(|_| bad("Invalid request: `audit_previous` is not 64 hexadecimal digits"))?
     };
-    sandbox.identify(identity, Chain::resume(set.audit_seq, previous));
+    let chain = gateway.resume(&identity.sandbox_id, Chain::resume(set.audit_seq, previous));
+    sandbox.identify(identity, chain);
     let credentials = set
         .credentials
         .into_iter()

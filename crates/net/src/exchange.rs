@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    ALT_SVC, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, TRANSFER_ENCODING,
+    ALT_SVC, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue,
+    SEC_WEBSOCKET_EXTENSIONS, TRANSFER_ENCODING,
 };
 use http::{HeaderMap, StatusCode, Uri};
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -25,8 +26,9 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
 use crate::audit::{Decision, Kind, Record};
-use crate::body::{self, Body, BodyError, Counted, Scrubbed};
+use crate::body::{self, Body, BodyError, Counted, Scrubbed, scrub_headers};
 use crate::clock;
+use crate::decode::{self, Decoded, Encoding};
 use crate::flow::{Kill, Ongoing};
 use crate::gateway::Gateway;
 use crate::head::{self, Head, Parts, Unbuildable};
@@ -123,6 +125,8 @@ pub enum Answer {
         body: Body,
         /// Whether the connection must not go on.
         close: bool,
+        /// Ends the exchange: a client that does not read must not keep it alive.
+        kill: Option<Arc<Kill>>,
     },
     /// A WebSocket: after this head bytes go both ways.
     Tunnel {
@@ -146,20 +150,35 @@ pub enum Answer {
 /// Writes the record of an exchange when it is over.
 pub struct Log {
     sandbox: Arc<Sandbox>,
+    current: Arc<Current>,
     record: Option<Record>,
     key: String,
-    rule: Option<String>,
+    rule: Option<hutch_policy::RuleId>,
     began: Instant,
     meter: Meter,
     reflected: u64,
     injects: bool,
+    kill: Arc<Kill>,
     dialled: Arc<std::sync::Mutex<Option<SocketAddr>>>,
 }
 
 impl Log {
-    /// Secrets came back.
-    fn reflected(&mut self, hits: u64) {
+    /// Secrets came back. Too many disable the rule.
+    pub fn reflected(&mut self, hits: u64) {
+        if hits == 0 {
+            return;
+        }
         self.reflected += hits;
+        let Some(rule) = self.rule else { return };
+        let before = self.current.is_reflected(rule);
+        if self.current.reflected(rule, hits) >= MAX_REFLECTIONS && !before {
+            let record = report::record(&self.current, Kind::Limit, Decision::Deny, Reason::CredentialReflected);
+            self.sandbox.report(record.rule(&rule.to_string()));
+        }
+    }
+
+    fn denied(&mut self, reason: Reason) {
+        self.record = self.record.take().map(|record| record.denied(reason.as_str()));
     }
 
     /// It ended before its end.
@@ -182,13 +201,20 @@ impl Drop for Log {
         if self.reflected > 0 {
             record = record.reflected(self.reflected);
         }
+        if let Some(reason) = self.kill.reason() {
+            record = record.revoked(reason.as_str());
+        } else if self.meter.is_exceeded() {
+            record = record.denied(Reason::ByteLimit.as_str());
+            let mut limit = report::record(&self.current, Kind::Limit, Decision::Deny, Reason::ByteLimit);
+            if let Some(rule) = self.rule {
+                limit = limit.rule(&rule.to_string());
+            }
+            self.sandbox.report(limit.name(&self.key));
+        }
         let spent = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(0);
         self.sandbox.report(record.bytes(up, down).dur_ms(spent));
         let injects = u64::from(self.injects);
-        let keys = [
-            Some(self.key.clone()),
-            self.rule.as_ref().map(|rule| format!("rule:{rule}")),
-        ];
+        let keys = [Some(self.key.clone()), self.rule.map(|rule| format!("rule:{rule}"))];
         for key in keys.into_iter().flatten() {
             self.sandbox.counters.tally(&key, |tally| {
                 tally.requests += 1;
@@ -218,6 +244,10 @@ pub async fn exchange(served: &Served, asked: Asked) -> Answer {
             }
             Outcome::Respond(response) => {
                 served.sandbox.report(record.status(response.status));
+                let rule = judgement.rule.as_ref().map(|rule| format!("rule:{}", rule.id));
+                for key in [Some(name_of(served)), rule].into_iter().flatten() {
+                    served.sandbox.counters.tally(&key, |tally| tally.requests += 1);
+                }
                 return local(&response);
             }
             Outcome::Pass(plan) => (plan, None),
@@ -227,7 +257,12 @@ pub async fn exchange(served: &Served, asked: Asked) -> Answer {
             stamp: judgement.stamp.clone(),
             forward: forward.as_ref().map(|forward| forward.url.clone()),
         };
-        let Ok(ongoing) = served.sandbox.flows.begin(&served.flow, exchange, current.version) else {
+        let credentials = credentials_of(&current, judgement.rule.as_ref());
+        let begun = served
+            .sandbox
+            .flows
+            .begin(&served.flow, exchange, credentials, current.version);
+        let Ok(ongoing) = begun else {
             // The policy changed while we looked at the request.
             continue;
         };
@@ -241,13 +276,15 @@ pub async fn exchange(served: &Served, asked: Asked) -> Answer {
         let injects = plan.injects();
         let log = Log {
             sandbox: Arc::clone(&served.sandbox),
+            current: Arc::clone(&current),
             record: Some(record),
             key: name_of(served),
-            rule: judgement.rule.as_ref().map(|rule| rule.id.to_string()),
+            rule,
             began,
             meter: meter.clone(),
             reflected: 0,
             injects,
+            kill: Arc::clone(&ongoing.kill),
             dialled: Arc::clone(&served.dialled),
         };
         let kill = Arc::clone(&ongoing.kill);
@@ -292,7 +329,12 @@ fn judge(served: &Served, current: &Current, asked: &Asked) -> Judgement {
         .rule
         .as_ref()
         .is_some_and(|rule| current.is_reflected(rule.id));
-    if disabled && matches!(&judgement.outcome, Outcome::Pass(plan) if plan.injects()) {
+    let carries_secret = match &judgement.outcome {
+        Outcome::Pass(plan) => plan.injects(),
+        Outcome::Forward(..) => true,
+        Outcome::Refuse { .. } | Outcome::Respond(_) => false,
+    };
+    if disabled && carries_secret {
         judgement.outcome = Outcome::Refuse {
             status: 403,
             close: false,
@@ -363,6 +405,7 @@ pub fn refusal(status: u16, reason: Reason, close: bool) -> Answer {
         headers,
         body: body::full(text),
         close,
+        kill: None,
     }
 }
 
@@ -388,7 +431,25 @@ fn local(response: &hutch_policy::Response) -> Answer {
             .as_ref()
             .map_or_else(body::empty, |text| body::full(text.clone())),
         close: false,
+        kill: None,
     }
+}
+
+/// The names of stored credentials that a rule puts into requests.
+fn credentials_of(current: &Current, rule: Option<&RuleRef>) -> Vec<String> {
+    let action = rule
+        .and_then(|rule| current.policy.tenant().rule(rule.id))
+        .map(|(_, rule)| &rule.action);
+    let Some(Action::Transform(transform)) = action else {
+        return Vec::new();
+    };
+    transform
+        .values()
+        .filter_map(|value| match value {
+            Value::Credential(used) => Some(used.name.clone()),
+            Value::Literal(_) => None,
+        })
+        .collect()
 }
 
 /// An admitted exchange.
@@ -421,6 +482,9 @@ impl Work<'_> {
         if !head.injected.is_empty() {
             self.log.record = self.log.record.take().map(|record| record.injected(&head.injected));
         }
+        if !self.meter.count(Way::Up, request_bytes(&asked)) {
+            return self.fail(403, Reason::ByteLimit);
+        }
         let method = head.method.clone();
         let websocket_key = head.headers.get("sec-websocket-key").cloned();
         let sent = Arc::new(AtomicBool::new(asked.body.is_end_stream()));
@@ -434,61 +498,142 @@ impl Work<'_> {
                 expects_continue: self.plan.expects_continue,
             });
         }
-        let (mut response, connection) = match self.send(request, asked.http2).await {
+        let (response, connection) = match self.send(request, asked.http2).await {
             Ok(sent) => sent,
+            Err(_) if self.meter.is_exceeded() => return self.fail(403, Reason::ByteLimit),
             Err(reason) => {
                 let status = if reason == Reason::UpstreamTimeout { 504 } else { 502 };
                 return self.fail(status, reason);
             }
         };
         self.log.status(response.status());
+        if !self.meter.count(Way::Down, response_bytes(response.headers())) {
+            return self.fail(403, Reason::ByteLimit);
+        }
         // Two lengths, of which our client believes one: whoever reads the other sees another response (RFC 9112 §6.3).
+        // And a coding beneath the chunks stays on the body that the guest gets, where nobody searches it.
         if response.headers().contains_key(TRANSFER_ENCODING)
             && (response.headers().contains_key(CONTENT_LENGTH) || !is_chunked(response.headers()))
         {
             return self.fail(502, Reason::UpstreamProtocol);
         }
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            if !may_upgrade || !accepts(&response, websocket_key.as_ref()) {
-                return self.fail(502, Reason::UpstreamProtocol);
-            }
-            let Ok(upgraded) = hyper::upgrade::on(&mut response).await else {
-                return self.fail(502, Reason::UpstreamProtocol);
-            };
-            return Answer::Tunnel {
-                headers: cleaned(response.headers(), needles.as_deref(), &mut self.log),
-                upgraded,
-                needles,
-                meter: self.meter,
-                ongoing: self.ongoing,
-                log: Box::new(self.log),
-            };
+            let key = websocket_key.as_ref().filter(|_| may_upgrade);
+            return self.tunnel(response, needles, key).await;
         }
-        let has_body = method != http::Method::HEAD && !response.body().is_end_stream();
-        if needles.is_some() && has_body && !is_plain(response.headers()) {
+        self.answer(response, connection, needles, sent, method == http::Method::HEAD)
+            .await
+    }
+
+    /// The server agreed to a WebSocket.
+    async fn tunnel(
+        mut self,
+        mut response: http::Response<Incoming>,
+        needles: Option<Arc<Needles>>,
+        websocket_key: Option<&HeaderValue>,
+    ) -> Answer {
+        if !accepts(&response, websocket_key) {
+            return self.fail(502, Reason::UpstreamProtocol);
+        }
+        if needles.is_some() && response.headers().contains_key(SEC_WEBSOCKET_EXTENSIONS) {
+            // Nobody asked for any, and compressed frames cannot be searched.
             return self.fail(502, Reason::Unscannable);
         }
-        let headers = cleaned(response.headers(), needles.as_deref(), &mut self.log);
+        let Ok(upgraded) = hyper::upgrade::on(&mut response).await else {
+            return self.fail(502, Reason::UpstreamProtocol);
+        };
+        Answer::Tunnel {
+            headers: cleaned(response.headers(), needles.as_ref(), &mut self.log),
+            upgraded,
+            needles,
+            meter: self.meter,
+            ongoing: self.ongoing,
+            log: Box::new(self.log),
+        }
+    }
+
+    /// The server answered.
+    async fn answer(
+        mut self,
+        response: http::Response<Incoming>,
+        connection: Option<Returning>,
+        needles: Option<Arc<Needles>>,
+        sent: Arc<AtomicBool>,
+        is_head: bool,
+    ) -> Answer {
+        let has_body = !is_head && !response.body().is_end_stream();
+        let mut encoding = Encoding::Identity;
+        if needles.is_some() && has_body {
+            match decode::declared(response.headers()) {
+                Some(declared) => encoding = declared,
+                None => return self.fail(502, Reason::Unscannable),
+            }
+        }
+        let mut headers = cleaned(response.headers(), needles.as_ref(), &mut self.log);
         let (status, length) = (response.status(), response.headers().get(CONTENT_LENGTH).cloned());
-        let mut headers = headers;
-        if method == http::Method::HEAD
-            && let Some(length) = length
-        {
+        if is_head && let Some(length) = length {
             headers.insert(CONTENT_LENGTH, length);
         }
-        let body = self.response_body(response.into_body(), needles, connection, sent);
+        if encoding != Encoding::Identity {
+            headers.remove(CONTENT_ENCODING);
+        }
+        let kill = Some(Arc::clone(&self.ongoing.kill));
+        let log = Arc::new(std::sync::Mutex::new(self.log));
+        let incoming = response.into_body();
+        let is_over = incoming.is_end_stream();
+        let mut guarded = Guarded {
+            inner: Counted::new(incoming, self.meter.clone(), Way::Down, None),
+            kills: Kills::new(Arc::clone(&self.served.flow), Arc::clone(&self.ongoing.kill)),
+            connection,
+            sent,
+            _ongoing: self.ongoing,
+            _log: Arc::clone(&log),
+        };
+        if is_over {
+            // Nobody need ask for a body that is not there.
+            guarded.finished();
+        }
+        let body = match (needles, encoding) {
+            (None, _) => guarded.boxed_unsync(),
+            (Some(needles), Encoding::Identity) => searched(guarded, &needles, log),
+            (Some(needles), encoding) => {
+                let Ok(decoded) = Decoded::begin(guarded, encoding).await else {
+                    let mut log = lock(&log);
+                    log.status(StatusCode::BAD_GATEWAY);
+                    log.denied(Reason::Unscannable);
+                    return refusal(502, Reason::Unscannable, false);
+                };
+                let told = Arc::clone(&log);
+                let noted = decoded.map_err(move |error| {
+                    if matches!(error, BodyError::Ended(Reason::Unscannable)) {
+                        lock(&told).denied(Reason::Unscannable);
+                    }
+                    error
+                });
+                searched(noted, &needles, log)
+            }
+        };
         Answer::Response {
             status,
             headers,
             body,
             close: false,
+            kill,
         }
     }
 
     fn fail(mut self, status: u16, reason: Reason) -> Answer {
         let decided = matches!(
             reason,
-            Reason::CredentialMissing | Reason::ProtocolViolation | Reason::Unscannable | Reason::DomainDeny
+            Reason::CredentialMissing
+                | Reason::ProtocolViolation
+                | Reason::Unscannable
+                | Reason::DomainDeny
+                | Reason::HardDeny
+                | Reason::SelfAddress
+                | Reason::AddressClass
+                | Reason::SubnetDeny
+                | Reason::ByteLimit
         );
         self.log.record = self.log.record.take().map(|record| {
             let record = record.status(status);
@@ -578,7 +723,12 @@ impl Work<'_> {
             Uri::try_from(head.target.as_slice()).map_err(|_| bad)?
         };
         let counted = Counted::new(body, self.meter.clone(), Way::Up, Some(Arc::clone(sent)));
-        let mut request = http::Request::new(counted.boxed_unsync());
+        // What is sent ends with the exchange, not when whoever reads the client notices.
+        let until = Until {
+            inner: counted,
+            kills: Kills::new(Arc::clone(&self.served.flow), Arc::clone(&self.ongoing.kill)),
+        };
+        let mut request = http::Request::new(until.boxed_unsync());
         *request.method_mut() = head.method;
         *request.uri_mut() = uri;
         *request.headers_mut() = head.headers;
@@ -711,57 +861,34 @@ impl Work<'_> {
         .await?;
         tcp::dial(&addresses, key.port).await
     }
-
-    fn response_body(
-        self,
-        incoming: Incoming,
-        needles: Option<Arc<Needles>>,
-        connection: Option<Returning>,
-        sent: Arc<AtomicBool>,
-    ) -> Body {
-        let log = Arc::new(std::sync::Mutex::new(self.log));
-        let is_over = incoming.is_end_stream();
-        let mut guarded = Guarded {
-            inner: Counted::new(incoming, self.meter.clone(), Way::Down, None),
-            kills: Kills::new(Arc::clone(&self.served.flow), Arc::clone(&self.ongoing.kill)),
-            connection,
-            sent,
-            _ongoing: self.ongoing,
-            _log: Arc::clone(&log),
-        };
-        if is_over {
-            // Nobody need ask for a body that is not there.
-            guarded.finished();
-        }
-        let Some(needles) = needles else {
-            return guarded.boxed_unsync();
-        };
-        let (current, rule, sandbox) = (
-            self.current,
-            self.rule.map(|rule| rule.id),
-            Arc::clone(&self.served.sandbox),
-        );
-        let mut before = 0;
-        Scrubbed::new(guarded, needles, move |scrubber| {
-            let hits = scrubber.total();
-            if hits > before {
-                reflect(&sandbox, &current, rule, hits - before, &mut lock(&log));
-                before = hits;
-            }
-        })
-        .boxed_unsync()
-    }
 }
 
-/// Count secrets that came back; too many disable the rule.
-fn reflect(sandbox: &Sandbox, current: &Current, rule: Option<hutch_policy::RuleId>, hits: u64, log: &mut Log) {
-    log.reflected(hits);
-    let Some(rule) = rule else { return };
-    let before = current.is_reflected(rule);
-    if current.reflected(rule, hits) >= MAX_REFLECTIONS && !before {
-        let record = report::record(current, Kind::Limit, Decision::Deny, Reason::CredentialReflected);
-        sandbox.report(record.rule(&rule.to_string()));
-    }
+/// A body without what `needles` find.
+fn searched<B>(body: B, needles: &Arc<Needles>, log: Arc<std::sync::Mutex<Log>>) -> Body
+where
+    B: HttpBody<Data = Bytes, Error = BodyError> + Send + Unpin + 'static,
+{
+    let mut before = 0;
+    Scrubbed::new(body, needles, move |scrubber| {
+        let hits = scrubber.total();
+        lock(&log).reflected(hits - before);
+        before = hits;
+    })
+    .boxed_unsync()
+}
+
+/// The bytes of a request's head: an endless number of heads is as good as a body for carrying something out.
+fn request_bytes(asked: &Asked) -> usize {
+    let lines = asked.headers.iter().map(|(name, value)| name.len() + value.len() + 4);
+    asked.method.len() + asked.target.len() + lines.sum::<usize>()
+}
+
+/// The bytes of a response's head.
+fn response_bytes(headers: &HeaderMap) -> usize {
+    let lines = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + 4);
+    lines.sum()
 }
 
 /// The text without the scheme of an `Authorization` header, which is no secret.
@@ -782,17 +909,9 @@ fn is_basic(text: &str) -> bool {
         .is_some_and(|scheme| scheme.eq_ignore_ascii_case("basic "))
 }
 
+/// Origin and path of the URL without a slash at the end, as `new URL(…)` of its verifiers spells them.
 fn audience(forward: &ForwardTo) -> String {
-    let text = forward.url.text.as_str();
-    text.strip_suffix('/').unwrap_or(text).to_owned()
-}
-
-/// Whether a body is sent as it is.
-fn is_plain(headers: &HeaderMap) -> bool {
-    headers
-        .get_all(CONTENT_ENCODING)
-        .iter()
-        .all(|value| value.as_bytes().eq_ignore_ascii_case(b"identity"))
+    format!("https://{}{}", forward.host(), forward.url.path)
 }
 
 /// Whether a body comes in chunks and nothing else.
@@ -805,7 +924,7 @@ fn is_chunked(headers: &HeaderMap) -> bool {
 }
 
 /// A response's headers without those of the connection, scrubbed.
-fn cleaned(headers: &HeaderMap, needles: Option<&Needles>, log: &mut Log) -> HeaderMap {
+fn cleaned(headers: &HeaderMap, needles: Option<&Arc<Needles>>, log: &mut Log) -> HeaderMap {
     let nominated: Vec<String> = headers
         .get_all(CONNECTION)
         .iter()
@@ -818,21 +937,14 @@ fn cleaned(headers: &HeaderMap, needles: Option<&Needles>, log: &mut Log) -> Hea
         let dropped = HOP_BY_HOP.contains(&name.as_str())
             || nominated.iter().any(|token| token == name.as_str())
             || [ALT_SVC, CONTENT_LENGTH, TRANSFER_ENCODING].contains(name);
-        if dropped {
-            continue;
-        }
-        match needles.and_then(|needles| needles.scrub_value(value.as_bytes())) {
-            Some(masked) => {
-                log.reflected(1);
-                if let Ok(value) = HeaderValue::from_bytes(&masked) {
-                    clean.append(name.clone(), value);
-                }
-            }
-            None => {
-                clean.append(name.clone(), value.clone());
-            }
+        if !dropped {
+            clean.append(name.clone(), value.clone());
         }
     }
+    let Some(needles) = needles else { return clean };
+    let mut scrubber = needles.scrubber();
+    let clean = scrub_headers(clean, &mut scrubber);
+    log.reflected(scrubber.total());
     clean
 }
 
@@ -885,6 +997,38 @@ impl Kills {
             Poll::Ready(reason) => Some(reason),
             Poll::Pending => None,
         }
+    }
+}
+
+/// The body of a request, which ends with its exchange.
+struct Until<B> {
+    inner: B,
+    kills: Kills,
+}
+
+impl<B> HttpBody for Until<B>
+where
+    B: HttpBody<Data = Bytes, Error = BodyError> + Unpin,
+{
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(reason) = self.kills.poll(context) {
+            return Poll::Ready(Some(Err(BodyError::Ended(reason))));
+        }
+        Pin::new(&mut self.inner).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
     }
 }
 

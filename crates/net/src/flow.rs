@@ -12,6 +12,7 @@ use hutch_policy::{Admission, EffectivePolicy, Exchange, FlowFacts, Reason, Swee
 use tokio::sync::Notify;
 
 use crate::locks::lock;
+use crate::relay::Way;
 
 /// Payload bytes as they pass the gateway's sockets.
 #[derive(Debug, Default)]
@@ -23,6 +24,14 @@ pub struct Bytes {
 }
 
 impl Bytes {
+    /// The counter of one way.
+    pub fn side(&self, way: Way) -> &AtomicU64 {
+        match way {
+            Way::Up => &self.up,
+            Way::Down => &self.down,
+        }
+    }
+
     /// Both, now.
     pub fn read(&self) -> (u64, u64) {
         (self.up.load(Ordering::Relaxed), self.down.load(Ordering::Relaxed))
@@ -68,6 +77,8 @@ impl Kill {
 struct OpenExchange {
     id: u64,
     exchange: Exchange,
+    /// Names of the stored credentials that its rule puts into it.
+    credentials: Vec<String>,
     kill: Arc<Kill>,
 }
 
@@ -210,7 +221,13 @@ impl Flows {
     }
 
     /// Note that an exchange begins, judged under `version`.
-    pub fn begin(&self, flow: &Arc<Flow>, exchange: Exchange, version: u64) -> Result<Ongoing, Stale> {
+    pub fn begin(
+        &self,
+        flow: &Arc<Flow>,
+        exchange: Exchange,
+        credentials: Vec<String>,
+        version: u64,
+    ) -> Result<Ongoing, Stale> {
         let mut table = lock(&self.table);
         if table.version != version {
             return Err(Stale);
@@ -220,6 +237,7 @@ impl Flows {
         lock(&flow.state).exchanges.push(OpenExchange {
             id,
             exchange,
+            credentials,
             kill: Arc::clone(&kill),
         });
         Ok(Ongoing {
@@ -229,12 +247,30 @@ impl Flows {
         })
     }
 
-    /// Judge every flow under a new policy. `install` puts the policy in place while no flow can be registered.
-    pub fn sweep(&self, version: u64, policy: &EffectivePolicy, unchanged: bool, install: impl FnOnce()) -> Swept {
+    /// Judge every flow under a new policy, and end the exchanges that use a credential that is `rotated`: one that has
+    /// not been sent yet would still carry the old value. `install` puts the policy in place while no flow can be
+    /// registered.
+    pub fn sweep(
+        &self,
+        version: u64,
+        policy: &EffectivePolicy,
+        unchanged: bool,
+        rotated: &[String],
+        install: impl FnOnce(),
+    ) -> Swept {
         let mut table = lock(&self.table);
         table.version = version;
         install();
         let mut swept = Swept::default();
+        if !rotated.is_empty() {
+            for flow in table.open.values() {
+                let state = lock(&flow.state);
+                let uses = |open: &&OpenExchange| open.credentials.iter().any(|name| rotated.contains(name));
+                for open in state.exchanges.iter().filter(uses) {
+                    open.kill.now(Reason::RuleChanged);
+                }
+            }
+        }
         if unchanged {
             swept.kept = table.open.len();
             return swept;

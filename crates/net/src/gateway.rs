@@ -2,22 +2,25 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use hutch_policy::{Cidr, Context, EffectivePolicy, HardDeny, HardDenySettings, Policy, Role, compile};
 use rustls::RootCertStore;
 use serde::Deserialize;
 
+use crate::audit::Chain;
 use crate::dns::resolver::Resolver;
 use crate::identity::Signer;
-use crate::locks::{read, write};
+use crate::locks::{lock, read, write};
 use crate::report::Reports;
 use crate::sandbox::{FlowLimits, Sandbox};
 use crate::tls;
 
 /// How often what was only counted is written.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
+/// Ended sandboxes whose audit's end is remembered.
+const MAX_ENDS: usize = 4096;
 
 /// What the host says about itself and its operator's settings.
 #[derive(Debug, Default, Deserialize)]
@@ -67,6 +70,8 @@ pub struct Gateway {
     sandboxes: RwLock<HashMap<IpAddr, Arc<Sandbox>>>,
     /// Audit records on their way.
     pub reports: Arc<Reports>,
+    /// Where the audit of sandboxes that are gone ended, by their ids.
+    ends: Mutex<HashMap<String, Chain>>,
     open: tokio::sync::watch::Sender<bool>,
 }
 
@@ -83,6 +88,7 @@ impl Default for Gateway {
             settings: RwLock::new(Arc::new(settings)),
             sandboxes: RwLock::default(),
             reports: Arc::default(),
+            ends: Mutex::default(),
             open: tokio::sync::watch::Sender::new(false),
         }
     }
@@ -167,6 +173,25 @@ impl Gateway {
         write(&self.sandboxes).remove(&address)
     }
 
+    /// A sandbox has ended: its audit goes on here when it starts again, also where the host has not stored the last records
+    /// yet.
+    pub fn ended(&self, sandbox: &Sandbox) {
+        let mut ends = lock(&self.ends);
+        if ends.len() >= MAX_ENDS {
+            // The host has stored those by now.
+            ends.clear();
+        }
+        ends.insert(sandbox.identity().sandbox_id.clone(), sandbox.chain());
+    }
+
+    /// Where a sandbox's audit goes on, when the host has stored it up to `stored`.
+    pub fn resume(&self, sandbox_id: &str, stored: Chain) -> Chain {
+        match lock(&self.ends).remove(sandbox_id) {
+            Some(end) if end.seq() > stored.seq() => end,
+            _ => stored,
+        }
+    }
+
     /// A policy within its bounds. The text says what is wrong: the control plane lets no invalid policy through.
     pub fn compile(&self, tenant: Option<&str>, bounds: &[String]) -> Result<EffectivePolicy, String> {
         let settings = self.settings();
@@ -209,13 +234,14 @@ impl Gateway {
         EffectivePolicy::intersect(Arc::clone(&self.settings().hard_deny), &[], Policy::deny_all())
     }
 
-    /// Write what was only counted, for ever.
+    /// Write what was only counted and close what nobody uses, for ever.
     pub async fn flush_for_ever(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(FLUSH_EVERY);
         loop {
             ticks.tick().await;
             for sandbox in self.sandboxes() {
                 sandbox.flush_reports();
+                sandbox.pool.expire();
             }
         }
     }

@@ -10,6 +10,9 @@ use zeroize::Zeroizing;
 
 use crate::sandbox::Current;
 
+/// Headers that make a response unsearchable. The plan has dropped them where a rule injects.
+const UNSEARCHABLE: [&str; 3] = ["if-range", "range", "sec-websocket-extensions"];
+
 /// Something could not be put into a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unbuildable {
@@ -106,7 +109,10 @@ pub fn build(
         injected.push(format!("?{}", edit.name));
     }
     if plan.scrub || forward.is_some() {
-        // What is compressed cannot be searched as it passes.
+        // What is compressed cannot be searched as it passes, and a part of a token is not found as the token.
+        for name in UNSEARCHABLE {
+            headers.remove(name);
+        }
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     }
     if plan.trailers {

@@ -65,7 +65,8 @@ impl Signer {
     pub fn token(&self, audience: &str, identity: &Identity, now_s: u64) -> Option<Token> {
         let key = (audience.to_owned(), identity.lifecycle.clone());
         if let Some((made, token)) = lock(&self.kept).get(&key)
-            && now_s.saturating_sub(*made) < REUSE_S
+            // Also where the clock was set back: a token from the future is no use to anybody.
+            && now_s.abs_diff(*made) < REUSE_S
         {
             return Some(token.clone());
         }

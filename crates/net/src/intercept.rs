@@ -23,9 +23,10 @@ use crate::audit::{Decision, Kind};
 use crate::body::{self, Body, BodyError};
 pub use crate::exchange::Served;
 use crate::exchange::{Admitted, Answer, Asked, Log, exchange, refusal};
+use crate::flow::Kill;
 use crate::hello::ClientHello;
 use crate::http1::{self, BodyDecoder, BodyKind, Decoded, Framing, Head, HeadLimits, Version};
-use crate::relay::{Meter, relay};
+use crate::relay::{self, Meter, relay};
 use crate::report;
 use crate::scrub::Needles;
 use crate::tcp::GuestStream;
@@ -326,22 +327,18 @@ where
     }
 
     async fn request(&mut self, head: Head) -> Next {
-        let (length, kind) = match head.body {
-            BodyKind::None => (Some(0), BodyKind::None),
-            BodyKind::Length(length) => (Some(length), BodyKind::Length(length)),
-            BodyKind::Chunked => (None, BodyKind::Chunked),
-        };
+        let kind = head.body;
+        let length = declared_length(&kind);
         if length.is_some_and(|length| length > MAX_BODY_BYTES) {
             self.refuse(Reason::Limit).await;
             return Next::Close;
         }
         let has_body = !matches!(kind, BodyKind::None | BodyKind::Length(0));
-        let (pieces, body) = if has_body {
-            let (sender, incoming) = body::Incoming::new(length);
-            (Some(sender), incoming.boxed_unsync())
-        } else {
-            (None, body::empty())
-        };
+        let incoming = has_body.then(|| body::Incoming::new(length));
+        let (pieces, body) = incoming.map_or_else(
+            || (None, body::empty()),
+            |(pieces, incoming)| (Some(pieces), incoming.boxed_unsync()),
+        );
         let (admitted, told) = oneshot::channel();
         let keep_alive = head.keep_alive;
         let is_http11 = head.version == Version::Http11;
@@ -397,13 +394,13 @@ where
                 headers,
                 body,
                 close,
+                kill,
             } => {
                 // What is left of the body would be read as the next request.
                 let close = close || !keep_alive || !pump.over;
                 let written = {
-                    let reader = &mut self.reader;
-                    let buffer = &mut self.buffer;
-                    respond(
+                    let (reader, buffer) = (&mut self.reader, &mut self.buffer);
+                    let responding = respond(
                         &mut self.writer,
                         &status,
                         &headers,
@@ -414,8 +411,12 @@ where
                         &mut pump,
                         reader,
                         buffer,
-                    )
-                    .await
+                    );
+                    tokio::select! {
+                        biased;
+                        () = ended(kill.as_deref()) => Err(()),
+                        written = responding => written,
+                    }
                 };
                 match written {
                     Err(()) => Next::Reset,
@@ -458,7 +459,7 @@ where
         upgraded: hyper::upgrade::Upgraded,
         needles: Option<Arc<Needles>>,
         meter: &Meter,
-        kill: &crate::flow::Kill,
+        kill: &Kill,
         mut log: Box<Log>,
     ) {
         let mut head = BytesMut::new();
@@ -476,13 +477,30 @@ where
         if self.writer.write_all(&head).await.is_err() || self.writer.flush().await.is_err() {
             return;
         }
-        let mut server = crate::tunnel::Masked::new(TokioIo::new(upgraded), needles);
+        let found = |hits| log.reflected(hits);
+        let mut server = crate::tunnel::Masked::new(TokioIo::new(upgraded), needles, found);
         let mut guest = crate::tunnel::Joined::new(&mut self.reader, &mut self.writer, &mut self.buffer);
-        if let Err(reason @ (Reason::ByteLimit | Reason::ClientTimeout)) =
-            relay(&mut guest, &mut server, meter, kill).await
-        {
+        let relayed = relay(&mut guest, &mut server, meter, kill).await;
+        if let Err(reason @ (Reason::ByteLimit | Reason::ClientTimeout)) = relayed {
             log.failed(reason);
         }
+    }
+}
+
+/// How long a body is, if its head says so.
+fn declared_length(kind: &BodyKind) -> Option<u64> {
+    match kind {
+        BodyKind::None => Some(0),
+        BodyKind::Length(length) => Some(*length),
+        BodyKind::Chunked => None,
+    }
+}
+
+/// Wait until an exchange is ended from outside, if it can be.
+async fn ended(kill: Option<&Kill>) {
+    match kill {
+        Some(kill) => drop(kill.wait().await),
+        None => std::future::pending().await,
     }
 }
 
@@ -626,8 +644,7 @@ where
     );
     if bodyless {
         drop(body);
-        writer.write_all(&out).await.map_err(drop)?;
-        return writer.flush().await.map_err(drop);
+        return write(writer, &out).await;
     }
     let chunked = matches!(framing, Framing::Chunked);
     let mut trailers = None;
@@ -651,9 +668,8 @@ where
         }
         // One write for head and first piece, and for pieces that are there together.
         if !out.is_empty() {
-            writer.write_all(&out).await.map_err(drop)?;
+            write(writer, &out).await?;
             out.clear();
-            writer.flush().await.map_err(drop)?;
         }
     }
     if chunked {
@@ -665,10 +681,16 @@ where
                 .map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())),
         );
     }
-    if !out.is_empty() {
-        writer.write_all(&out).await.map_err(drop)?;
-    }
-    writer.flush().await.map_err(drop)
+    write(writer, &out).await
+}
+
+/// Write and flush. A client that reads nothing for as long as no tunnel may be idle is gone.
+async fn write<W: AsyncWrite + Unpin>(writer: &mut W, bytes: &[u8]) -> Result<(), ()> {
+    let writing = async {
+        writer.write_all(bytes).await?;
+        writer.flush().await
+    };
+    timeout(relay::IDLE, writing).await.map_err(drop)?.map_err(drop)
 }
 
 #[cfg(test)]

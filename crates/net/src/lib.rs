@@ -12,7 +12,7 @@
 //! host ──Unix──▶ control ─▶ gateway ─▶ sandbox: policy, credentials, authority; flows are judged again
 //! ```
 //!
-//! * without I/O: `hello`, `http1`, `scrub`, `audit`, `head`
+//! * without I/O: `hello`, `http1`, `scrub`, `decode`, `audit`, `head`
 //! * state: `gateway`, `sandbox`, `flow`, `report`
 //! * sockets: `tcp`, `udp`, `datagram`, `dns`, `intercept`, `exchange`, `upstream`, `relay`, `tunnel`, `control`
 //! * `tls`: the sandbox's authority, and how servers are verified; `identity`: tokens for `forwardURL`
@@ -26,6 +26,7 @@ pub mod clock;
 pub mod confine;
 pub mod control;
 pub mod datagram;
+pub mod decode;
 pub mod dns;
 pub mod exchange;
 pub mod flow;

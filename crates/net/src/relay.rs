@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hutch_policy::{Limits, Reason, RuleId};
@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 
 use crate::flow::{Bytes, Flow, Kill};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, add_within};
 
 const BUFFER_BYTES: usize = 64 * 1024;
 /// What an idle direction keeps: buffers grow when there is something to move.
@@ -36,6 +36,7 @@ pub struct Meter {
     own: Arc<Bytes>,
     rule: Option<Arc<Bytes>>,
     limits: Limits,
+    exceeded: Arc<AtomicBool>,
 }
 
 impl Meter {
@@ -48,7 +49,13 @@ impl Meter {
             own: Arc::default(),
             rule,
             limits,
+            exceeded: Arc::default(),
         }
+    }
+
+    /// Whether something did not pass because a limit was used up.
+    pub fn is_exceeded(&self) -> bool {
+        self.exceeded.load(Ordering::Relaxed)
     }
 
     /// What this meter counted: bytes from and to the sandbox.
@@ -56,21 +63,26 @@ impl Meter {
         self.own.read()
     }
 
-    /// Count; false when a limit is used up.
+    /// Count bytes that are about to pass. False where a limit does not admit them: they must not pass then, and are not
+    /// counted, so that counters are what the other end got.
     pub fn count(&self, way: Way, bytes: usize) -> bool {
         let bytes = bytes as u64;
-        let side = |counted: &Bytes| {
-            let counter = if way == Way::Up { &counted.up } else { &counted.down };
-            counter.fetch_add(bytes, Ordering::Relaxed) + bytes
-        };
-        side(&self.own);
-        side(&self.flow.bytes);
-        let sum = self.rule.as_deref().map_or(0, side);
         let (up, down, most) = match way {
             Way::Up => (bytes, 0, self.limits.up_bytes),
             Way::Down => (0, bytes, self.limits.down_bytes),
         };
-        self.sandbox.count(up, down) && most.is_none_or(|most| sum <= most)
+        let rule = self.rule.as_deref().map(|rule| rule.side(way));
+        let fits = rule.is_none_or(|counter| add_within(counter, bytes, most));
+        if !fits || !self.sandbox.count(up, down) {
+            if let Some(counter) = rule.filter(|_| fits) {
+                counter.fetch_sub(bytes, Ordering::Relaxed);
+            }
+            self.exceeded.store(true, Ordering::Relaxed);
+            return false;
+        }
+        self.own.side(way).fetch_add(bytes, Ordering::Relaxed);
+        self.flow.bytes.side(way).fetch_add(bytes, Ordering::Relaxed);
+        true
     }
 }
 

@@ -139,6 +139,16 @@ impl Counters {
     }
 }
 
+/// Add to a counter unless that takes it beyond `most`.
+pub fn add_within(counter: &AtomicU64, bytes: u64, most: Option<u64>) -> bool {
+    let Some(most) = most else {
+        counter.fetch_add(bytes, Ordering::Relaxed);
+        return true;
+    };
+    let add = |counted: u64| counted.checked_add(bytes).filter(|sum| *sum <= most);
+    counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
+}
+
 /// A bucket of tokens that fills with time.
 #[derive(Debug)]
 pub struct Bucket {
@@ -192,10 +202,10 @@ pub struct Sandbox {
     pub counters: Counters,
     /// New flows.
     pub arrivals: Mutex<Bucket>,
-    /// Flows at once.
-    pub max_flows: usize,
     /// Places for connections with DNS questions.
     pub dns_streams: Semaphore,
+    /// Connections that are open, from the first moment on: also those that nobody has decided on yet.
+    pub places: Arc<Semaphore>,
     /// Connections to servers that wait for a request.
     pub pool: Pool,
     identity: RwLock<Arc<Identity>>,
@@ -259,8 +269,8 @@ impl Sandbox {
                 limits.per_second.into(),
                 f64::from(limits.per_second) * FLOWS_BURST,
             )),
-            max_flows: limits.at_once,
             dns_streams: Semaphore::new(MAX_DNS_STREAMS),
+            places: Arc::new(Semaphore::new(limits.at_once)),
             pool: Pool::default(),
             identity: RwLock::default(),
             current: RwLock::new(Arc::new(current)),
@@ -299,9 +309,18 @@ impl Sandbox {
     pub fn identify(&self, identity: Identity, chain: Chain) {
         let mut known = write(&self.identity);
         if known.lifecycle != identity.lifecycle {
-            *lock(&self.chain) = chain;
+            let mut own = lock(&self.chain);
+            // What the host has may be behind.
+            if known.sandbox_id != identity.sandbox_id || own.seq() < chain.seq() {
+                *own = chain;
+            }
         }
         *known = Arc::new(identity);
+    }
+
+    /// Where its audit is.
+    pub fn chain(&self) -> Chain {
+        lock(&self.chain).clone()
     }
 
     /// Put another policy in place. When this is done, no flow is open and no exchange under way that it does not admit.
@@ -331,10 +350,21 @@ impl Sandbox {
             needles: Mutex::default(),
             reflections: Mutex::default(),
         });
-        let swept = self.flows.sweep(next.version, &next.policy, !changed, || {
+        let rotated: Vec<String> = before
+            .credentials
+            .iter()
+            .filter(|(name, value)| next.credentials.get(*name) != Some(*value))
+            .map(|(name, _)| name.clone())
+            .collect();
+        let swept = self.flows.sweep(next.version, &next.policy, !changed, &rotated, || {
             *write(&self.current) = Arc::clone(&next);
+            // Together, or whoever waits for a change of what holds now would be told of one that it knows.
+            self.changes.send_modify(|version| {
+                if *version != GONE {
+                    *version = next.version;
+                }
+            });
         });
-        self.changes.send_replace(next.version);
         self.pool.drain();
         if changed {
             self.cache.clear();
@@ -393,17 +423,27 @@ impl Sandbox {
         self.reports.push(&identity, chain.seq(), bytes);
     }
 
-    /// Count payload bytes of the whole sandbox; false when a limit of the policy is used up.
+    /// Count payload bytes of the whole sandbox. False where a limit of the policy does not admit them: they must not
+    /// pass then, and are not counted.
     pub fn count(&self, up: u64, down: u64) -> bool {
-        let up = self.counters.up.fetch_add(up, Ordering::Relaxed) + up;
-        let down = self.counters.down.fetch_add(down, Ordering::Relaxed) + down;
         let limits = read(&self.current).policy.limits();
-        limits.up_bytes.is_none_or(|most| up <= most) && limits.down_bytes.is_none_or(|most| down <= most)
+        if !add_within(&self.counters.up, up, limits.up_bytes) {
+            return false;
+        }
+        let fits = add_within(&self.counters.down, down, limits.down_bytes);
+        if !fits {
+            self.counters.up.fetch_sub(up, Ordering::Relaxed);
+        }
+        fits
     }
 
-    /// End everything: the sandbox is gone.
-    pub async fn close(&self) {
+    /// End everything: the sandbox is gone. `closed` is a policy that admits nothing: whoever still holds this sandbox, a
+    /// flow of datagrams or a connection that is being decided on, must not go on under the old one.
+    pub async fn close(&self, closed: EffectivePolicy) {
         self.changes.send_replace(GONE);
+        let generation = self.current().generation;
+        let swept = self.update(generation, closed, HashMap::new(), Vec::new()).await;
+        swept.closed().await;
         self.flows.kill_all(Reason::Revoked).closed().await;
         self.pool.drain();
         self.flush_reports();

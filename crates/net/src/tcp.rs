@@ -18,7 +18,7 @@ use hutch_policy::{
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::audit::{Decision, Kind, Record};
 use crate::dns;
@@ -106,11 +106,18 @@ async fn accepted(gateway: Arc<Gateway>, stream: TcpStream, peer: SocketAddr) {
         // Nobody whom the kernel knows as a sandbox.
         return;
     };
-    if destination.port() == DNS_PORT {
+    // Before anything is read: whoever says nothing, or little by little, has a place like everybody.
+    let place = Arc::clone(&sandbox.places).try_acquire_owned();
+    let refusal = if place.is_err() || !lock(&sandbox.arrivals).take() {
+        drop(guest);
+        Refused::new(Reason::Limit)
+    } else if destination.port() == DNS_PORT {
         return dns_over_tcp(gateway, sandbox, guest).await;
-    }
-    let Err(refusal) = connection(&gateway, &sandbox, guest, destination).await else {
-        return;
+    } else {
+        let Err(refusal) = connection(&gateway, &sandbox, guest, destination).await else {
+            return;
+        };
+        refusal
     };
     let record = report::record(&sandbox.current(), refusal.kind, Decision::Deny, refusal.reason);
     let name = refusal.name.clone();
@@ -240,9 +247,6 @@ async fn connection(
     mut guest: GuestStream,
     destination: SocketAddr,
 ) -> Result<(), Refused> {
-    if !lock(&sandbox.arrivals).take() || sandbox.flows.len() >= sandbox.max_flows {
-        return Err(Refused::new(Reason::Limit));
-    }
     let flow = Flow {
         destination,
         virtual_name: dns::virtual_name(&sandbox.dns, destination.ip()),
@@ -295,13 +299,18 @@ async fn connection(
 
 async fn sniff(stream: &mut TcpStream, buffer: &mut BytesMut) -> Seen {
     let mut first = true;
+    let mut limit = Instant::now() + FIRST_BYTE;
     loop {
-        let limit = if first { FIRST_BYTE } else { WHOLE_HELLO };
-        match timeout(limit, stream.read_buf(buffer)).await {
+        match timeout_at(limit, stream.read_buf(buffer)).await {
             Err(_) if first => return Seen::Silent,
             // Half a greeting is no greeting.
             Err(_) | Ok(Ok(0) | Err(_)) => return if first { Seen::Silent } else { Seen::Broken },
-            Ok(Ok(_)) => first = false,
+            Ok(Ok(_)) if first => {
+                first = false;
+                // For all of it: one byte at a time must not make it longer.
+                limit = Instant::now() + WHOLE_HELLO;
+            }
+            Ok(Ok(_)) => {}
         }
         if let Some(seen) = look(stream, buffer).await {
             return seen;
@@ -408,7 +417,7 @@ impl Admitted {
         };
         let (mut server, address) = connected.map_err(|reason| Refused::about(reason, &self.seen))?;
         let meter = Meter::new(Arc::clone(&self.sandbox), Arc::clone(&flow), Limits::default(), None);
-        let began = tokio::time::Instant::now();
+        let began = Instant::now();
         let outcome = {
             let relayed = relay(&mut guest, &mut server, &meter, &flow.kill);
             tokio::pin!(relayed);
@@ -472,7 +481,7 @@ impl Admitted {
     }
 
     /// The record of an admitted connection, with what passed until now.
-    fn opened(&self, address: SocketAddr, began: tokio::time::Instant) {
+    fn opened(&self, address: SocketAddr, began: Instant) {
         let kind = match self.seen {
             Seen::Tls(_) | Seen::Postgres(_) => Kind::Tls,
             _ => Kind::Tcp,

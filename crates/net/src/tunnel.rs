@@ -56,26 +56,30 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Joined<'_, S> {
 
 /// The server's end: what comes from it is searched. Frames from a server are not masked, so a secret in one is there as it
 /// is, and masking it changes no length.
-pub struct Masked<S> {
+pub struct Masked<S, F> {
     inner: S,
     scrubber: Option<Scrubber>,
+    found: F,
+    before: u64,
     ready: BytesMut,
     ended: bool,
 }
 
-impl<S> Masked<S> {
-    /// `inner`, searched.
-    pub fn new(inner: S, needles: Option<Arc<Needles>>) -> Self {
+impl<S, F: FnMut(u64)> Masked<S, F> {
+    /// `inner`, searched. `found` is told of secrets, how many more there were.
+    pub fn new(inner: S, needles: Option<Arc<Needles>>, found: F) -> Self {
         Self {
             inner,
             scrubber: needles.map(|needles| needles.scrubber()),
+            found,
+            before: 0,
             ready: BytesMut::new(),
             ended: false,
         }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Masked<S> {
+impl<S: AsyncRead + Unpin, F: FnMut(u64) + Unpin> AsyncRead for Masked<S, F> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -104,11 +108,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for Masked<S> {
             } else {
                 scrubber.push(piece.filled(), &mut this.ready);
             }
+            let hits = scrubber.total();
+            if hits > this.before {
+                (this.found)(hits - this.before);
+                this.before = hits;
+            }
         }
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Masked<S> {
+impl<S: AsyncWrite + Unpin, F: Unpin> AsyncWrite for Masked<S, F> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.inner).poll_write(context, bytes)
     }

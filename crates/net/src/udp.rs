@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -96,6 +96,7 @@ struct UdpFlow {
     guest: SocketAddrV4,
     destination: SocketAddrV4,
     ended: Notify,
+    limited: AtomicBool,
     bytes: (AtomicU64, AtomicU64),
 }
 
@@ -174,6 +175,7 @@ impl Relay {
             guest: datagram.from,
             destination: datagram.to,
             ended: Notify::new(),
+            limited: AtomicBool::new(false),
             bytes: Default::default(),
         });
         lock(&self.flows).insert(key, Arc::clone(&flow));
@@ -203,11 +205,12 @@ impl Relay {
 
 impl UdpFlow {
     fn up(&self, sandbox: &Sandbox, bytes: &[u8]) {
-        self.bytes.0.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         if sandbox.count(bytes.len() as u64, 0) {
+            self.bytes.0.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             // A full queue drops, as a network would. The runtime would not try before it has seen the socket ready.
             let _ = SockRef::from(&self.server).send(bytes);
         } else {
+            self.limited.store(true, Ordering::Relaxed);
             self.ended.notify_waiters();
         }
     }
@@ -235,13 +238,13 @@ impl UdpFlow {
             match received {
                 Err(_) => return None,
                 Ok(Ok(count)) if count > 0 => {
-                    self.bytes.1.fetch_add(count as u64, Ordering::Relaxed);
                     if !sandbox.count(0, count as u64) {
                         return Some(Reason::ByteLimit);
                     }
+                    self.bytes.1.fetch_add(count as u64, Ordering::Relaxed);
                     self.speaker.say(self.destination, self.guest, &buffer[..count]);
                 }
-                Ok(Ok(_)) if !sandbox.count(0, 0) => return Some(Reason::ByteLimit),
+                Ok(Ok(_)) if self.limited.load(Ordering::Relaxed) => return Some(Reason::ByteLimit),
                 // An ICMP error of the server's side is an answer too; the next datagram may fare better.
                 Ok(_) => {}
             }

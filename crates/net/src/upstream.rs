@@ -24,6 +24,8 @@ use crate::tls::Verifiers;
 
 const IDLE: Duration = Duration::from_secs(30);
 const MAX_IDLE: usize = 32;
+/// Over all names: under a wildcard there is no end of them.
+const MAX_IDLE_OF_ALL: usize = 256;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 const MAX_FIELDS: usize = 128;
@@ -63,7 +65,12 @@ struct Idle {
 pub struct Pool {
     epoch: AtomicU64,
     idle: Mutex<HashMap<Key, Vec<Idle>>>,
-    shared: Mutex<HashMap<Key, http2::SendRequest<Body>>>,
+    shared: Mutex<HashMap<Key, Shared>>,
+}
+
+struct Shared {
+    sender: http2::SendRequest<Body>,
+    used: Instant,
 }
 
 impl Pool {
@@ -71,8 +78,11 @@ impl Pool {
     pub fn take(&self, key: &Key) -> Option<Sender> {
         if key.http2 {
             let mut shared = lock(&self.shared);
-            match shared.get(key) {
-                Some(sender) if !sender.is_closed() => return Some(Sender::Http2(sender.clone())),
+            match shared.get_mut(key) {
+                Some(known) if !known.sender.is_closed() => {
+                    known.used = Instant::now();
+                    return Some(Sender::Http2(known.sender.clone()));
+                }
                 Some(_) => {
                     shared.remove(key);
                 }
@@ -100,6 +110,12 @@ impl Pool {
         if epoch != self.epoch() || sender.is_closed() {
             return;
         }
+        if idle.values().map(Vec::len).sum::<usize>() >= MAX_IDLE_OF_ALL {
+            expire(&mut idle, IDLE / 2);
+            if idle.values().map(Vec::len).sum::<usize>() >= MAX_IDLE_OF_ALL {
+                return;
+            }
+        }
         let waiting = idle.entry(key).or_default();
         if waiting.len() >= MAX_IDLE {
             waiting.remove(0);
@@ -112,9 +128,23 @@ impl Pool {
 
     fn share(&self, key: &Key, sender: &http2::SendRequest<Body>, epoch: u64) {
         let mut shared = lock(&self.shared);
-        if epoch == self.epoch() {
-            shared.insert(key.clone(), sender.clone());
+        if epoch == self.epoch() && shared.len() < MAX_IDLE_OF_ALL {
+            let sender = sender.clone();
+            shared.insert(
+                key.clone(),
+                Shared {
+                    sender,
+                    used: Instant::now(),
+                },
+            );
         }
+    }
+
+    /// Close what nobody used for long. To be called now and then: a connection that waits keeps a descriptor, and those are
+    /// everybody's.
+    pub fn expire(&self) {
+        expire(&mut lock(&self.idle), IDLE);
+        lock(&self.shared).retain(|_, known| !known.sender.is_closed() && known.used.elapsed() < IDLE);
     }
 
     /// Drop everything that waits; what is under way ends with its exchange and does not come back.
@@ -161,6 +191,13 @@ impl Pool {
         self.share(key, &sender, epoch);
         Ok(Sender::Http2(sender))
     }
+}
+
+fn expire(idle: &mut HashMap<Key, Vec<Idle>>, age: Duration) {
+    for waiting in idle.values_mut() {
+        waiting.retain(|known| known.since.elapsed() < age && !known.sender.is_closed());
+    }
+    idle.retain(|_, waiting| !waiting.is_empty());
 }
 
 async fn http1<S>(stream: S) -> Result<Sender, Reason>

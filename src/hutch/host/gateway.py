@@ -94,6 +94,8 @@ class _Known:
 
     add: dict[str, Any]
     policy: dict[str, Any] | None = None
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Updates go one after the other: the gateway takes requests at once, and the one that is compiled first would win."""
 
 
 AuditSink = Callable[[Sequence[AuditEvent]], Awaitable[None]]
@@ -383,14 +385,15 @@ class Gateway:
     async def set_policy(self, network: Network, policy: dict[str, Any], *, announce: bool = True) -> Applied:
         """Put a policy in place; it is enforced when this returns. Raises `UnavailableError` when it may not be."""
         known = self._known[network.guest_address]
-        message = {"address": network.guest_address, **policy, **self._position(policy["sandbox_id"])}
-        if not announce:
+        async with known.turn:
+            if announce:
+                await self._wait_ready()
+            message = {"address": network.guest_address, **policy, **self._position(policy["sandbox_id"])}
+            applied = Applied(policy["generation"], 0, 0)
+            if announce:
+                applied = await self._call("sandbox.policy", message, Applied)
             known.policy = message
-            return Applied(policy["generation"], 0, 0)
-        await self._wait_ready()
-        applied: Applied = await self._call("sandbox.policy", message, Applied)
-        known.policy = message
-        return applied
+            return applied
 
     def _position(self, sandbox_id: str) -> dict[str, Any]:
         seq, previous = self._audit_position(sandbox_id)

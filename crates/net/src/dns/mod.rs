@@ -254,14 +254,25 @@ async fn fill(
                 None => teller.refuse(reply, ResponseCode::Refused, Reason::DnsBudget),
             }
         }
-        DnsDecision::Resolve { name, .. } => match resolve(gateway, sandbox, &current.policy, &name, kind).await {
-            Ok(answer) => give(&teller, &name, kind, spelling, answer, reply),
-            Err(Reason::DnsBudget) => teller.refuse(reply, ResponseCode::Refused, Reason::DnsBudget),
-            Err(_) => {
-                reply.metadata.response_code = ResponseCode::ServFail;
-                teller.say(Decision::Allow, Reason::UpstreamTimeout);
+        DnsDecision::Resolve { name, .. } => {
+            let resolved = tokio::select! {
+                biased;
+                () = sandbox.changed(current.version) => None,
+                resolved = resolve(gateway, sandbox, &current.policy, &name, kind) => Some(resolved),
+            };
+            match resolved {
+                None if sandbox.is_gone() => teller.refuse(reply, ResponseCode::Refused, Reason::Revoked),
+                // The policy changed while a name server was asked: it is not asked again, and the answer is that of the
+                // new one.
+                None => Box::pin(fill(gateway, sandbox, question, kind, spelling, reply)).await,
+                Some(Ok(answer)) => give(&teller, &name, kind, spelling, answer, reply),
+                Some(Err(Reason::DnsBudget)) => teller.refuse(reply, ResponseCode::Refused, Reason::DnsBudget),
+                Some(Err(_)) => {
+                    reply.metadata.response_code = ResponseCode::ServFail;
+                    teller.say(Decision::Allow, Reason::UpstreamTimeout);
+                }
             }
-        },
+        }
     }
 }
 

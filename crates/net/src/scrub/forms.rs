@@ -110,7 +110,9 @@ fn hex(bytes: &[u8], before: &str) -> Vec<u8> {
 }
 
 /// What percent-encoders leave as it is, besides letters and digits.
-const PERCENT_KEEPS: [&[u8]; 8] = [
+const PERCENT_KEEPS: [&[u8]; 9] = [
+    // Nothing: what some encoders of forms and of cautious templates do.
+    b"",
     // RFC 3986: unreserved.
     b"-._~",
     // `encodeURIComponent`.
