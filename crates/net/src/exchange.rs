@@ -482,7 +482,7 @@ impl Work<'_> {
         if !head.injected.is_empty() {
             self.log.record = self.log.record.take().map(|record| record.injected(&head.injected));
         }
-        if !self.meter.count(Way::Up, request_bytes(&asked)) {
+        if !self.meter.charge(Way::Up, request_bytes(&asked)) {
             return self.fail(403, Reason::ByteLimit);
         }
         let method = head.method.clone();
@@ -507,7 +507,7 @@ impl Work<'_> {
             }
         };
         self.log.status(response.status());
-        if !self.meter.count(Way::Down, response_bytes(response.headers())) {
+        if !self.meter.charge(Way::Down, response_bytes(response.headers())) {
             return self.fail(403, Reason::ByteLimit);
         }
         // Two lengths, of which our client believes one: whoever reads the other sees another response (RFC 9112 §6.3).

@@ -63,9 +63,19 @@ impl Meter {
         self.own.read()
     }
 
-    /// Count bytes that are about to pass. False where a limit does not admit them: they must not pass then, and are not
-    /// counted, so that counters are what the other end got.
+    /// Count bytes of payload that are about to pass. False where a limit does not admit them: they must not pass then, and
+    /// are not counted, so that counters are what the other end got.
     pub fn count(&self, way: Way, bytes: usize) -> bool {
+        let fits = self.charge(way, bytes);
+        if fits {
+            self.own.side(way).fetch_add(bytes as u64, Ordering::Relaxed);
+            self.flow.bytes.side(way).fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+        fits
+    }
+
+    /// Count bytes that are no payload but carry as much, such as heads, towards the limits of rule and sandbox.
+    pub fn charge(&self, way: Way, bytes: usize) -> bool {
         let bytes = bytes as u64;
         let (up, down, most) = match way {
             Way::Up => (bytes, 0, self.limits.up_bytes),
@@ -80,8 +90,6 @@ impl Meter {
             self.exceeded.store(true, Ordering::Relaxed);
             return false;
         }
-        self.own.side(way).fetch_add(bytes, Ordering::Relaxed);
-        self.flow.bytes.side(way).fetch_add(bytes, Ordering::Relaxed);
         true
     }
 }
