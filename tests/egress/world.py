@@ -422,7 +422,21 @@ class Guest:
 
     def _command(self, *argv: str) -> list[str]:
         mount = f'mount --bind {self.directory / "resolv.conf"} /etc/resolv.conf && exec "$@"'
-        return ["ip", "netns", "exec", self.network.namespace, "unshare", "-m", "sh", "-c", mount, "sh", *argv]
+        return [
+            "ip",
+            "netns",
+            "exec",
+            self.network.namespace,
+            "unshare",
+            "-m",
+            "--propagation",
+            "slave",
+            "sh",
+            "-c",
+            mount,
+            "sh",
+            *argv,
+        ]
 
     async def run(self, *argv: str, stdin: bytes | None = None, timeout_s: float = TIMEOUT_S) -> Ran:
         """Run a program in the guest's network, with its resolver and its trust store."""

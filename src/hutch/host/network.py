@@ -271,8 +271,9 @@ class Networks:
             if owner not in ("", self._names.tag) and self._alive(owner):
                 os.close(descriptor)
                 continue
-            os.ftruncate(descriptor, 0)
+            # Never empty in between: an empty one says that whoever had the block has let go of everything.
             os.pwrite(descriptor, self._names.tag.encode(), 0)
+            os.ftruncate(descriptor, len(self._names.tag))
             self._block_file = descriptor
             return block
         raise NoAddressBlock(f"No address block of {len(order)} is free; other instances of Hutch hold them ({BLOCKS_DIR}).")
