@@ -184,6 +184,8 @@ async def _wrk(setup: Setup, address: str, pid: int, seconds: int, connections: 
         *enter,
         "unshare",
         "-m",
+        "--propagation",
+        "slave",
         "sh",
         "-c",
         mounts,

@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import socket
+import socketserver
 import ssl
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 NAME = "api.demo.test"
-OUTSIDE, INSIDE = "198.51.100.9", "198.51.100.10"
+OUTSIDE, INSIDE = "198.51.100.253", "198.51.100.254"
 KEY = os.environ.get("DEMO_API_KEY", "")
 
 
@@ -80,11 +81,19 @@ def certificates(scratch: Path) -> None:
     (scratch / "api.pem").write_bytes(private + leaf.public_bytes(serialization.Encoding.PEM))
 
 
+class ApiServer(ThreadingHTTPServer):
+    """A server that doesn't ask for its own name, which nobody in its network knows."""
+
+    def server_bind(self) -> None:
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = NAME, self.server_address[1]
+
+
 def serve(scratch: Path) -> None:
     """The API itself; runs inside its network."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(scratch / "api.pem")
-    server = ThreadingHTTPServer((INSIDE, 443), Api)
+    server = ApiServer((INSIDE, 443), Api)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     print("ready", flush=True)
     server.serve_forever()

@@ -51,3 +51,11 @@ def test_a_line_never_contains_a_raw_line_break() -> None:
     line = records.feed(1, "a\nb\u2028c\u2029d\x85e\r\x0b\x0c\x1c".encode()).decode()
     assert len(line.splitlines()) == 1
     assert line.endswith("\n")
+
+
+def test_a_record_cut_between_any_two_bytes_reads_the_same() -> None:
+    """Clients decode what they read piece by piece, so a record has no character of more than one byte."""
+    text = "🐇é\u2028\x85\ud7ff\U0010ffff"
+    line = LogRecords().feed(1, text.encode())
+    assert line.isascii()
+    assert json.loads(line) == {"data": text, "stream": "stdout"}

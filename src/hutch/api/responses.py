@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -19,16 +20,12 @@ Headers = list[tuple[bytes, bytes]]
 encode = msgspec.json.encode
 
 
-_LINE_BREAKS = ((b"\xe2\x80\xa8", b"\\u2028"), (b"\xe2\x80\xa9", b"\\u2029"), (b"\xc2\x85", b"\\u0085"))
-"""Line breaks that JSON leaves as they are, but at which some readers of lines split."""
-
-
 def line(content: Any) -> bytes:
-    """One NDJSON record."""
+    """One NDJSON record, in ASCII: a client may decode what it read piece by piece, so a character of several bytes would
+    fall between two pieces; and some readers of lines split at more than the line feed."""
     encoded = encode(content)
     if not encoded.isascii():
-        for character, escape in _LINE_BREAKS:
-            encoded = encoded.replace(character, escape)
+        encoded = json.dumps(msgspec.json.decode(encoded), separators=(",", ":")).encode("ascii")
     return encoded + b"\n"
 
 
