@@ -1,4 +1,4 @@
-"""HTTP inside intercepted flows: what is a request, whose is it, and what goes upstream (`egress.md` T51-T75).
+"""HTTP inside intercepted flows: what is a request, whose is it, and what goes upstream (`egress.md` T51-T74).
 
 Every case says four things: what the client saw, what the origin saw, what the audit says, and that the canary was nowhere
 but at the origin (the fixture `sealed`). Payloads are bytes; no client would send most of them.

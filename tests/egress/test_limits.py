@@ -107,7 +107,7 @@ async def test_t94_heads_that_never_end_do(outside: World) -> None:
         try:
             for byte in data:
                 stream.sendall(bytes([byte]))
-                time.sleep(0.25)
+                time.sleep(0.25)  # the attack's pace: a byte now and then
                 try:
                     if not stream.recv(1000):
                         break

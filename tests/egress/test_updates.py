@@ -263,7 +263,7 @@ async def test_t88_a_splice_does_not_survive_a_rule(outside: World) -> None:
                     if not stream.recv(1000):
                         say("end")
                         break
-                    time.sleep(0.005)
+                    time.sleep(0.005)  # one request after another, not a flood
             except OSError as error:
                 say(type(error).__name__)
             """,
