@@ -3,30 +3,31 @@
 //! Judge → put it on the table of exchanges → build the upstream head → send → pass the response on, scrubbed of what was
 //! put into the request. Every request is judged alone, on the policy that holds when it arrives.
 
+mod bodies;
+mod sending;
+
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use http::header::{
     ALT_SVC, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue,
     SEC_WEBSOCKET_EXTENSIONS, TRANSFER_ENCODING,
 };
-use http::{HeaderMap, StatusCode, Uri};
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http::{HeaderMap, StatusCode};
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use hutch_policy::{
-    Action, Exchange, Facts, Flow, ForwardTo, HeadPlan, Judgement, Outcome, Reason, Request, RuleRef, Value,
+    Action, Exchange, Facts, ForwardTo, HeadPlan, Judgement, Outcome, Reason, Request, RuleRef, Value, base64,
 };
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
+use self::bodies::{Guarded, Kills, Returning, searched};
 use crate::audit::{Decision, Kind, Record};
-use crate::body::{self, Body, BodyError, Counted, Scrubbed, scrub_headers};
+use crate::body::{self, Body, BodyError, Counted, scrub_headers};
 use crate::clock;
 use crate::decode::{self, Decoded, Encoding};
 use crate::flow::{Kill, Ongoing};
@@ -37,11 +38,7 @@ use crate::relay::{Meter, Way};
 use crate::report;
 use crate::sandbox::{Current, MAX_REFLECTIONS, Sandbox};
 use crate::scrub::{Needles, SecretForms};
-use crate::tcp;
-use crate::upstream::{Key, Sender};
 
-/// Until the head of a response.
-const RESPONSE_HEAD: Duration = Duration::from_secs(360);
 const HOP_BY_HOP: [&str; 8] = [
     "connection",
     "keep-alive",
@@ -702,179 +699,6 @@ impl Work<'_> {
         lock(&self.current.needles).insert(rule.id, Arc::clone(&needles));
         Some(needles)
     }
-
-    fn request(
-        &self,
-        head: Head,
-        body: Body,
-        http2: bool,
-        sent: &Arc<AtomicBool>,
-    ) -> Result<http::Request<Body>, Reason> {
-        let bad = Reason::ProtocolViolation;
-        let uri = if http2 && self.forward.is_none() {
-            let authority = head.headers.get(http::header::HOST).cloned().ok_or(bad)?;
-            Uri::builder()
-                .scheme("https")
-                .authority(authority.as_bytes())
-                .path_and_query(head.target.as_slice())
-                .build()
-                .map_err(|_| bad)?
-        } else {
-            Uri::try_from(head.target.as_slice()).map_err(|_| bad)?
-        };
-        let counted = Counted::new(body, self.meter.clone(), Way::Up, Some(Arc::clone(sent)));
-        // What is sent ends with the exchange, not when whoever reads the client notices.
-        let until = Until {
-            inner: counted,
-            kills: Kills::new(Arc::clone(&self.served.flow), Arc::clone(&self.ongoing.kill)),
-        };
-        let mut request = http::Request::new(until.boxed_unsync());
-        *request.method_mut() = head.method;
-        *request.uri_mut() = uri;
-        *request.headers_mut() = head.headers;
-        Ok(request)
-    }
-
-    async fn send(
-        &self,
-        request: http::Request<Body>,
-        http2: bool,
-    ) -> Result<(http::Response<Incoming>, Option<Returning>), Reason> {
-        let (pool, epoch) = (&self.served.sandbox.pool, self.served.sandbox.pool.epoch());
-        let key = self.key(http2);
-        let mut request = request;
-        let mut pooled = pool.take(&key);
-        loop {
-            let fresh = pooled.is_none();
-            let sender = if let Some(sender) = pooled.take() {
-                sender
-            } else {
-                let (stream, address) = self.dial(&key).await?;
-                self.served.dialled(address);
-                pool.begin(&key, stream, &self.served.sandbox.verifiers, epoch).await?
-            };
-            let (failed, returning) = match sender {
-                Sender::Http1(mut sender) => {
-                    if let Some(authority) = request.uri().authority() {
-                        // A server that does not speak HTTP/2 gets the form of HTTP/1.
-                        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| Reason::Internal)?;
-                        request.headers_mut().insert(http::header::HOST, host);
-                        let target = request.uri().path_and_query().cloned();
-                        *request.uri_mut() = target.map(Uri::from).unwrap_or_default();
-                    }
-                    match timeout(RESPONSE_HEAD, sender.try_send_request(request)).await {
-                        Err(_) => return Err(Reason::UpstreamTimeout),
-                        Ok(Ok(response)) => {
-                            let returning = Returning {
-                                key: key.clone(),
-                                sender,
-                                epoch,
-                                sandbox: Arc::clone(&self.served.sandbox),
-                            };
-                            return Ok((response, Some(returning)));
-                        }
-                        Ok(Err(mut failed)) => (failed.take_message(), None::<Returning>),
-                    }
-                }
-                Sender::Http2(mut sender) => {
-                    // The name is said once, as `:authority`.
-                    request.headers_mut().remove(http::header::HOST);
-                    match timeout(RESPONSE_HEAD, sender.try_send_request(request)).await {
-                        Err(_) => return Err(Reason::UpstreamTimeout),
-                        Ok(Ok(response)) => return Ok((response, None)),
-                        Ok(Err(mut failed)) => (failed.take_message(), None),
-                    }
-                }
-            };
-            drop(returning);
-            // A kept connection that the server had closed: nothing of the request was sent.
-            match failed {
-                Some(unsent) if !fresh => request = unsent,
-                _ => return Err(Reason::UpstreamProtocol),
-            }
-        }
-    }
-
-    fn key(&self, http2: bool) -> Key {
-        let rule = self.rule.as_ref().map(|rule| rule.id);
-        let thread = std::thread::current().id();
-        if let Some(forward) = &self.forward {
-            return Key {
-                host: forward.host_name(),
-                port: forward.url.port,
-                tls: true,
-                http2: false,
-                rule,
-                thread,
-            };
-        }
-        let admission = self.served.flow.admission();
-        Key {
-            host: admission.name().map_or_else(String::new, ToString::to_string),
-            port: admission.port(),
-            tls: admission.handling == hutch_policy::Handling::Intercept,
-            http2,
-            rule,
-            thread,
-        }
-    }
-
-    async fn dial(&self, key: &Key) -> Result<(tokio::net::TcpStream, SocketAddr), Reason> {
-        if let Some(forward) = &self.forward {
-            let found = match &forward.url.host {
-                hutch_policy::Host::Address(address) => vec![*address],
-                hutch_policy::Host::Name(name) => {
-                    self.served
-                        .gateway
-                        .resolver()
-                        .resolve(&self.served.sandbox.cache, name, hickory_proto::rr::RecordType::A)
-                        .await
-                        .map_err(|_| Reason::UpstreamConnect)?
-                        .addresses
-                }
-            };
-            let mut refusal = Reason::UpstreamConnect;
-            let mut vetted = Vec::new();
-            for address in found {
-                match self.current.policy.forward_address(address) {
-                    Ok(address) => vetted.push(address),
-                    Err(reason) => refusal = reason,
-                }
-            }
-            if vetted.is_empty() {
-                return Err(refusal);
-            }
-            return tcp::dial(&vetted, key.port).await;
-        }
-        let flow = Flow {
-            destination: self.served.destination,
-            virtual_name: None,
-        };
-        let admission = self.served.flow.admission();
-        let addresses = tcp::candidates(
-            &self.served.gateway,
-            &self.served.sandbox,
-            &self.current,
-            &admission,
-            &flow,
-        )
-        .await?;
-        tcp::dial(&addresses, key.port).await
-    }
-}
-
-/// A body without what `needles` find.
-fn searched<B>(body: B, needles: &Arc<Needles>, log: Arc<std::sync::Mutex<Log>>) -> Body
-where
-    B: HttpBody<Data = Bytes, Error = BodyError> + Send + Unpin + 'static,
-{
-    let mut before = 0;
-    Scrubbed::new(body, needles, move |scrubber| {
-        let hits = scrubber.total();
-        lock(&log).reflected(hits - before);
-        before = hits;
-    })
-    .boxed_unsync()
 }
 
 /// The bytes of a request's head: an endless number of heads is as good as a body for carrying something out.
@@ -962,123 +786,6 @@ fn accepts(response: &http::Response<Incoming>, key: Option<&HeaderValue>) -> bo
         .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
     let accept = headers
         .get("sec-websocket-accept")
-        .is_some_and(|value| value.as_bytes() == head::base64(digest.as_ref()).as_bytes());
+        .is_some_and(|value| value.as_bytes() == base64::encode(digest.as_ref()).as_bytes());
     upgrade && accept
-}
-
-/// A connection that goes back to the pool when its exchange is over.
-struct Returning {
-    key: Key,
-    sender: hyper::client::conn::http1::SendRequest<Body>,
-    epoch: u64,
-    sandbox: Arc<Sandbox>,
-}
-
-type Waiting = Pin<Box<dyn Future<Output = Reason> + Send>>;
-
-/// Whatever ends an exchange from outside.
-struct Kills {
-    waiting: Waiting,
-}
-
-impl Kills {
-    fn new(flow: Arc<crate::flow::Flow>, exchange: Arc<Kill>) -> Self {
-        let waiting = Box::pin(async move {
-            tokio::select! {
-                reason = flow.kill.wait() => reason,
-                reason = exchange.wait() => reason,
-            }
-        });
-        Self { waiting }
-    }
-
-    fn poll(&mut self, context: &mut Context<'_>) -> Option<Reason> {
-        match self.waiting.as_mut().poll(context) {
-            Poll::Ready(reason) => Some(reason),
-            Poll::Pending => None,
-        }
-    }
-}
-
-/// The body of a request, which ends with its exchange.
-struct Until<B> {
-    inner: B,
-    kills: Kills,
-}
-
-impl<B> HttpBody for Until<B>
-where
-    B: HttpBody<Data = Bytes, Error = BodyError> + Unpin,
-{
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Some(reason) = self.kills.poll(context) {
-            return Poll::Ready(Some(Err(BodyError::Ended(reason))));
-        }
-        Pin::new(&mut self.inner).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
-}
-
-/// The body of a response, which holds all that must live as long.
-struct Guarded<B> {
-    inner: B,
-    kills: Kills,
-    connection: Option<Returning>,
-    sent: Arc<AtomicBool>,
-    _ongoing: Ongoing,
-    _log: Arc<std::sync::Mutex<Log>>,
-}
-
-impl<B> Guarded<B> {
-    /// The response was read to its end.
-    fn finished(&mut self) {
-        if let Some(back) = self.connection.take()
-            && self.sent.load(Ordering::Acquire)
-        {
-            back.sandbox.pool.give_back(back.key, back.sender, back.epoch);
-        }
-    }
-}
-
-impl<B> HttpBody for Guarded<B>
-where
-    B: HttpBody<Data = Bytes, Error = BodyError> + Unpin,
-{
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Some(reason) = self.kills.poll(context) {
-            return Poll::Ready(Some(Err(BodyError::Ended(reason))));
-        }
-        let frame = std::task::ready!(Pin::new(&mut self.inner).poll_frame(context));
-        if frame.is_none() || self.inner.is_end_stream() {
-            self.finished();
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
-    }
 }

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use hutch_policy::base64;
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::rsa::KeyPair;
 use ring::signature::RSA_PKCS1_SHA256;
@@ -80,7 +81,7 @@ impl Signer {
             "iat": now_s,
             "nbf": now_s,
             "exp": now_s + LIFE_S,
-            "jti": base64url(&id),
+            "jti": base64::encode_url(&id),
             "team_id": identity.team_id,
             "project_id": identity.project_id,
             "sandbox_id": identity.sandbox_id,
@@ -88,14 +89,14 @@ impl Signer {
         });
         let signed = format!(
             "{}.{}",
-            base64url(head.to_string().as_bytes()),
-            base64url(claims.to_string().as_bytes())
+            base64::encode_url(head.to_string().as_bytes()),
+            base64::encode_url(claims.to_string().as_bytes())
         );
         let mut signature = vec![0; self.key.public().modulus_len()];
         self.key
             .sign(&RSA_PKCS1_SHA256, &self.random, signed.as_bytes(), &mut signature)
             .ok()?;
-        let text = format!("{signed}.{}", base64url(&signature));
+        let text = format!("{signed}.{}", base64::encode_url(&signature));
         let forms = SecretForms {
             id: 0,
             value: &text,
@@ -113,16 +114,4 @@ impl Signer {
         kept.insert(key, (now_s, token.clone()));
         Some(token)
     }
-}
-
-fn base64url(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut text = String::with_capacity(bytes.len() * 4 / 3 + 4);
-    for chunk in bytes.chunks(3) {
-        let word = chunk.iter().fold(0_u32, |word, &byte| word << 8 | u32::from(byte)) << (8 * (3 - chunk.len()));
-        for index in 0..=chunk.len() {
-            text.push(ALPHABET[(word >> (18 - 6 * index) & 63) as usize] as char);
-        }
-    }
-    text
 }

@@ -9,6 +9,7 @@
 //! * `decide`: questions put to an [`EffectivePolicy`]: DNS question, connection, datagram, HTTP request
 //! * `sweep`: what happens to an open flow when the policy changes
 //! * `reasons`: the closed list of reason codes
+//! * `base64`: as it is written, and as it is found
 //!
 //! The gateway owns sockets, time, budgets and secrets; it brings facts and carries out what comes back. Three rules hold
 //! everywhere: what is unknown is refused, an intercepted name is never spliced because something failed, and a
@@ -17,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 mod addresses;
+pub mod base64;
 mod checks;
 mod compile;
 mod decide;

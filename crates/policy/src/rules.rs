@@ -7,6 +7,7 @@ use regex::bytes::Regex;
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
+use crate::base64;
 use crate::json::Json;
 use crate::names::Host;
 use crate::policy::Limits;
@@ -172,7 +173,7 @@ pub struct CredentialUse {
 impl CredentialUse {
     /// The text to send for the credential's value.
     pub fn render(&self, value: &Secret) -> Secret {
-        let encoded = || Zeroizing::new(base64(value.expose().as_bytes()));
+        let encoded = || Zeroizing::new(base64::encode(value.expose().as_bytes()));
         match self.format.split_once("{base64}") {
             Some((before, after)) => Secret(Zeroizing::new([before, &encoded(), after].concat())),
             None => Secret(Zeroizing::new(self.format.replacen("{}", value.expose(), 1))),
@@ -395,17 +396,4 @@ pub(crate) fn digest(parts: &[&[u8]]) -> [u8; 32] {
         hasher.update(part);
     }
     hasher.finalize().into()
-}
-
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let word = chunk.iter().fold(0_u32, |word, &byte| word << 8 | u32::from(byte)) << (8 * (3 - chunk.len()));
-        for index in 0..4 {
-            let digit = ALPHABET[(word >> (18 - 6 * index) & 63) as usize];
-            text.push(if index <= chunk.len() { digit as char } else { '=' });
-        }
-    }
-    text
 }

@@ -1,6 +1,7 @@
 //! The head of the request that goes upstream, as data.
 
 use super::{Exchange, Placeholder, Request};
+use crate::base64;
 use crate::decide::query;
 use crate::names::Host;
 use crate::reasons::Reason;
@@ -295,27 +296,7 @@ fn basic_credentials(name: &[u8], value: &[u8]) -> Option<Vec<u8>> {
     if !is_credentials || !scheme.eq_ignore_ascii_case(b"basic ") {
         return None;
     }
-    let mut decoded = Vec::new();
-    let mut bits = 0_u32;
-    let mut count = 0;
-    for &byte in rest.trim_ascii() {
-        let digit = match byte {
-            b'A'..=b'Z' => byte - b'A',
-            b'a'..=b'z' => byte - b'a' + 26,
-            b'0'..=b'9' => byte - b'0' + 52,
-            b'+' | b'-' => 62,
-            b'/' | b'_' => 63,
-            b'=' => break,
-            _ => return None,
-        };
-        bits = bits << 6 | u32::from(digit);
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            decoded.push((bits >> count) as u8);
-        }
-    }
-    Some(decoded)
+    base64::decode(rest)
 }
 
 pub(super) fn forward_to(exchange: &Exchange, url: &ForwardUrl) -> ForwardTo {
