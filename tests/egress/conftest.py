@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.egress import defences  # First: it may put another engine in the place of the installed one.
+
+# isort: split
 from tests import leaks
 from tests.conftest import wait_until
 from tests.egress.world import CANARY, Origins, World, world
 
 SETTLE_S = 10.0
+
+defences.switch_off()
 
 
 @pytest.fixture(scope="session")

@@ -113,6 +113,7 @@ def nobody_came(server: socket.socket) -> bool:
 # -- without a name ------------------------------------------------------------------------------------
 
 
+@pytest.mark.defence("domain-patterns")
 async def test_t01_ignoring_proxy_variables_changes_nothing(outside: World) -> None:
     guest = await outside.guest({"allow": ["api.test"]})
     ran = await guest.run(
@@ -140,6 +141,7 @@ async def test_t01_ignoring_proxy_variables_changes_nothing(outside: World) -> N
     )
 
 
+@pytest.mark.defence("unnamed-flows")
 async def test_t02_an_address_without_a_name_needs_a_range(outside: World) -> None:
     guest = await outside.guest({"allow": ["api.test"]})
     found = await guest.connect(SHARED, 443, hello(None))
@@ -155,6 +157,7 @@ async def test_t02_an_address_without_a_name_needs_a_range(outside: World) -> No
 
 
 @pytest.mark.parametrize("literal", ODD_LITERALS)
+@pytest.mark.defence("name-grammar")
 async def test_t03_odd_spellings_of_an_address_are_no_names(outside: World, literal: str) -> None:
     guest = await outside.guest({"allow": ["*"], "defaults": {"plaintextHttp": True, "unmatched": "deny"}})
     assert (await guest.connect(EVIL, 443, hello(literal))).end == "ECONNRESET"
@@ -172,6 +175,7 @@ async def test_t03_odd_spellings_of_an_address_are_no_names(outside: World, lite
         check({"allow": [literal]})
 
 
+@pytest.mark.defence("unnamed-flows")
 async def test_t03_an_address_as_a_server_name_is_judged_by_where_it_goes(outside: World) -> None:
     guest = await outside.guest({"allow": ["api.test"], "subnets": {"allow": [f"{SHARED}/32"]}})
     for name in ("10.9.9.9", "[::ffff:10.9.9.9]", SHARED):
@@ -184,6 +188,7 @@ async def test_t03_an_address_as_a_server_name_is_judged_by_where_it_goes(outsid
 # -- IPv6 ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.defence("kernel-ipv4-only")
 async def test_t04_ipv6_does_not_exist(outside: World) -> None:
     guest = await outside.guest("allow-all")
     link = guest.network.link
@@ -222,6 +227,7 @@ async def test_t04_ipv6_does_not_exist(outside: World) -> None:
     assert counted(outside, "spoofed") - before in (0, 2 * len(sent))
 
 
+@pytest.mark.defence("question-types")
 async def test_t05_addresses_that_carry_another_are_closed(outside: World) -> None:
     embedded = ("64:ff9b::a9fe:a9fe", "64:ff9b:1::a9fe:a9fe", "2002:a9fe:a9fe::1", "2001:0:a9fe:a9fe::1", "::ffff:10.9.9.9")
     outside.origins.zone("api.test", [{"records": [["AAAA", address] for address in embedded]}])
@@ -242,6 +248,7 @@ async def test_t05_addresses_that_carry_another_are_closed(outside: World) -> No
 
 
 @pytest.mark.parametrize("policy", ["allow-all", EVERYTHING], ids=["allow-all", "range"])
+@pytest.mark.defence("hard-deny", "kernel-gateway")
 async def test_t06_metadata_is_closed_under_every_policy(outside: World, policy: object) -> None:
     guest = await outside.guest(policy)
     found = await asyncio.gather(*(guest.connect(address, port, HTTP) for address in METADATA for port in (80, 8080)))
@@ -256,6 +263,9 @@ async def test_t06_metadata_is_closed_under_every_policy(outside: World, policy:
         assert await guest.audited(kind="udp", origDst=f"{address}:123", reason="hard_deny")
 
 
+@pytest.mark.defence("hard-deny", "kernel-gateway")
+@pytest.mark.defence("vetted-addresses")
+@pytest.mark.defence("special-names")
 async def test_t06_metadata_is_closed_behind_an_allowed_name(outside: World) -> None:
     guest = await outside.guest({"allow": ["*.wild.test", "metadata.google.internal"]})
     for index, address in enumerate(METADATA):
@@ -305,6 +315,7 @@ async def _as_user(user: int, *targets: tuple[str, str, int]) -> list[str]:
     return out.decode().split()
 
 
+@pytest.mark.defence("kernel-gateway")
 async def test_t06_the_kernel_denies_the_gateway_what_its_policies_deny(outside: World) -> None:
     targets = [(kind, address, 80 if kind == "tcp" else 123) for address in METADATA for kind in ("tcp", "udp")]
     found = await _as_user(outside.networks.gateway_user, *targets)
@@ -316,6 +327,7 @@ async def test_t06_the_kernel_denies_the_gateway_what_its_policies_deny(outside:
     assert await _as_user(outside.networks.gateway_user + 1, ("udp", METADATA[0], 123)) == ["reached"]
 
 
+@pytest.mark.defence("kernel-guests")
 async def test_t06_the_kernel_lets_the_gateway_ask_its_name_servers_and_begin_nothing_with_guests(outside: World) -> None:
     guest = await outside.guest("allow-all")
     address = guest.network.guest_address
@@ -332,6 +344,7 @@ async def test_t06_the_kernel_lets_the_gateway_ask_its_name_servers_and_begin_no
         assert parts(wire.received())
 
 
+@pytest.mark.defence("hard-deny", "kernel-gateway")
 async def test_t07_the_host_and_the_gateway_answer_nothing_but_dns(outside: World) -> None:
     guest = await outside.guest("allow-all")
     here = guest.network.host_address
@@ -361,6 +374,7 @@ def hardware_of(guest: Guest) -> bytes:
     return bytes.fromhex(shown["address"].replace(":", ""))
 
 
+@pytest.mark.defence("hard-deny", "kernel-gateway")
 async def test_t07_an_address_that_the_host_got_later_is_closed_too(outside: World) -> None:
     guest = await outside.guest("allow-all")
     late = "203.0.113.77"
@@ -377,6 +391,7 @@ async def test_t07_an_address_that_the_host_got_later_is_closed_too(outside: Wor
 # -- other guests --------------------------------------------------------------------------------------
 
 
+@pytest.mark.defence("hard-deny", "kernel-gateway", "kernel-guests")
 async def test_t08_two_guests_never_reach_each_other(outside: World) -> None:
     attacker, victim = await outside.guest("allow-all"), await outside.guest("allow-all")
     address = victim.network.guest_address
@@ -399,6 +414,7 @@ async def test_t08_two_guests_never_reach_each_other(outside: World) -> None:
     assert (await attacker.audited(origDst=f"{address}:8080", kind="tcp"))["reason"] == "hard_deny"
 
 
+@pytest.mark.defence("kernel-source")
 async def test_t09_a_source_address_is_bound_to_its_link(outside: World) -> None:
     attacker, victim = await outside.guest("deny-all"), await outside.guest("allow-all")
     before = counted(outside, "spoofed")
@@ -423,6 +439,7 @@ async def test_t09_a_source_address_is_bound_to_its_link(outside: World) -> None
 # -- ARP -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.defence("kernel-arp")
 async def test_t10_nobody_believes_a_guest_about_other_addresses(outside: World) -> None:
     attacker, victim = await outside.guest("allow-all"), await outside.guest("allow-all")
     assert (await victim.datagram(EVIL, 123)).end == "data"
@@ -450,6 +467,7 @@ async def test_t10_nobody_believes_a_guest_about_other_addresses(outside: World)
     assert (await victim.datagram(EVIL, 123)).end == "data"
 
 
+@pytest.mark.defence("kernel-arp")
 async def test_t10_arp_tells_nothing_about_the_host(outside: World) -> None:
     guest, other = await outside.guest("deny-all"), await outside.guest("deny-all")
     source = guest.network.guest_address
@@ -466,6 +484,7 @@ async def test_t10_arp_tells_nothing_about_the_host(outside: World) -> None:
         assert not who_has("127.0.0.1")
 
 
+@pytest.mark.defence("kernel-arp")
 async def test_t10_a_guest_cannot_fill_the_table_of_neighbours(outside: World) -> None:
     attacker, victim = await outside.guest("deny-all"), await outside.guest("allow-all")
     with attacker.wire() as wire:
@@ -481,6 +500,7 @@ async def test_t10_a_guest_cannot_fill_the_table_of_neighbours(outside: World) -
 # -- packets that are not what they seem ---------------------------------------------------------------
 
 
+@pytest.mark.defence("datagrams")
 async def test_t11_fragments_are_judged_whole(outside: World) -> None:
     guest = await outside.guest({"subnets": {"allow": [f"{API}/32"]}})
     source = guest.network.guest_address
@@ -513,6 +533,7 @@ async def test_t11_a_large_datagram_arrives_whole_and_so_does_its_answer(outside
     assert [datagram["data"] for datagram in outside.origins.seen().datagrams] == [data]
 
 
+@pytest.mark.defence("kernel-fragments")
 async def test_t11_a_fragment_never_becomes_part_of_another_guests_packet(outside: World) -> None:
     attacker, victim = await outside.guest("deny-all"), await outside.guest(RANGE)
     before = counted(outside, "spoofed")
@@ -532,6 +553,7 @@ async def test_t11_a_fragment_never_becomes_part_of_another_guests_packet(outsid
     assert counted(outside, "spoofed") == before + 1
 
 
+@pytest.mark.defence("kernel-options")
 async def test_t11_options_tags_and_other_protocols_of_the_link_go_nowhere(outside: World) -> None:
     guest = await outside.guest("allow-all")
     source = guest.network.guest_address
@@ -561,6 +583,8 @@ async def test_t11_options_tags_and_other_protocols_of_the_link_go_nowhere(outsi
 # -- UDP and what is neither UDP nor TCP ---------------------------------------------------------------
 
 
+@pytest.mark.defence("datagrams")
+@pytest.mark.defence("question-types")
 async def test_t12_quic_is_refused_at_once(outside: World) -> None:
     guest = await outside.guest({"allow": ["api.test", "*"]})
     found = await guest.datagram(API, 443, b"\xc0\x00\x00\x00\x01".ljust(1200, b"\0"))
@@ -575,6 +599,7 @@ async def test_t12_quic_is_refused_at_once(outside: World) -> None:
     assert not seen.questions
 
 
+@pytest.mark.defence("quic-hints")
 async def test_t12_an_inspected_response_does_not_advertise_quic(outside: World) -> None:
     rule = {"transform": [{"headers": {"authorization": f"Bearer {CANARY}"}}]}
     guest = await outside.guest({"allow": {"api.test": [rule]}})
@@ -585,6 +610,7 @@ async def test_t12_an_inspected_response_does_not_advertise_quic(outside: World)
     assert CANARY not in ran.out + ran.err
 
 
+@pytest.mark.defence("datagrams")
 async def test_t13_no_other_datagram_leaves_under_a_policy_of_names(outside: World) -> None:
     guest = await outside.guest({"allow": ["*"]})
     ports = (7, 19, 67, 68, 69, 111, 123, 137, 161, 389, 443, 500, 514, 853, 1194, 1434, 1900, 3478, 4500, 5060, 5353, 5355)
@@ -596,6 +622,7 @@ async def test_t13_no_other_datagram_leaves_under_a_policy_of_names(outside: Wor
     assert await guest.audited(kind="udp", origDst=f"{EVIL}:51820")
 
 
+@pytest.mark.defence("hard-deny", "kernel-gateway")
 async def test_t13_multicast_and_broadcast_never_leave(outside: World) -> None:
     guest = await outside.guest("allow-all")
     source = guest.network.guest_address
@@ -627,6 +654,7 @@ async def test_t13_multicast_and_broadcast_never_leave(outside: World) -> None:
 
 
 @pytest.mark.parametrize("policy", ["allow-all", RANGE], ids=["allow-all", "range"])
+@pytest.mark.defence("datagrams-end")
 async def test_t13_a_datagram_that_may_leave_is_answered_from_where_it_went(outside: World, policy: object) -> None:
     guest = await outside.guest(policy)
     loop = asyncio.get_running_loop()
@@ -648,6 +676,7 @@ async def test_t13_a_datagram_that_may_leave_is_answered_from_where_it_went(outs
         assert (record["decision"], record["reason"], record["up"], record["down"]) == ("revoked", "deny_all", 3, 18)
 
 
+@pytest.mark.defence("datagrams-end")
 async def test_t13_a_closed_sandbox_hears_nothing_more(outside: World) -> None:
     guest = await outside.guest("allow-all")
     assert (await guest.datagram(EVIL, 123)).end == "data"
@@ -657,6 +686,7 @@ async def test_t13_a_closed_sandbox_hears_nothing_more(outside: World) -> None:
 
 
 @pytest.mark.parametrize("policy", ["deny-all", {"allow": ["*"]}, "allow-all"], ids=["deny-all", "names", "allow-all"])
+@pytest.mark.defence("kernel-drop")
 async def test_t14_icmp_carries_nothing(outside: World, policy: object) -> None:
     guest = await outside.guest(policy)
     source = guest.network.guest_address
@@ -677,6 +707,7 @@ async def test_t14_icmp_carries_nothing(outside: World, policy: object) -> None:
 
 
 @pytest.mark.parametrize("policy", ["allow-all", RANGE], ids=["allow-all", "range"])
+@pytest.mark.defence("kernel-drop")
 async def test_t15_only_tcp_and_udp_exist(outside: World, policy: object) -> None:
     guest, other = await outside.guest(policy), await outside.guest("allow-all")
     source = guest.network.guest_address
@@ -696,6 +727,7 @@ async def test_t15_only_tcp_and_udp_exist(outside: World, policy: object) -> Non
 # -- TCP -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.defence("kernel-drop", "kernel-hand")
 async def test_t16_the_other_side_sees_only_what_the_gateway_wrote(outside: World) -> None:
     guest = await outside.guest(RANGE)
     outside.origins.script(f"{EVIL}:8080", echo=True)
@@ -727,6 +759,7 @@ async def test_t16_the_other_side_sees_only_what_the_gateway_wrote(outside: Worl
     assert CANARY.encode() not in outside.origins.seen().data
 
 
+@pytest.mark.defence("unnamed-flows")
 async def test_t17_what_has_no_name_is_closed_and_never_passed(outside: World) -> None:
     named, any_name = await outside.guest({"allow": ["api.test"]}), await outside.guest({"allow": ["*"]})
     outside.origins.script(f"{API}:22", first=b"SSH-2.0-test\r\n")
@@ -747,6 +780,7 @@ async def test_t17_what_has_no_name_is_closed_and_never_passed(outside: World) -
 @pytest.mark.parametrize(
     "policy", ["deny-all", {"allow": ["*", "api.test"]}, EVERYTHING, "allow-all"], ids=["deny", "names", "range", "all"]
 )
+@pytest.mark.defence("smtp")
 async def test_t18_smtp_is_closed_under_every_policy(outside: World, policy: object) -> None:
     guest = await outside.guest(policy)
     found = await guest.connect(EVIL, 25, b"EHLO guest\r\n")
@@ -756,6 +790,7 @@ async def test_t18_smtp_is_closed_under_every_policy(outside: World, policy: obj
     assert (record["reason"], record["origDst"], record["generation"]) == ("smtp", f"{EVIL}:25", 1)
 
 
+@pytest.mark.defence("hard-deny", "kernel-gateway")
 async def test_t19_the_gateway_is_nobodys_proxy(outside: World) -> None:
     guest = await outside.guest({"allow": ["api.test"], "defaults": {"plaintextHttp": True}})
     here = guest.network.host_address
@@ -786,6 +821,7 @@ async def test_t19_the_gateway_is_nobodys_proxy(outside: World) -> None:
     assert (await guest.audited(kind="tcp", origDst=f"{here}:8080"))["reason"] == "hard_deny"
 
 
+@pytest.mark.defence("host-is-name")
 async def test_t19_proxy_requests_to_an_allowed_name_are_refused(outside: World) -> None:
     guest = await outside.guest({"allow": ["api.test"], "defaults": {"plaintextHttp": True}})
     found = await guest.connect(API, 80, b"CONNECT evil.test:443 HTTP/1.1\r\nhost: api.test\r\n\r\n")
@@ -797,6 +833,7 @@ async def test_t19_proxy_requests_to_an_allowed_name_are_refused(outside: World)
     assert "evil.test" not in seen.questions
 
 
+@pytest.mark.defence("hard-deny", "kernel-gateway")
 async def test_t20_a_name_that_leads_back_to_us_is_refused(outside: World) -> None:
     guest = await outside.guest({"allow": ["api.test"]})
     for address in (OURS, guest.network.host_address, "127.0.0.1", "0.0.0.0"):
@@ -829,6 +866,7 @@ def chained(records: list[str]) -> bool:
     return True
 
 
+@pytest.mark.defence("policies-again")
 async def test_t21_a_killed_gateway_lets_nothing_pass_and_is_back_with_the_same_policies(outside: World) -> None:
     guest = await outside.guest({"allow": ["api.test"], "subnets": {"allow": [f"{SHARED}/32"]}})
     await guest.policy({"allow": ["api.test"], "subnets": {"allow": [f"{API}/32"]}})
@@ -873,6 +911,7 @@ async def test_t21_a_killed_gateway_lets_nothing_pass_and_is_back_with_the_same_
     assert outside.gateway.restarts == 1
 
 
+@pytest.mark.defence("kernel-drop", "kernel-hand")
 async def test_t22_a_network_is_closed_before_anybody_knows_it(outside: World) -> None:
     network = await outside.networks.take()
     early = Guest(outside, network, "early", outside.directory)
@@ -890,6 +929,7 @@ async def test_t22_a_network_is_closed_before_anybody_knows_it(outside: World) -
         await outside.networks.give_back(network)
 
 
+@pytest.mark.defence("kernel-drop")
 async def test_t22_before_there_is_a_gateway_everything_is_refused(outside: World) -> None:
     guest = await outside.guest("allow-all")
     # As before `hand_to`: the chain that hands packets over is empty.
@@ -901,6 +941,7 @@ async def test_t22_before_there_is_a_gateway_everything_is_refused(outside: Worl
     assert outside.origins.seen().is_silent
 
 
+@pytest.mark.defence("ended-sandboxes")
 async def test_t22_whoever_gets_an_address_inherits_nothing(outside: World) -> None:
     guest = await outside.guest("allow-all")
     outside.origins.script(f"{EVIL}:8080", echo=True)
@@ -925,6 +966,8 @@ async def test_t22_whoever_gets_an_address_inherits_nothing(outside: World) -> N
     assert not outside.origins.seen().to("api.test")
 
 
+@pytest.mark.defence("domain-patterns")
+@pytest.mark.defence("kernel-source")
 async def test_t23_a_guest_that_edits_its_own_network_changes_nothing(outside: World) -> None:
     guest = await outside.guest({"allow": ["api.test"]})
     here = guest.network.host_address

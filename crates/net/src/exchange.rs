@@ -19,7 +19,7 @@ use http::{HeaderMap, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use hutch_policy::{
-    Action, Exchange, Facts, ForwardTo, HeadPlan, Judgement, Outcome, Reason, Request, RuleRef, Value, base64,
+    Action, Defence, Exchange, Facts, ForwardTo, HeadPlan, Judgement, Outcome, Reason, Request, RuleRef, Value, base64,
 };
 use hyper::body::Incoming;
 use tokio::sync::oneshot;
@@ -760,7 +760,8 @@ fn cleaned(headers: &HeaderMap, needles: Option<&Arc<Needles>>, log: &mut Log) -
     for (name, value) in headers {
         let dropped = HOP_BY_HOP.contains(&name.as_str())
             || nominated.iter().any(|token| token == name.as_str())
-            || [ALT_SVC, CONTENT_LENGTH, TRANSFER_ENCODING].contains(name);
+            || [CONTENT_LENGTH, TRANSFER_ENCODING].contains(name)
+            || (name == ALT_SVC && Defence::QuicHints.holds());
         if !dropped {
             clean.append(name.clone(), value.clone());
         }

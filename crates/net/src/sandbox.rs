@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
-use hutch_policy::{Change, CredentialState, EffectivePolicy, Name, Placeholder, Reason, RuleId, diff};
+use hutch_policy::{Change, CredentialState, Defence, EffectivePolicy, Name, Placeholder, Reason, RuleId, diff};
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
@@ -440,6 +440,9 @@ impl Sandbox {
     /// End everything: the sandbox is gone. `closed` is a policy that admits nothing: whoever still holds this sandbox, a
     /// flow of datagrams or a connection that is being decided on, must not go on under the old one.
     pub async fn close(&self, closed: EffectivePolicy) {
+        if !Defence::EndedSandboxes.holds() {
+            return;
+        }
         self.changes.send_replace(GONE);
         let generation = self.current().generation;
         let swept = self.update(generation, closed, HashMap::new(), Vec::new()).await;

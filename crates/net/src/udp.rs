@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use hutch_policy::Reason;
+use hutch_policy::{Defence, Reason};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg};
 use socket2::SockRef;
 use tokio::io::Interest;
@@ -227,12 +227,14 @@ impl UdpFlow {
             // Only where something waits: a flow that is idle keeps no buffer.
             let mut buffer = Vec::with_capacity(DATAGRAM_BYTES);
             let received = ready.map(|()| self.server.try_recv_buf(&mut buffer));
-            if sandbox.is_gone() {
+            if sandbox.is_gone() && Defence::DatagramsEnd.holds() {
                 return Some(Reason::Revoked);
             }
             let current = sandbox.current();
             version = current.version;
-            if let Err(reason) = current.policy.datagram(SocketAddr::V4(self.destination)) {
+            if let Err(reason) = current.policy.datagram(SocketAddr::V4(self.destination))
+                && Defence::DatagramsEnd.holds()
+            {
                 return Some(reason);
             }
             match received {

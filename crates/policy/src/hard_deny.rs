@@ -7,6 +7,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::addresses::{Cidr, PrefixMap, canonical_address, subtract};
+use crate::defence::Defence;
 
 /// What kind of address it is that nobody may reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -146,6 +147,9 @@ impl HardDeny {
     /// Why nobody may reach `address`; `None` if policies decide.
     pub fn classify(&self, address: IpAddr) -> Option<DenyClass> {
         let address = canonical_address(address);
+        if !Defence::ClosedAddresses.holds() {
+            return None;
+        }
         if let Some(class) = self.class_of(address) {
             return Some(class);
         }

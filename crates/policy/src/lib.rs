@@ -8,6 +8,7 @@
 //! * `intersect`: operator ∩ organisation ∩ tenant as one [`EffectivePolicy`]
 //! * `decide`: questions put to an [`EffectivePolicy`]: DNS question, connection, datagram, HTTP request
 //! * `sweep`: what happens to an open flow when the policy changes
+//! * `defence`: what tests of the tests can switch off
 //! * `reasons`: the closed list of reason codes
 //! * `base64`: as it is written, and as it is found
 //!
@@ -22,6 +23,7 @@ pub mod base64;
 mod checks;
 mod compile;
 mod decide;
+pub mod defence;
 mod grammar;
 mod hard_deny;
 mod intersect;
@@ -45,6 +47,7 @@ pub use decide::http::{
     Stamp,
 };
 pub use decide::path::{Ambiguity, inspect_path};
+pub use defence::Defence;
 pub use hard_deny::{DenyClass, HardDeny, HardDenySettings};
 pub use intersect::{EffectivePolicy, Outside, outside};
 pub use names::{Host, Name, NameError, parse_authority, parse_host};

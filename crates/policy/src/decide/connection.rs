@@ -7,6 +7,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::addresses::{Cidr, canonical_address};
+use crate::defence::Defence;
 use crate::hard_deny::DenyClass;
 use crate::intersect::EffectivePolicy;
 use crate::names::{Host, Name, NameError, parse_authority, parse_host};
@@ -194,7 +195,7 @@ impl EffectivePolicy {
         {
             return Step::Refuse(reason);
         }
-        if port == SMTP_PORT && !self.smtp {
+        if port == SMTP_PORT && !self.smtp && Defence::Smtp.holds() {
             return Step::Refuse(Reason::Smtp);
         }
         if virtual_name.is_some_and(|name| self.is_blocked(name)) {
@@ -225,7 +226,7 @@ impl EffectivePolicy {
         }
         let named = grants.iter().any(|grant| matches!(grant, Grant::Name(_)));
         let dial = match seen {
-            Seen::Name(name, _) if named => Dial::Name(name, port),
+            Seen::Name(name, _) if named && Defence::OwnDial.holds() => Dial::Name(name, port),
             _ => Dial::Original(SocketAddr::new(address, port)),
         };
         let reason = match grants.last() {
@@ -260,7 +261,7 @@ impl EffectivePolicy {
             if layer.deny.contains(address) {
                 return Err(Reason::SubnetDeny);
             }
-            if !layer.allow.contains(address) {
+            if !layer.allow.contains(address) && Defence::Datagrams.holds() {
                 return Err(Reason::Udp);
             }
             reason = Reason::Cidr;
@@ -287,6 +288,9 @@ impl EffectivePolicy {
     /// Whether an address may be dialled for an admitted flow.
     pub fn vet(&self, admission: &Admission, address: IpAddr) -> Result<(), Reason> {
         let address = canonical_address(address);
+        if !Defence::VettedAddresses.holds() {
+            return Ok(());
+        }
         match (self.closed(address), &admission.dial) {
             (Some(Reason::HardDeny), Dial::Name(..)) => return Err(Reason::AddressClass),
             (Some(reason), _) => return Err(reason),
@@ -359,10 +363,13 @@ fn seen(virtual_name: Option<&Name>, port: u16, sniffed: Option<&Sniffed>) -> Se
         // An address as a server name is no name; the flow is judged by where it goes.
         None | Some(Ok(Host::Address(_)) | Err(NameError::Address)) => None,
         Some(Err(NameError::Port)) => return Seen::Bad(Reason::NameMismatch),
-        Some(Err(_)) => return Seen::Bad(Reason::NameInvalid),
+        Some(Err(_)) if Defence::NameGrammar.holds() => return Seen::Bad(Reason::NameInvalid),
+        Some(Err(_)) => None,
     };
     match (virtual_name, name) {
-        (Some(wanted), Some(name)) if *wanted != name => Seen::Bad(Reason::NameMismatch),
+        (Some(wanted), Some(name)) if *wanted != name && Defence::VirtualNames.holds() => {
+            Seen::Bad(Reason::NameMismatch)
+        }
         (Some(wanted), _) => Seen::Name(wanted.clone(), protocol),
         (None, Some(name)) => Seen::Name(name, protocol),
         (None, None) => Seen::NoName {
@@ -379,7 +386,7 @@ fn host_on(raw: &[u8], port: u16) -> Result<Host, NameError> {
 }
 
 fn judge(layer: &Policy, address: IpAddr, port: u16, virtual_name: Option<&Name>, seen: &Seen) -> Verdict {
-    if layer.mode == Mode::AllowAll {
+    if layer.mode == Mode::AllowAll || (layer.is_closed() && !Defence::EmptyIsClosed.holds()) {
         return Verdict::Grant(Grant::AllowAll, Handling::Splice);
     }
     // A virtual address is no address: ranges say nothing about it.
@@ -402,7 +409,7 @@ fn judge(layer: &Policy, address: IpAddr, port: u16, virtual_name: Option<&Name>
         .ports
         .as_ref()
         .map_or(port != DOT_PORT, |ports| ports.contains(&port));
-    if !port_is_open {
+    if !port_is_open && Defence::Ports.holds() {
         return Verdict::Refuse(Reason::PortDeny);
     }
     if virtual_name.is_some_and(|name| name.is_special() || layer.entry_of(name).is_none()) {
@@ -410,7 +417,7 @@ fn judge(layer: &Policy, address: IpAddr, port: u16, virtual_name: Option<&Name>
     }
     let unnamed = |refusal| {
         // Under `*` the vendor lets pass what has no name, unless everything must be judged.
-        if layer.lookup.any().is_some() && !layer.defaults.is_strict() {
+        if layer.lookup.any().is_some() && !layer.defaults.is_strict() || !Defence::UnnamedFlows.holds() {
             Verdict::Grant(Grant::NoName, Handling::Splice)
         } else {
             Verdict::Refuse(refusal)
@@ -424,6 +431,9 @@ fn judge(layer: &Policy, address: IpAddr, port: u16, virtual_name: Option<&Name>
         } else {
             Reason::NoName
         }),
+        Seen::Name(_, Protocol::Http) if !Defence::PlaintextHttp.holds() => {
+            Verdict::Grant(Grant::NoName, Handling::Splice)
+        }
         Seen::Name(_, Protocol::Http) if !layer.defaults.plaintext_http && virtual_name.is_none() => {
             unnamed(Reason::PlaintextHttp)
         }
@@ -433,10 +443,13 @@ fn judge(layer: &Policy, address: IpAddr, port: u16, virtual_name: Option<&Name>
 }
 
 fn judge_name(layer: &Policy, name: &Name, protocol: Protocol, port: u16) -> Verdict {
-    if name.is_special() {
+    if name.is_special() && Defence::SpecialNames.holds() {
         return Verdict::Refuse(Reason::NameSpecial);
     }
     let Some((_, entry)) = layer.entry_of(name) else {
+        if !Defence::DomainPatterns.holds() {
+            return Verdict::Grant(Grant::NoName, Handling::Splice);
+        }
         return Verdict::Refuse(Reason::DomainDeny);
     };
     let inspected = !entry.rules.is_empty() || layer.defaults.inspect == Inspect::All;
@@ -446,7 +459,7 @@ fn judge_name(layer: &Policy, name: &Name, protocol: Protocol, port: u16) -> Ver
         Protocol::Tls => {
             // Nothing is injected on a port that nobody named: another server may listen there.
             let named = layer.defaults.ports.is_some() || port == HTTPS_PORT;
-            if entry.injects() && !named {
+            if entry.injects() && !named && Defence::SecretPorts.holds() {
                 return Verdict::Refuse(Reason::PortDeny);
             }
             Verdict::Grant(grant, Handling::Intercept)

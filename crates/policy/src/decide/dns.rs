@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use crate::addresses::canonical_address;
+use crate::defence::Defence;
 use crate::intersect::EffectivePolicy;
 use crate::names::Name;
 use crate::pattern::Pattern;
@@ -96,20 +97,21 @@ impl EffectivePolicy {
             return DnsDecision::Refuse(ResponseCode::FormatError, Reason::NameInvalid);
         };
         let whole = self.layers.iter().all(|layer| layer.mode == Mode::AllowAll);
-        if name.is_special() && !(whole && name.is_reverse()) {
+        if name.is_special() && !(whole && name.is_reverse()) && Defence::SpecialNames.holds() {
             return DnsDecision::Refuse(ResponseCode::NoSuchName, Reason::NameSpecial);
         }
         if self.is_blocked(&name) {
             return refuse(Reason::NameBlocked);
         }
-        if !self.layers.iter().all(|layer| resolves(layer, &name)) {
+        if !self.layers.iter().all(|layer| resolves(layer, &name)) && Defence::QuestionNames.holds() {
             return refuse(Reason::DomainDeny);
         }
         match question.kind {
             RecordType::A => {}
             RecordType::Aaaa if question.ipv6 => {}
             RecordType::Other if whole => {}
-            _ => return DnsDecision::NoData(Reason::DnsType),
+            _ if Defence::QuestionTypes.holds() => return DnsDecision::NoData(Reason::DnsType),
+            _ => {}
         }
         if self.is_virtual() {
             return DnsDecision::Virtual { name };
@@ -123,12 +125,13 @@ impl EffectivePolicy {
     pub fn budget(&self, name: &Name) -> Option<&Pattern> {
         self.tenant()
             .pattern_of(name)
-            .filter(|pattern| pattern.exact().is_none())
+            .filter(|pattern| pattern.exact().is_none() && Defence::NameBudget.holds())
     }
 
     /// The addresses of an answer that the guest may see; the refusal if there were some and none is left.
     pub fn dns_answer(&self, addresses: &[IpAddr]) -> Result<Vec<IpAddr>, Reason> {
-        let visible = |address: &IpAddr| self.hard_deny.classify(*address).is_none();
+        let visible =
+            |address: &IpAddr| self.hard_deny.classify(*address).is_none() || !Defence::VettedAddresses.holds();
         let left: Vec<IpAddr> = addresses
             .iter()
             .copied()

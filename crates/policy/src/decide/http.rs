@@ -9,6 +9,7 @@ use std::fmt;
 use crate::decide::connection::{Admission, Grant, Handling};
 use crate::decide::path::{Ambiguity, comparable_path, inspect_path};
 use crate::decide::query;
+use crate::defence::Defence;
 use crate::intersect::EffectivePolicy;
 use crate::names::{Host, Name, NameError, parse_authority};
 use crate::pattern::Pattern;
@@ -266,7 +267,8 @@ impl EffectivePolicy {
             };
             match found.rule().map(|rule| &rule.action) {
                 None if !found.entry.rules.is_empty()
-                    && self.layers[found.layer].defaults.unmatched == Unmatched::Deny =>
+                    && self.layers[found.layer].defaults.unmatched == Unmatched::Deny
+                    && Defence::Unmatched.holds() =>
                 {
                     return Judgement::refuse(403, false, Reason::Unmatched);
                 }
@@ -292,12 +294,13 @@ impl EffectivePolicy {
             ..Judgement::refuse(status, false, reason)
         };
         // A rule that sets nothing still matches; one that sets something never does so in the clear.
-        if exchange.plaintext && transform.values().next().is_some() {
+        if exchange.plaintext && transform.values().next().is_some() && Defence::NoPlaintextSecrets.holds() {
             return refuse(403, Reason::PlaintextCredential);
         }
         for used in transform.credentials() {
             match (facts.credential)(&used.name) {
                 CredentialState::Present => {}
+                CredentialState::Missing if !Defence::MissingSecrets.holds() => {}
                 CredentialState::Missing => return refuse(503, Reason::CredentialMissing),
                 CredentialState::Reflected => return refuse(403, Reason::CredentialReflected),
             }
@@ -352,7 +355,7 @@ impl<'a> Exchange<'a> {
             .ok_or_else(|| bad(Reason::ProtocolViolation))?;
         if ["CONNECT", "TRACE", "TRACK"]
             .iter()
-            .any(|other| method.eq_ignore_ascii_case(other))
+            .any(|other| method.eq_ignore_ascii_case(other) && Defence::Methods.holds())
         {
             return Err(Refusal {
                 status: 405,
@@ -363,7 +366,9 @@ impl<'a> Exchange<'a> {
         let broken = |&(name, value): &(&[u8], &[u8])| {
             !std::str::from_utf8(name).is_ok_and(is_token) || value.iter().any(|byte| matches!(byte, 0 | b'\r' | b'\n'))
         };
-        if request.headers.iter().any(broken) || request.target.iter().any(|&byte| byte <= b' ' || byte == 0x7f) {
+        let is_broken =
+            request.headers.iter().any(broken) || request.target.iter().any(|&byte| byte <= b' ' || byte == 0x7f);
+        if is_broken && Defence::FieldGrammar.holds() {
             return Err(bad(Reason::ProtocolViolation));
         }
         let mut hosts: Vec<&[u8]> = request.authority.into_iter().collect();
@@ -374,7 +379,7 @@ impl<'a> Exchange<'a> {
         hosts.extend(given.map(|(_, value)| *value));
         // One `Host`, or one `:authority` and at most one `Host` beside it.
         let most = 1 + usize::from(request.authority.is_some());
-        if hosts.is_empty() || hosts.len() > most {
+        if (hosts.is_empty() || hosts.len() > most) && Defence::OneHost.holds() {
             return Err(bad(Reason::ProtocolViolation));
         }
         if request.target == b"*" && method != "OPTIONS" {
@@ -382,11 +387,16 @@ impl<'a> Exchange<'a> {
         }
         let (absolute, target) = split_target(request.target).ok_or_else(|| bad(Reason::ProtocolViolation))?;
         let scheme = if plaintext { "http" } else { "https" };
-        if absolute.is_some_and(|(given, _)| !given.eq_ignore_ascii_case(scheme.as_bytes())) {
+        if Defence::HostIsName.holds()
+            && absolute.is_some_and(|(given, _)| !given.eq_ignore_ascii_case(scheme.as_bytes()))
+        {
             return Err(mismatch());
         }
         hosts.extend(absolute.map(|(_, authority)| authority));
         for host in hosts {
+            if !Defence::HostIsName.holds() {
+                break;
+            }
             match parse_authority(host) {
                 Ok((Host::Name(other), given)) if other == *name && given.is_none_or(|given| given == port) => {}
                 Ok(_) | Err(NameError::Address) => return Err(mismatch()),
@@ -423,7 +433,7 @@ impl<'a> Exchange<'a> {
             .iter()
             .position(|rule| self.matches(rule, &path, strict, duplicates));
         let paths_matter = entry.needs_path() || (strict && !entry.rules.is_empty());
-        if paths_matter && self.ambiguity.is_ambiguous() {
+        if paths_matter && self.ambiguity.is_ambiguous() && Defence::OnePath.holds() {
             let rule = found.map(|index| &entry.rules[index]);
             let may_pass = rule.is_some_and(|rule| {
                 !self.ambiguity.other
@@ -443,6 +453,9 @@ impl<'a> Exchange<'a> {
 
     fn matches(&self, rule: &Rule, path: &[u8], strict: bool, duplicates: &mut bool) -> bool {
         let matcher = &rule.matcher;
+        if !Defence::Matchers.holds() {
+            return true;
+        }
         if matcher
             .methods
             .as_ref()
@@ -455,11 +468,17 @@ impl<'a> Exchange<'a> {
         }
         // Repeating a key must not help: where that is strict, it makes a rule that lets something through not apply.
         // A rule that answers in place of the server applies all the same.
-        let refuses_twice = strict && !matches!(rule.action, Action::Respond(_));
+        let refuses_twice = strict && !matches!(rule.action, Action::Respond(_)) && Defence::OnceOnly.holds();
         let mut all = |pairs: &[Pair], items: &[(&[u8], &[u8])]| {
             pairs.iter().all(|pair| {
                 let twice = pair.key.is_some() && repeats(pair, items);
                 *duplicates |= twice;
+                if !Defence::WholePairs.holds() {
+                    return items.iter().any(|(key, _)| pair.holds_for_key(key))
+                        && items
+                            .iter()
+                            .any(|(_, value)| items.iter().any(|(key, _)| pair.holds(key, value)));
+                }
                 items.iter().any(|(key, value)| pair.holds(key, value)) && !(twice && refuses_twice)
             })
         };

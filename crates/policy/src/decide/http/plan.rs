@@ -3,6 +3,7 @@
 use super::{Exchange, Placeholder, Request};
 use crate::base64;
 use crate::decide::query;
+use crate::defence::Defence;
 use crate::names::Host;
 use crate::reasons::Reason;
 use crate::rules::{ForwardUrl, HeaderEdit, QueryEdit, Transform, Value};
@@ -111,6 +112,9 @@ fn folded(name: &[u8]) -> String {
 /// Whether only the gateway may say this of a request.
 pub(crate) fn is_identity_header(name: &[u8]) -> bool {
     let name = folded(name);
+    if !Defence::IdentityHeaders.holds() {
+        return false;
+    }
     ["vercel-forwarded-", "x-egress-forwarded-", "x-hutch-"]
         .iter()
         .any(|prefix| name.starts_with(prefix))
@@ -153,10 +157,11 @@ pub(super) fn build(
     let nominated = nominated(request);
     // A credential with a placeholder only ever takes the placeholder's place.
     let added = |value: &Value| value.credential().is_none_or(|used| used.placeholder.is_none());
+    let stays = |edit: &HeaderEdit| Defence::Nominated.holds() || !nominated.contains(&folded(edit.name.as_bytes()));
     let set: Vec<HeaderEdit> = transform
         .headers
         .iter()
-        .filter(|edit| added(&edit.value) && edit.name != "host")
+        .filter(|edit| added(&edit.value) && edit.name != "host" && stays(edit))
         .cloned()
         .collect();
     let query: Vec<QueryEdit> = transform
@@ -165,7 +170,8 @@ pub(super) fn build(
         .filter(|edit| added(&edit.value))
         .cloned()
         .collect();
-    let collides = |name: &str| set.iter().any(|edit| folded(edit.name.as_bytes()) == name);
+    let collides =
+        |name: &str| Defence::Spellings.holds() && set.iter().any(|edit| folded(edit.name.as_bytes()) == name);
     let dropped = |raw: &[u8]| {
         let name = folded(raw);
         HOP_BY_HOP.contains(&name.as_str())
@@ -174,8 +180,8 @@ pub(super) fn build(
             || is_identity_header(raw)
             || nominated.contains(&name)
             || collides(&name)
-            || (drops_overrides && METHOD_OVERRIDES.contains(&name.as_str()))
-            || (scrub && UNSEARCHABLE.contains(&name.as_str()))
+            || (drops_overrides && Defence::MethodOverrides.holds() && METHOD_OVERRIDES.contains(&name.as_str()))
+            || (scrub && Defence::Searchable.holds() && UNSEARCHABLE.contains(&name.as_str()))
     };
     let keep: Vec<usize> = (0..request.headers.len())
         .filter(|&index| !dropped(request.headers[index].0))
@@ -275,7 +281,7 @@ fn replacements(
         if contains(query) {
             places.push(Place::Query);
         }
-        if !covered && !places.is_empty() {
+        if !covered && !places.is_empty() && Defence::PlaceholderScope.holds() {
             return Err(Reason::PlaceholderMisuse);
         }
         found.extend(places.into_iter().map(|place| Replacement {

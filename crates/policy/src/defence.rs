@@ -1,0 +1,95 @@
+//! Defences that a test can switch off, to show that it fails without them.
+//!
+//! Only a build with the feature `defences-off` looks at the variable `HUTCH_DEFENCES_OFF`; in every other one
+//! [`Defence::holds`] is the constant `true`, and the compiler removes what stands beside it. Each name is that of a
+//! marker of the firewall's tests (`tests/egress/defences.py`).
+
+/// Declare defences with the names by which tests know them.
+macro_rules! defences {
+    ($($variant:ident $name:literal $about:literal;)*) => {
+        /// What stands between a guest and something that it must not have.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Defence {
+            $(#[doc = $about] $variant,)*
+        }
+
+        impl Defence {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// As in `HUTCH_DEFENCES_OFF`.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+        }
+    };
+}
+
+defences! {
+    DomainPatterns "domain-patterns" "A name that no pattern covers is refused.";
+    UnnamedFlows "unnamed-flows" "A flow without a name needs a range.";
+    NameGrammar "name-grammar" "What is no name is refused.";
+    ClosedAddresses "hard-deny" "Addresses that no policy opens.";
+    Smtp "smtp" "Port 25 is closed.";
+    Datagrams "datagrams" "Datagrams leave only towards ranges.";
+    Ports "ports" "A name is reached on ports of its own.";
+    QuestionNames "question-names" "A question is decided by its name before anybody is asked.";
+    QuestionTypes "question-types" "Only addresses are answered under a policy.";
+    SpecialNames "special-names" "Names that mean something on this network never leave.";
+    NameBudget "name-budget" "A wildcard has a budget of names.";
+    VettedAddresses "vetted-addresses" "Every address of an answer is judged.";
+    OwnDial "own-dial" "The gateway dials addresses that it resolved itself.";
+    VirtualNames "virtual-names" "An address that stands for a name is that name's.";
+    Methods "methods" "Neither tunnels nor echoes of requests.";
+    FieldGrammar "field-grammar" "A head has only what a head may have.";
+    OneHost "one-host" "A request says its host once.";
+    HostIsName "host-is-name" "A request is for the name of its flow.";
+    OnePath "one-path" "A path has one reading.";
+    Matchers "matchers" "A rule holds only where it matches.";
+    WholePairs "whole-pairs" "Key and value are those of one header.";
+    OnceOnly "once-only" "Repeating a key does not help.";
+    Unmatched "unmatched" "What no rule matches can be denied.";
+    Nominated "nominated" "Nobody nominates what is injected.";
+    Spellings "spellings" "Every spelling of an injected name is replaced.";
+    IdentityHeaders "identity-headers" "Only the gateway says whose request it is.";
+    MethodOverrides "method-overrides" "No header makes a request one of another method.";
+    NoPlaintextSecrets "no-plaintext-secrets" "No credential goes out in the clear.";
+    SecretPorts "secret-ports" "No credential goes out on a port that nobody named.";
+    PlaceholderScope "placeholder-scope" "A placeholder works only where its rule says.";
+    Searchable "searchable" "Requests forbid what could not be searched.";
+    MissingSecrets "missing-secrets" "Without its credential a rule refuses.";
+    PlaintextHttp "plaintext-http" "Requests without TLS need a policy that says so.";
+    QuicHints "quic-hints" "Responses do not advertise HTTP/3.";
+    DatagramsEnd "datagrams-end" "Flows of datagrams end with their policy.";
+    EndedSandboxes "ended-sandboxes" "What a sandbox had ends with it.";
+    EmptyIsClosed "empty-is-closed" "A policy without entries admits nothing.";
+}
+
+impl Defence {
+    /// Whether it is on, which it always is but in a test of the tests.
+    #[cfg(not(feature = "defences-off"))]
+    pub const fn holds(self) -> bool {
+        true
+    }
+
+    /// Whether it is on.
+    ///
+    /// # Panics
+    ///
+    /// When the variable names what is no defence: a test would be believed to have run without it.
+    #[cfg(feature = "defences-off")]
+    pub fn holds(self) -> bool {
+        static OFF: std::sync::LazyLock<std::collections::HashSet<Defence>> = std::sync::LazyLock::new(|| {
+            let names = std::env::var("HUTCH_DEFENCES_OFF").unwrap_or_default();
+            let known = |name: &str| Defence::ALL.iter().copied().find(|defence| defence.name() == name);
+            names
+                .split(',')
+                .filter(|name| !name.is_empty())
+                .map(|name| known(name).unwrap_or_else(|| panic!("{name} is no defence")))
+                .collect()
+        });
+        !OFF.contains(&self)
+    }
+}

@@ -1,0 +1,146 @@
+"""Runs without a defence, in which the tests that are about it must fail.
+
+A test names what it would notice the absence of:
+
+    @pytest.mark.defence("domain-patterns")
+    async def test_t01_…
+
+`test_defences.py` runs every such test once without it, as a run of pytest of its own with `HUTCH_DEFENCES_OFF=NAME,…`. A
+defence is a line of the kernel's rules or a step of the host (`HOST`, here), or a condition in the gateway and the policy
+engine (`crates/policy/src/defence.rs`), which only a build with the feature `defences-off` can be without.
+
+To be imported before anything of `hutch`: the engine of such a build takes the place of the installed one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+VARIABLE = "HUTCH_DEFENCES_OFF"
+ENGINE_VARIABLE = "HUTCH_TEST_ENGINE"
+"""Another build of the policy engine, a path."""
+
+
+def _without(*lines: str) -> Callable[[], None]:
+    """The kernel's rules without the lines that begin so."""
+
+    def patch() -> None:
+        from hutch.host import network
+
+        for line in lines:
+            pattern = rf"^ *{re.escape(line)}.*\n"
+            rest, count = re.subn(pattern, "", network._RULES, flags=re.MULTILINE)
+            assert count, f"no rule begins with {line}"
+            network._RULES = rest
+
+    return patch
+
+
+def _never_dropped() -> None:
+    """A machine that routes, and rules that let through what is handed to nobody."""
+    _without('iifname "{links}*" meta mark != {mark}', 'iifname "{links}*" drop', 'oifname "{links}*" drop')()
+    Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+
+
+def _handed_to_nobody() -> None:
+    from hutch.host import network
+
+    network._HAND = ""
+
+
+def _joined_before_they_are_seen() -> None:
+    from hutch.host import network
+
+    network.BEFORE_REASSEMBLY = -350
+
+
+def _any_neighbour() -> None:
+    from hutch.host import network
+
+    network._NEIGHBOURS = network._NEIGHBOURS.replace("@bound drop", "@bound accept")
+
+
+def _gateway_goes_anywhere() -> None:
+    from hutch.host import network
+
+    network.Networks.close_addresses = lambda *_: None  # type: ignore[method-assign]
+
+
+def _one_authority() -> None:
+    from hutch.host import authority
+
+    derive = authority.derive
+    authority.derive = lambda secret, machine: derive(secret, "every machine")
+
+
+def _forgotten_policies() -> None:
+    from hutch.host.gateway import Gateway
+
+    sync = Gateway._sync
+
+    async def forgetful(self: Gateway) -> None:
+        for known in self._known.values():
+            if self.restarts and known.policy is not None:
+                known.policy |= {"policy": None}
+        await sync(self)
+
+    Gateway._sync = forgetful  # type: ignore[method-assign]
+
+
+HOST: dict[str, Callable[[], None]] = {
+    "kernel-source": _without("iifname . ip saddr != @bound"),
+    "kernel-ipv4-only": _without("meta nfproto != ipv4", 'oifname "{links}*" meta nfproto ipv6 drop'),
+    "kernel-options": _without("ip hdrlength > 5"),
+    "kernel-guests": _without('oifname "{links}*" meta skuid'),
+    "kernel-drop": _never_dropped,
+    "kernel-hand": _handed_to_nobody,
+    "kernel-fragments": _joined_before_they_are_seen,
+    "kernel-arp": _any_neighbour,
+    "kernel-gateway": _gateway_goes_anywhere,
+    "own-authority": _one_authority,
+    "policies-again": _forgotten_policies,
+}
+
+
+def off() -> list[str]:
+    """The defences that this run is without."""
+    return [name for name in os.environ.get(VARIABLE, "").split(",") if name]
+
+
+def of_the_gateway() -> list[str]:
+    """Those that the gateway is to be without."""
+    return [name for name in off() if name not in HOST]
+
+
+def _load_engine(path: Path) -> None:
+    name = "hutch.egress.hutch_native"
+    found = importlib.util.spec_from_file_location(name, path)
+    assert found is not None
+    assert found.loader is not None
+    module: Any = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    sys.modules[name] = module
+
+
+if ENGINE_VARIABLE in os.environ:
+    _load_engine(Path(os.environ[ENGINE_VARIABLE]))
+
+
+def switch_off() -> None:
+    """Do without them, in this process and in the gateways that it starts."""
+    if not off():
+        return
+    from hutch.host import kernel
+
+    for name in off():
+        HOST.get(name, lambda: None)()
+    environment = kernel.command_environment
+    kernel.command_environment = lambda: environment() | {VARIABLE: ",".join(of_the_gateway())}
+    # The engine in this process reads the same variable.
+    os.environ[VARIABLE] = ",".join(of_the_gateway())
