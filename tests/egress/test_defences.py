@@ -34,7 +34,7 @@ QUICK, SEED = 3, 20261126
 """Sets of defences in an ordinary run; a campaign has all."""
 
 
-def tests() -> Iterator[tuple[str, Any]]:
+def functions() -> Iterator[tuple[str, Any]]:
     """Every test function of the firewall, with its address."""
     for module in MODULES:
         for name, value in vars(importlib.import_module(f"tests.egress.{module}")).items():
@@ -45,7 +45,7 @@ def tests() -> Iterator[tuple[str, Any]]:
 def marked() -> dict[tuple[str, ...], list[str]]:
     """Tests by the defences that they are about."""
     found: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for address, test in tests():
+    for address, test in functions():
         for mark in getattr(test, "pytestmark", []):
             if mark.name == "defence":
                 found[tuple(sorted(mark.args))].append(address)
@@ -123,10 +123,10 @@ def survivors(builds: Builds, off: tuple[str, ...], addresses: list[str], direct
 
 def test_every_test_of_a_threat_names_its_defence() -> None:
     named = {address for addresses in marked().values() for address in addresses}
-    names = {address.rpartition("::")[2] for address, _ in tests()}
+    names = {address.rpartition("::")[2] for address, _ in functions()}
     missing = [
         address
-        for address, _ in tests()
+        for address, _ in functions()
         if THREAT.search(address) and address not in named and address.rpartition("::")[2] not in UNDEFENDED
     ]
     assert not missing
