@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "egress.rps": egress.egress_rps,
     "egress.conn": egress.egress_conn,
     "egress.added": egress.egress_added,
+    "egress.patterns": egress.egress_patterns,
     "egress.memory": egress.egress_memory,
     "policy.live": egress.policy_live,
 }

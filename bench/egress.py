@@ -1,9 +1,9 @@
-"""The gateway: `egress.rps`, `egress.conn`, `egress.added`, `policy.live`, and what it holds in memory.
+"""The gateway: `egress.rps`, `egress.conn`, `egress.added`, `egress.patterns`, `policy.live`, and what it holds in memory.
 
 A load generator (wrk) in a sandbox's network sends small HTTPS requests through a rule that injects a header, to an origin
-(nginx) in another network. The peer is nginx doing the same work on the same path: it ends TLS, verifies, sets the header and
-keeps connections to the origin. Rates are per second of the proxy's own CPU time, so that they say what one core does, whoever
-else is busy on the machine.
+(nginx) in another network. The peers are nginx and mitmproxy doing the same work on the same path: they end TLS, verify, set the
+header and keep connections to the origin. Rates are per second of the proxy's own CPU time, so that they say what one core does,
+whoever else is busy on the machine.
 """
 
 from __future__ import annotations
@@ -30,10 +30,13 @@ from tests.egress.world import CANARY, Guest, Origins, World, world
 
 ORIGIN = "198.51.100.30"
 PROXY = "198.51.100.31"
+MITMPROXY = "198.51.100.32"
 NAME = "api.test"
 RULES = {"allow": {NAME: [{"transform": [{"headers": {"authorization": f"Bearer {CANARY}"}}]}]}}
 SECONDS, QUICK_SECONDS = 8, 2
 FLOWS_EACH, GUESTS = 1000, 10
+PATTERNS = (1, 100, 1000)
+HALF_LOAD_CONNECTIONS = 32
 TICKS = os.sysconf("SC_CLK_TCK")
 _ORIGIN = """
 daemon off; worker_processes 1; pid {scratch}/origin.pid; error_log /dev/null;
@@ -67,19 +70,21 @@ http {{
 
 
 def _tools() -> None:
-    missing = [package for program, package in (("wrk", "wrk"), ("nginx", "nginx-light")) if shutil.which(program) is None]
+    wanted = (("wrk", "wrk"), ("nginx", "nginx-light"), ("mitmdump", "mitmproxy"))
+    missing = [package for program, package in wanted if shutil.which(program) is None]
     if missing:
         packages.install(missing, Step("bench"))
 
 
 @dataclass
 class Setup:
-    """The gateway, a guest behind it, an origin, and the peer."""
+    """The gateway, a guest behind it, an origin, and the peers."""
 
     world: World
     guest: Guest
     origins: Origins
     peer: subprocess.Popen[bytes]
+    mitmproxy: subprocess.Popen[bytes]
 
     def gateway_pid(self) -> int:
         return int((self.world.directory / "gateway" / "process").read_text().split()[0])
@@ -107,6 +112,34 @@ def _nginx(origins: Origins, text: str, scratch: Path, name: str) -> Iterator[su
         process.wait()
 
 
+@contextmanager
+def _mitmproxy(origins: Origins, scratch: Path) -> Iterator[subprocess.Popen[bytes]]:
+    certificate = origins.directory / "certificates" / f"{NAME}.pem"
+    hosts = scratch / "mitmproxy-hosts"
+    hosts.write_text(f"{ORIGIN} {NAME}\n")
+    words = ["mitmdump", "--quiet", "--mode", f"reverse:https://{NAME}", "--listen-host", MITMPROXY, "--listen-port", "443"]
+    options = {
+        "certs": f"{NAME}={certificate}",
+        "confdir": scratch / "mitmproxy",
+        "ssl_verify_upstream_trusted_ca": origins.ca,
+        "modify_headers": f"/~q/authorization/Bearer {CANARY}",
+    }
+    words += [word for key, value in options.items() for word in ("--set", f"{key}={value}")]
+    alone = ["unshare", "-m", "--propagation", "slave", "sh", "-c", f'mount --bind {hosts} /etc/hosts && exec "$@"', "sh"]
+    command = ["ip", "netns", "exec", origins.namespace, *alone, *words]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 30
+        while f"{MITMPROXY}:443" not in kernel.run(["ip", "netns", "exec", origins.namespace, "ss", "-Hltn"]):
+            assert process.poll() is None, "mitmproxy did not start"
+            assert time.monotonic() < end, "mitmproxy did not start"
+            time.sleep(0.05)
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+
+
 def _outside(scratch: Path) -> Origins:
     # nginx's workers are somebody else.
     scratch.chmod(0o755)
@@ -123,7 +156,7 @@ async def _setup() -> AsyncIterator[Setup]:
         scratch = Path(directory)
         origins = await asyncio.to_thread(_outside, scratch)
         stack.callback(origins.stop)
-        for address in (ORIGIN, PROXY):
+        for address in (ORIGIN, PROXY, MITMPROXY):
             kernel.run(["ip", "-n", origins.namespace, "addr", "add", f"{address}/32", "dev", "eth0"])
         certificate = origins.directory / "certificates" / f"{NAME}.pem"
         known = {
@@ -136,12 +169,13 @@ async def _setup() -> AsyncIterator[Setup]:
         }
         stack.enter_context(_nginx(origins, _ORIGIN.format(address=ORIGIN, **known), scratch, "origin"))
         peer = stack.enter_context(_nginx(origins, _PROXY.format(address=PROXY, **known), scratch, "proxy"))
+        mitmproxy = stack.enter_context(_mitmproxy(origins, scratch))
         inside = scratch / "world"
         inside.mkdir()
         # One sandbox stands for many: the bounds of one would be what is measured.
         async with world(inside, origins, max_flows=100_000, flows_per_second=100_000) as made:
             origins.answer(NAME, ORIGIN)
-            yield Setup(made, await made.guest(RULES), origins, peer)
+            yield Setup(made, await made.guest(RULES), origins, peer, mitmproxy)
 
 
 def _cpu_s(pid: int) -> float:
@@ -164,8 +198,11 @@ class Load:
     p99_ms: float
 
 
-async def _wrk(setup: Setup, address: str, pid: int, seconds: int, connections: int, *headers: str) -> Load:
-    """Load on the name at an address, from inside the guest's network or, for the peer, from the host's."""
+async def _wrk(setup: Setup, address: str, pid: int, seconds: int, connections: int, *headers: str, pause_ms: int = 0) -> Load:
+    """Load on the name at an address, from inside the guest's network or, for the peers, from the host's.
+
+    With `pause_ms` each connection waits about so long before each request.
+    """
     guest = setup.guest
     kernel.run(["tee", str(guest.directory / "hosts")], stdin=f"{address} {NAME}\n")
     words = [
@@ -175,6 +212,7 @@ async def _wrk(setup: Setup, address: str, pid: int, seconds: int, connections: 
         f"-d{seconds}s",
         "--latency",
         *(f"-H{header}" for header in headers),
+        *(["-s", str(_pausing(guest.directory, pause_ms))] if pause_ms else []),
         f"https://{NAME}/",
     ]
     mounts = f'mount --bind {guest.directory / "hosts"} /etc/hosts && exec "$@"'
@@ -203,59 +241,105 @@ async def _wrk(setup: Setup, address: str, pid: int, seconds: int, connections: 
     return Load(requests, errors, rate, requests / max(used, 1 / TICKS), latency["50"], latency["99"])
 
 
+def _pausing(directory: Path, pause_ms: int) -> Path:
+    script = directory / "pause.lua"
+    script.write_text(f"function delay() return math.random(0, {2 * pause_ms}) end\n")
+    return script
+
+
 def _ms(text: str) -> float:
     number, unit = re.fullmatch(r"([\d.]+)(us|ms|s)", text).groups()  # type: ignore[union-attr]
     return float(number) * {"us": 0.001, "ms": 1, "s": 1000}[unit]
 
 
-async def _rounds(quick: bool, connections: int, *headers: str) -> tuple[list[Load], list[Load]]:
-    """Ours and the peer's, one after the other several times: both see the same noise."""
+async def _rounds(quick: bool, connections: int, *headers: str) -> tuple[list[Load], list[Load], list[Load]]:
+    """Ours and the peers', one after the other several times: all see the same noise."""
     seconds, rounds = (QUICK_SECONDS, 1) if quick else (SECONDS, 3)
     async with _setup() as setup:
-        ours, theirs = [], []
+        loads: tuple[list[Load], list[Load], list[Load]] = ([], [], [])
+        who = ((ORIGIN, setup.gateway_pid()), (PROXY, setup.peer_pid()), (MITMPROXY, setup.mitmproxy.pid))
         for _ in range(rounds):
-            ours.append(await _wrk(setup, ORIGIN, setup.gateway_pid(), seconds, connections, *headers))
-            theirs.append(await _wrk(setup, PROXY, setup.peer_pid(), seconds, connections, *headers))
-        return ours, theirs
+            for (address, pid), found in zip(who, loads, strict=True):
+                found.append(await _wrk(setup, address, pid, seconds, connections, *headers))
+        return loads
 
 
-def _rate(name: str, what: str, ours: list[Load], theirs: list[Load], least: float) -> Result:
-    mine = Series.of([load.per_cpu_second for load in ours], "1/s of CPU", sum(load.errors for load in ours))
-    peer = Series.of([load.per_cpu_second for load in theirs], "1/s of CPU", sum(load.errors for load in theirs))
+def _series(loads: list[Load]) -> Series:
+    return Series.of([load.per_cpu_second for load in loads], "1/s of CPU", sum(load.errors for load in loads))
+
+
+def _rate(name: str, what: str, loads: tuple[list[Load], list[Load], list[Load]], least: float) -> Result:
+    mine, nginx, mitmproxy = map(_series, loads)
     facts: dict[str, Any] = {
-        "wall_rate": [round(load.per_second) for load in ours],
-        "peer_wall_rate": [round(load.per_second) for load in theirs],
+        "wall_rate": [round(load.per_second) for load in loads[0]],
+        "nginx_wall_rate": [round(load.per_second) for load in loads[1]],
+        "mitmproxy_per_cpu_second": round(mitmproxy.p50),
+        "ratio_to_mitmproxy": round(mine.p50 / mitmproxy.p50, 1),
     }
     return Result(
-        name, what, mine, peer, "nginx: TLS ended, verified, header set, upstream kept", [at_least("p50", mine.p50, least)], facts
+        name,
+        what,
+        mine,
+        nginx,
+        "nginx: TLS ended, verified, header set, upstream kept",
+        [at_least("p50", mine.p50, least)],
+        facts,
     )
 
 
 async def egress_rps(quick: bool) -> list[Result]:
     """Small requests on connections that are kept, through a rule that injects."""
-    ours, theirs = await _rounds(quick, 64)
-    return [_rate("egress.rps", "small HTTPS requests with an injected header, keep-alive", ours, theirs, 20_000)]
+    loads = await _rounds(quick, 64)
+    return [_rate("egress.rps", "small HTTPS requests with an injected header, keep-alive", loads, 20_000)]
 
 
 async def egress_conn(quick: bool) -> list[Result]:
     """A new TLS connection for each request."""
-    ours, theirs = await _rounds(quick, 32, "Connection: close")
-    return [_rate("egress.conn", "a new TLS connection per request, with an injected header", ours, theirs, 2_000)]
+    loads = await _rounds(quick, 32, "Connection: close")
+    return [_rate("egress.conn", "a new TLS connection per request, with an injected header", loads, 2_000)]
 
 
 async def egress_added(quick: bool) -> list[Result]:
-    """What the gateway adds to a request, on one connection that is kept, beside the origin alone."""
+    """What the gateway adds to a request at half of the load that it can carry here, beside the origin alone."""
     seconds, rounds = (QUICK_SECONDS, 1) if quick else (SECONDS // 2, 3)
-    ours, direct = [], []
+    ours: list[Load] = []
+    direct: list[Load] = []
     async with _setup() as setup:
+        most = await _wrk(setup, ORIGIN, setup.gateway_pid(), seconds, HALF_LOAD_CONNECTIONS)
+        pause_ms = max(1, round(1000 * HALF_LOAD_CONNECTIONS / (most.per_second / 2)))
         for _ in range(rounds):
-            ours.append(await _wrk(setup, ORIGIN, setup.gateway_pid(), seconds, 1))
-            direct.append(await _wrk(setup, ORIGIN, setup.peer_pid(), seconds, 1))
+            for found, pid in ((ours, setup.gateway_pid()), (direct, setup.peer_pid())):
+                found.append(await _wrk(setup, ORIGIN, pid, seconds, HALF_LOAD_CONNECTIONS, pause_ms=pause_ms))
     mine, peer = Series.of([load.p50_ms for load in ours]), Series.of([load.p50_ms for load in direct])
     worst = Series.of([load.p99_ms for load in ours]).p50 - Series.of([load.p99_ms for load in direct]).p50
     targets = [at_most("added p50", mine.p50 - peer.p50, 0.3), at_most("added p99", worst, 2)]
+    facts: dict[str, Any] = {"most": round(most.per_second), "wall_rate": [round(load.per_second) for load in ours]}
+    what = "latency of a small request at half load"
+    return [Result("egress.added", what, mine, peer, "the origin without a gateway", targets, facts)]
+
+
+async def egress_patterns(quick: bool) -> list[Result]:
+    """Requests under policies with more and more patterns."""
+    seconds, rounds = (QUICK_SECONDS, 1) if quick else (SECONDS // 2, 3)
+    found: dict[int, list[Load]] = {count: [] for count in PATTERNS}
+    async with _setup() as setup:
+        for _ in range(rounds):
+            for count, loads in found.items():
+                more: dict[str, list[Any]] = {f"n{number}.patterns.test": [] for number in range(count - 1)}
+                await setup.guest.policy({"allow": {**more, **RULES["allow"]}})
+                loads.append(await _wrk(setup, ORIGIN, setup.gateway_pid(), seconds, 64))
+    one, most = _series(found[1]), _series(found[PATTERNS[-1]])
+    facts: dict[str, Any] = {f"with_{count}": round(_series(loads).p50) for count, loads in found.items()}
     return [
-        Result("egress.added", "latency of a small request, one at a time", mine, peer, "the origin without a gateway", targets)
+        Result(
+            "egress.patterns",
+            f"small HTTPS requests under a policy of {PATTERNS[-1]} patterns",
+            most,
+            one,
+            "the gateway with one pattern",
+            [at_least("rate beside one pattern", most.p50 / one.p50, 0.5)],
+            facts,
+        )
     ]
 
 

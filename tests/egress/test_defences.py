@@ -84,7 +84,17 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
 def outcomes(builds: Builds, off: tuple[str, ...], addresses: list[str], directory: Path) -> dict[str, list[str]]:
     """What became of the cases of each test without these defences: for each case how it failed, or nothing."""
     report = directory / "report.xml"
-    pytest_command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *addresses]
+    pytest_command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--timeout=40",
+        f"--junitxml={report}",
+        *addresses,
+    ]
     # A network of its own: the origins' addresses are in use here.
     isolated = 'ip link set lo up && exec "$@"'
     ran = subprocess.run(
@@ -106,8 +116,11 @@ def outcomes(builds: Builds, off: tuple[str, ...], addresses: list[str], directo
     for case in ElementTree.parse(report).getroot().iter("testcase"):
         name = re.sub(r"\[.*", "", case.attrib["name"], flags=re.DOTALL)
         failure = case.find("failure")
+        if failure is not None:
+            found[name].append(failure.attrib["message"].splitlines()[0])
         # What goes wrong before a test begins, or in what surrounds it, is no answer.
-        found[name].append("" if failure is None else failure.attrib["message"].splitlines()[0])
+        elif (error := case.find("error")) is not None:
+            pytest.fail(f"{name} without {', '.join(off)}: {error.attrib['message']}\n{error.text}")
     return found
 
 
@@ -116,9 +129,8 @@ def survivors(builds: Builds, off: tuple[str, ...], addresses: list[str], direct
     found = outcomes(builds, off, addresses, directory)
     for address in addresses:
         name = address.rpartition("::")[2]
-        failures = [failure for failure in found[name] if failure]
-        print(f"without {', '.join(off)}: {name}: {failures[0] if failures else 'PASSES'}")
-    return [address for address in addresses if not any(found[address.rpartition("::")[2]])]
+        print(f"without {', '.join(off)}: {name}: {found[name][0] if found[name] else 'PASSES'}")
+    return [address for address in addresses if not found[address.rpartition("::")[2]]]
 
 
 def test_every_test_of_a_threat_names_its_defence() -> None:

@@ -46,6 +46,8 @@ HTTP = b"GET / HTTP/1.1\r\nhost: api.test\r\n\r\n"
 # -- tunnels -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.defence("question-names")
+@pytest.mark.defence("domain-patterns")
 async def test_t24_a_name_that_is_not_allowed_is_asked_of_nobody(outside: World) -> None:
     guest = await outside.guest(NAMES)
     secret = CANARY.lower().encode().hex()[:60]
@@ -80,6 +82,7 @@ async def test_t24_a_name_that_is_not_allowed_is_asked_of_nobody(outside: World)
     ],
     ids=["deny-all", "empty", "only-deny", "closed", "names-and-range", "range", "open", "allow-all"],
 )
+@pytest.mark.defence("question-names")
 async def test_t24_what_resolves_under_which_policy(outside: World, policy: Any, code: int, reason: str) -> None:
     guest = await outside.guest(policy)
     reply = await guest.ask(question("other.test"))
@@ -90,6 +93,7 @@ async def test_t24_what_resolves_under_which_policy(outside: World, policy: Any,
     assert outside.origins.seen().questions == ([] if code else ["other.test"])
 
 
+@pytest.mark.defence("name-budget")
 async def test_t25_a_wildcard_has_a_budget_of_names(outside: World) -> None:
     guest = await outside.guest(NAMES)
     for number in range(BURST - 20):
@@ -116,6 +120,7 @@ async def test_t25_a_wildcard_has_a_budget_of_names(outside: World) -> None:
     assert reply.addresses == [SHARED]
 
 
+@pytest.mark.defence("question-budget")
 async def test_t25_a_sandbox_has_a_budget_of_questions(outside: World) -> None:
     guest, other = await outside.guest(NAMES), await outside.guest(NAMES)
     loop = asyncio.get_running_loop()
@@ -141,6 +146,7 @@ async def test_t25_a_sandbox_has_a_budget_of_questions(outside: World) -> None:
 KINDS = (2, 5, 6, 10, 12, 15, TXT, AAAA, 33, 35, 43, 48, 52, 64, 65, 99, 249, 250, 251, 252, 253, 255, 256, 257, 65280, 0, 41)
 
 
+@pytest.mark.defence("question-types")
 async def test_t26_only_addresses_are_answered_under_a_policy(outside: World) -> None:
     steps = [["TXT", CANARY], ["CNAME", "evil.test"], ["TYPE65", base64.b64encode(b"\0\x01\0").decode()]]
     outside.origins.zone("api.test", [{"records": [["A", API], *steps]}])
@@ -159,6 +165,7 @@ async def test_t26_only_addresses_are_answered_under_a_policy(outside: World) ->
     assert not outside.origins.seen().questions
 
 
+@pytest.mark.defence("question-types")
 async def test_t26_allow_all_answers_records_but_no_hints(outside: World) -> None:
     outside.origins.zone(
         "api.test", [{"records": [["A", API], ["TXT", "text"], ["TYPE65", ""], ["TYPE64", ""], ["AAAA", "2001:db8::1"]]}]
@@ -172,6 +179,7 @@ async def test_t26_allow_all_answers_records_but_no_hints(outside: World) -> Non
 
 
 @pytest.mark.parametrize("policy", [NAMES, "allow-all"], ids=["names", "allow-all"])
+@pytest.mark.defence("random-questions")
 async def test_t27_nothing_of_the_guests_question_but_the_name_goes_on(outside: World, policy: Any) -> None:
     guest = await outside.guest(policy)
     mine = option(8, b"\0\x01\x20\0" + CANARY[:4].encode()) + option(10, CANARY[:8].encode()) + option(12, CANARY.encode())
@@ -198,6 +206,7 @@ async def test_t27_nothing_of_the_guests_question_but_the_name_goes_on(outside: 
 # -- other servers -------------------------------------------------------------------------------------
 
 
+@pytest.mark.defence("every-server")
 async def test_t28_every_server_is_ours(outside: World) -> None:
     guest = await outside.guest(NAMES)
     for server in (EVIL, "203.0.113.53", PRIVATE, "169.254.169.254", NAME_SERVER, guest.network.host_address):
@@ -220,6 +229,8 @@ async def test_t28_every_server_is_ours(outside: World) -> None:
     assert set(seen.questions) == {"api.test"}
 
 
+@pytest.mark.defence("ports")
+@pytest.mark.defence("datagrams")
 async def test_t28_encrypted_and_other_dns_is_closed(outside: World) -> None:
     guest = await outside.guest({"allow": ["*"]})
     assert (await guest.connect(EVIL, 853, hello("api.test"))).end == "ECONNRESET"
@@ -231,6 +242,7 @@ async def test_t28_encrypted_and_other_dns_is_closed(outside: World) -> None:
     assert not seen.questions
 
 
+@pytest.mark.defence("kernel-drop", "kernel-hand")
 async def test_t28_a_server_on_the_hosts_port_53_is_not_in_the_way(outside: World) -> None:
     guest = await outside.guest(NAMES)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as mine, socket.create_server((guest.network.host_address, 53)):
@@ -244,6 +256,7 @@ async def test_t28_a_server_on_the_hosts_port_53_is_not_in_the_way(outside: Worl
             mine.recv(512)
 
 
+@pytest.mark.defence("dns-streams")
 async def test_t28_connections_with_questions_are_few(outside: World) -> None:
     guest, other = await outside.guest(NAMES), await outside.guest(NAMES)
     loop = asyncio.get_running_loop()
@@ -262,6 +275,7 @@ async def test_t28_connections_with_questions_are_few(outside: World) -> None:
             stream.close()
 
 
+@pytest.mark.defence("updates-hold")
 async def test_t28_a_connection_carries_several_questions_each_under_the_policy_of_its_moment(outside: World) -> None:
     guest = await outside.guest(NAMES)
     loop = asyncio.get_running_loop()
@@ -279,6 +293,8 @@ async def test_t28_a_connection_carries_several_questions_each_under_the_policy_
             assert reply[5] & 15 == code
 
 
+@pytest.mark.defence("domain-patterns")
+@pytest.mark.defence("question-names")
 async def test_t29_dns_over_https_is_a_name_like_any_other(outside: World) -> None:
     guest = await outside.guest({"allow": ["api.test"]})
     for name in ("dns.google", "cloudflare-dns.com", "mozilla.cloudflare-dns.com", "use-application-dns.net"):
@@ -297,6 +313,7 @@ async def test_t29_dns_over_https_is_a_name_like_any_other(outside: World) -> No
 # -- answers that lead elsewhere -----------------------------------------------------------------------
 
 
+@pytest.mark.defence("vetted-addresses")
 async def test_t30_a_name_that_changes_its_mind_leads_nowhere_else(outside: World) -> None:
     guest = await outside.guest(NAMES)
     steps = [{"records": [["A", address, 0]]} for _ in range(10) for address in (API, PRIVATE)]
@@ -317,6 +334,7 @@ async def test_t30_a_name_that_changes_its_mind_leads_nowhere_else(outside: Worl
     assert record["name"] == "api.test"
 
 
+@pytest.mark.defence("resolved-once")
 async def test_t30_what_was_resolved_is_what_is_dialled(outside: World) -> None:
     guest = await outside.guest(NAMES)
     outside.origins.zone("api.test", [{"records": [["A", API, 0]]}, {"records": [["A", EVIL, 0]]}])
@@ -328,6 +346,7 @@ async def test_t30_what_was_resolved_is_what_is_dialled(outside: World) -> None:
     assert not outside.origins.seen().to(EVIL)
 
 
+@pytest.mark.defence("vetted-addresses")
 async def test_t31_every_address_of_an_answer_is_judged(outside: World) -> None:
     guest = await outside.guest({**NAMES, "subnets": {"deny": [f"{EVIL}/32"]}})
     # The first one does not listen; the next ones must not be fallen back to.
@@ -347,6 +366,8 @@ async def test_t31_every_address_of_an_answer_is_judged(outside: World) -> None:
     assert (await guest.audited(kind="tls", decision="deny"))["reason"] == "upstream_connect"
 
 
+@pytest.mark.defence("special-names")
+@pytest.mark.defence("vetted-addresses")
 async def test_t32_an_alias_is_followed_and_judged_where_it_ends(outside: World) -> None:
     guest = await outside.guest({"allow": ["*.wild.test"]})
     zone = outside.origins.zone
@@ -394,6 +415,7 @@ async def test_t32_an_alias_is_followed_and_judged_where_it_ends(outside: World)
     assert await guest.audited(kind="tls", name="inside.wild.test", reason="address_class")
 
 
+@pytest.mark.defence("own-dial")
 async def test_t33_a_guest_that_lies_to_itself_reaches_the_real_one(outside: World) -> None:
     guest = await outside.guest({"allow": ["api.test"]})
     ran = await guest.curl("--resolve", f"api.test:443:{EVIL}", "https://api.test/")
@@ -450,6 +472,7 @@ def malformed(seed: int, count: int) -> list[bytes]:
     return found
 
 
+@pytest.mark.defence("question-grammar")
 async def test_t35_malformed_questions_are_refused_or_ignored(outside: World) -> None:
     guest = await outside.guest(NAMES)
     loop_of_pointers, itself = b"\xc0\x0e\xc0\x0c", b"\xc0\x0c"
@@ -493,6 +516,7 @@ async def test_t35_malformed_questions_are_refused_or_ignored(outside: World) ->
     assert outside.gateway.restarts == 0
 
 
+@pytest.mark.defence("answers-match")
 async def test_t35_malformed_answers_are_no_answers(outside: World) -> None:
     guest = await outside.guest({"allow": ["*.wild.test"]})
     head = b"\x81\x80\0\x01\0\x01\0\0\0\0"
@@ -517,6 +541,7 @@ async def test_t35_malformed_answers_are_no_answers(outside: World) -> None:
     assert outside.origins.seen().is_silent
 
 
+@pytest.mark.defence("datagram-size")
 async def test_t35_large_answers_fit_or_say_that_they_do_not(outside: World) -> None:
     many = [f"198.51.{102 + number // 200}.{number % 200 + 1}" for number in range(300)]
     outside.origins.zone("api.test", [{"records": [["A", address] for address in many], "truncated": True}])
@@ -540,6 +565,7 @@ def resident_kib(pid: int) -> int:
     raise AssertionError("the gateway is gone")
 
 
+@pytest.mark.defence("small-cache")
 async def test_t35_answers_do_not_fill_the_gateways_memory(outside: World) -> None:
     guest = await outside.guest("allow-all")
     pid = int((outside.directory / "gateway" / "process").read_text().split()[0])
@@ -596,6 +622,8 @@ LONGEST = ".".join(["a" * 63] * 3 + ["b" * 51, "wild.test"])
         ),
     ],
 )
+@pytest.mark.defence("special-names")
+@pytest.mark.defence("question-names")
 async def test_t36_a_name_has_one_form_or_is_refused(
     outside: World, name: str | bytes, asked: str | None, code: int, reason: str
 ) -> None:
@@ -608,6 +636,7 @@ async def test_t36_a_name_has_one_form_or_is_refused(
     assert outside.origins.seen().questions == ([] if asked is None else [asked])
 
 
+@pytest.mark.defence("special-names")
 async def test_t36_special_names_never_leave_under_any_policy(outside: World) -> None:
     guest = await outside.guest("allow-all")
     for name in ("localhost", "single", "host.local", "x.onion", "x.invalid", "metadata.google.internal"):
@@ -641,6 +670,7 @@ async def test_virtual_answers_ask_nobody_until_there_is_a_connection(outside: W
     assert "dstMismatch" not in record
 
 
+@pytest.mark.defence("virtual-names")
 async def test_virtual_addresses_give_every_protocol_a_name(outside: World) -> None:
     guest = await outside.guest(VIRTUAL)
     outside.origins.script(f"{API}:22", first=b"SSH-2.0-test\r\n")
@@ -668,6 +698,7 @@ async def test_virtual_addresses_give_every_protocol_a_name(outside: World) -> N
     assert len(seen.connections) == 1
 
 
+@pytest.mark.defence("vetted-addresses")
 async def test_virtual_names_that_resolve_to_closed_addresses_stay_closed(outside: World) -> None:
     guest = await outside.guest(VIRTUAL)
     outside.origins.answer("api.test", PRIVATE)
@@ -700,6 +731,7 @@ async def test_virtual_addresses_mean_the_same_to_a_gateway_that_was_started_aga
     assert after == before
 
 
+@pytest.mark.defence("name-budget")
 async def test_virtual_names_of_a_wildcard_have_the_same_budget(outside: World) -> None:
     guest = await outside.guest(VIRTUAL)
     for number in range(150):

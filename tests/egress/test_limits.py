@@ -76,6 +76,7 @@ async def probe(guest: Guest, count: int) -> list[float]:
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.defence("places")
 async def test_t94_others_are_served_while_one_attacks(outside: World, attack: str) -> None:
     attacker, other = await outside.guest(POLICY), await outside.guest(POLICY)
     outside.origins.script("cdn.test", OK + b"content-length: 1000000000\r\n\r\n", repeat=bytes(100_000))
@@ -97,6 +98,7 @@ async def test_t94_others_are_served_while_one_attacks(outside: World, attack: s
         await asyncio.wait([running])
 
 
+@pytest.mark.defence("head-time")
 async def test_t94_heads_that_never_end_do(outside: World) -> None:
     guest = await outside.guest(POLICY)
     program = """
@@ -137,6 +139,7 @@ async def test_t94_heads_that_never_end_do(outside: World) -> None:
     assert outside.origins.seen().is_silent
 
 
+@pytest.mark.defence("head-size")
 async def test_t94_large_heads_are_refused(outside: World) -> None:
     guest = await outside.guest(POLICY)
     for extra in ("x: " + "y" * 100_000, "\r\n".join(f"x{number}: y" for number in range(1000)), "a" * 70_000):
@@ -168,6 +171,7 @@ async def test_t94_idle_connections_to_servers_are_closed(outside: World) -> Non
 HOSTILE = '/x"}\x1b[31m\n{"decision":"allow","kind":"forged"}?token=' + CANARY + "&plain"
 
 
+@pytest.mark.defence("escaped-records")
 async def test_t95_records_cannot_be_forged(outside: World) -> None:
     guest = await outside.guest({"allow": {"api.test": [{"response": {"statusCode": 403}}]}})
     program = """
@@ -204,6 +208,7 @@ async def test_t95_records_cannot_be_forged(outside: World) -> None:
     assert '/x"}%0a{"decision":"allow","kind":"forged"}?token&plain' in paths
 
 
+@pytest.mark.defence("counted-records")
 async def test_t95_a_flood_is_counted_exactly(outside: World) -> None:
     guest = await outside.guest({"allow": {"api.test": [{"response": {"statusCode": 403}}]}})
     program = """
@@ -224,6 +229,7 @@ async def test_t95_a_flood_is_counted_exactly(outside: World) -> None:
     assert len(records) < 1900
 
 
+@pytest.mark.defence("confined")
 async def test_t96_the_process_gives_nothing_away(outside: World) -> None:
     policy = {
         "allow": {
@@ -256,6 +262,7 @@ async def test_t96_the_process_gives_nothing_away(outside: World) -> None:
     assert not [record for record in records if CANARY[::-1] in record]
 
 
+@pytest.mark.defence("own-cache")
 async def test_t97_guests_share_no_cache(outside: World) -> None:
     guests = [await outside.guest({"allow": ["api.test"]}) for _ in range(2)]
     for guest in guests:
@@ -265,6 +272,7 @@ async def test_t97_guests_share_no_cache(outside: World) -> None:
     assert outside.origins.seen().questions.count("api.test") == 2
 
 
+@pytest.mark.defence("sandbox-limits")
 async def test_t98_a_policy_s_limit_cuts_an_upload(outside: World) -> None:
     limit = 1_000_000
     guest = await outside.guest({"subnets": {"allow": [f"{EVIL}/32"]}, "limits": {"upBytes": limit}})
@@ -297,6 +305,7 @@ async def test_t98_a_policy_s_limit_cuts_an_upload(outside: World) -> None:
     assert len(outside.origins.seen().data) <= limit
 
 
+@pytest.mark.defence("sandbox-limits")
 async def test_t98_a_limit_cuts_a_download(outside: World) -> None:
     limit = 1_000_000
     guest = await outside.guest({"allow": ["cdn.test"], "limits": {"downBytes": limit}})
@@ -310,6 +319,7 @@ async def test_t98_a_limit_cuts_a_download(outside: World) -> None:
 
 
 @pytest.mark.parametrize("way", ["up", "down"])
+@pytest.mark.defence("rule-limits")
 async def test_t98_a_rule_s_limit_cuts_in_the_middle(outside: World, way: str) -> None:
     limit = 500_000
     rule = {**RULE, "limits": {f"{way}Bytes": limit}, "match": {"path": {"startsWith": "/limited/"}}}
@@ -332,6 +342,7 @@ async def test_t98_a_rule_s_limit_cuts_in_the_middle(outside: World, way: str) -
     assert (await guest.curl("-o", "/dev/null", "https://api.test/free")).out.endswith("200")
 
 
+@pytest.mark.defence("head-bytes")
 async def test_t98_heads_are_bytes_too(outside: World) -> None:
     limit = 50_000
     guest = await outside.guest({"allow": {"api.test": [{**RULE, "limits": {"upBytes": limit}}]}})
@@ -349,6 +360,7 @@ async def test_t98_heads_are_bytes_too(outside: World) -> None:
     assert (await guest.audited(kind="http", reason="byte_limit", decision="deny"))["status"] == 403
 
 
+@pytest.mark.defence("rule-limits")
 async def test_t98_websockets_are_under_the_rule_s_limit(outside: World) -> None:
     limit = 100_000
     guest = await outside.guest({"allow": {"api.test": [{**RULE, "limits": {"upBytes": limit}}]}})
@@ -401,6 +413,7 @@ async def test_t98_counters_are_what_the_origin_got(outside: World) -> None:
     assert (await guest.counters()).up_bytes == total
 
 
+@pytest.mark.defence("hard-deny", "kernel-gateway")
 async def test_t99_nothing_of_the_gateway_is_on_the_network(outside: World) -> None:
     guest = await outside.guest({"allow": ["api.test"], "subnets": {"allow": ["0.0.0.0/0"]}})
     listening = Path("/proc/net/tcp").read_text().splitlines()[1:]
@@ -425,6 +438,7 @@ async def test_t99_nothing_of_the_gateway_is_on_the_network(outside: World) -> N
     assert control.stat().st_uid == 0
 
 
+@pytest.mark.defence("interception")
 async def test_t100_a_client_that_does_not_trust_us_only_breaks_itself(outside: World) -> None:
     guest = await outside.guest({"allow": {"api.test": [RULE]}})
     for arguments in (["--cacert", str(outside.origins.ca)], ["--cacert", "/dev/null"]):

@@ -479,7 +479,7 @@ impl Work<'_> {
         if !head.injected.is_empty() {
             self.log.record = self.log.record.take().map(|record| record.injected(&head.injected));
         }
-        if !self.meter.charge(Way::Up, request_bytes(&asked)) {
+        if Defence::HeadBytes.holds() && !self.meter.charge(Way::Up, request_bytes(&asked)) {
             return self.fail(403, Reason::ByteLimit);
         }
         let method = head.method.clone();

@@ -11,7 +11,7 @@ use http::header::{CONTENT_LENGTH, COOKIE};
 use http::{HeaderMap, Method, StatusCode};
 use http_body::{Body as HttpBody, Frame};
 use http_body_util::BodyExt;
-use hutch_policy::{Handling, Reason};
+use hutch_policy::{Defence, Handling, Reason};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
@@ -270,6 +270,11 @@ where
                 Ok(None) => {}
                 Err(_) => return Err(Reason::ProtocolViolation),
             }
+            let patience = if Defence::HeadTime.holds() {
+                patience
+            } else {
+                KEEP_ALIVE
+            };
             deadline.get_or_insert_with(|| Instant::now() + patience);
         }
         buffer.reserve(READ_BYTES);

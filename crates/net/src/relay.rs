@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use hutch_policy::{Limits, Reason, RuleId};
+use hutch_policy::{Defence, Limits, Reason, RuleId};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 
@@ -82,6 +82,7 @@ impl Meter {
             Way::Down => (0, bytes, self.limits.down_bytes),
         };
         let rule = self.rule.as_deref().map(|rule| rule.side(way));
+        let most = most.filter(|_| Defence::RuleLimits.holds());
         let fits = rule.is_none_or(|counter| add_within(counter, bytes, most));
         if !fits || !self.sandbox.count(up, down) {
             if let Some(counter) = rule.filter(|_| fits) {

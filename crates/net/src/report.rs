@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use hutch_policy::Reason;
+use hutch_policy::{Defence, Reason};
 use tokio::sync::Notify;
 
 use crate::audit::{Decision, Kind, Record};
@@ -146,7 +146,9 @@ impl Aggregate {
         if self.counted.len() >= MAX_COUNTED && !self.counted.contains_key(&like) {
             like.3 = String::new();
         }
-        self.counted.entry(like).or_insert((record, 0)).1 += 1;
+        if Defence::CountedRecords.holds() {
+            self.counted.entry(like).or_insert((record, 0)).1 += 1;
+        }
         None
     }
 

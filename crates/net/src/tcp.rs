@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use hickory_proto::rr::RecordType;
 use hutch_policy::{
-    Admission, Dial, EffectivePolicy, Flow, FlowFacts, Handling, Limits, Reason, SeenBytes, Sniffed, Step,
+    Admission, Defence, Dial, EffectivePolicy, Flow, FlowFacts, Handling, Limits, Reason, SeenBytes, Sniffed, Step,
     canonical_address,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -108,10 +108,10 @@ async fn accepted(gateway: Arc<Gateway>, stream: TcpStream, peer: SocketAddr) {
     };
     // Before anything is read: whoever says nothing, or little by little, has a place like everybody.
     let place = Arc::clone(&sandbox.places).try_acquire_owned();
-    let refusal = if place.is_err() || !lock(&sandbox.arrivals).take() {
+    let refusal = if (place.is_err() || !lock(&sandbox.arrivals).take()) && Defence::Places.holds() {
         drop(guest);
         Refused::new(Reason::Limit)
-    } else if destination.port() == DNS_PORT {
+    } else if destination.port() == DNS_PORT && Defence::EveryServer.holds() {
         return dns_over_tcp(gateway, sandbox, guest).await;
     } else {
         let Err(refusal) = connection(&gateway, &sandbox, guest, destination).await else {
@@ -138,7 +138,7 @@ async fn accepted(gateway: Arc<Gateway>, stream: TcpStream, peer: SocketAddr) {
 
 async fn dns_over_tcp(gateway: Arc<Gateway>, sandbox: Arc<Sandbox>, mut guest: GuestStream) {
     let place = sandbox.dns_streams.try_acquire();
-    if place.is_err() || !lock(&sandbox.arrivals).take() {
+    if (place.is_err() && Defence::DnsStreams.holds()) || !lock(&sandbox.arrivals).take() {
         let record = report::record(&sandbox.current(), Kind::Dns, Decision::Deny, Reason::Limit);
         return sandbox.report(record);
     }
@@ -308,7 +308,12 @@ async fn sniff(stream: &mut TcpStream, buffer: &mut BytesMut) -> Seen {
             Ok(Ok(_)) if first => {
                 first = false;
                 // For all of it: one byte at a time must not make it longer.
-                limit = Instant::now() + WHOLE_HELLO;
+                limit = Instant::now()
+                    + if Defence::HeadTime.holds() {
+                        WHOLE_HELLO
+                    } else {
+                        CONNECT * 10
+                    };
             }
             Ok(Ok(_)) => {}
         }

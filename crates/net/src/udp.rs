@@ -113,7 +113,7 @@ impl Relay {
         let Some(sandbox) = self.gateway.sandbox(IpAddr::V4(*datagram.from.ip())) else {
             return;
         };
-        if datagram.to.port() == DNS_PORT {
+        if datagram.to.port() == DNS_PORT && Defence::EveryServer.holds() {
             let Ok(place) = Arc::clone(questions).try_acquire_owned() else {
                 return;
             };

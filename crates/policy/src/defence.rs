@@ -65,6 +65,27 @@ defences! {
     DatagramsEnd "datagrams-end" "Flows of datagrams end with their policy.";
     EndedSandboxes "ended-sandboxes" "What a sandbox had ends with it.";
     EmptyIsClosed "empty-is-closed" "A policy without entries admits nothing.";
+    QuestionBudget "question-budget" "A sandbox has a budget of questions.";
+    RandomQuestions "random-questions" "Nobody can guess the number of our question.";
+    EveryServer "every-server" "Whatever name server is asked, it is ours.";
+    DnsStreams "dns-streams" "Connections with questions are few.";
+    UpdatesHold "updates-hold" "What is decided is decided by the policy of the moment.";
+    ResolvedOnce "resolved-once" "What was resolved is what is dialled.";
+    QuestionGrammar "question-grammar" "A question has one reading.";
+    AnswersMatch "answers-match" "An answer is for what was asked.";
+    DatagramSize "datagram-size" "An answer fits into a datagram or says that it does not.";
+    SmallCache "small-cache" "Only addresses are remembered.";
+    Places "places" "A sandbox has a bounded number of connections.";
+    HeadTime "head-time" "A greeting and a head end in time.";
+    HeadSize "head-size" "A head has a bounded size.";
+    EscapedRecords "escaped-records" "Nobody writes lines of the audit.";
+    CountedRecords "counted-records" "What is not written is counted.";
+    Confined "confined" "The process gives up what it does not need.";
+    OwnCache "own-cache" "Sandboxes share no answers.";
+    SandboxLimits "sandbox-limits" "The limits of a policy hold in the middle of a flow.";
+    RuleLimits "rule-limits" "The limits of a rule hold in the middle of an exchange.";
+    HeadBytes "head-bytes" "Heads are bytes too.";
+    Interception "interception" "A name with rules is never spliced.";
 }
 
 impl Defence {

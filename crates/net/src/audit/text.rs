@@ -2,11 +2,13 @@
 
 use std::fmt::Write as _;
 
+use hutch_policy::Defence;
+
 /// Bytes as visible ASCII, others as `\xNN`, up to `limit` characters; and whether there was more. No `\xNN` is cut.
 pub(super) fn visible(bytes: &[u8], limit: usize) -> (String, bool) {
     let mut text = String::with_capacity(bytes.len().min(limit));
     for &byte in bytes {
-        let is_visible = matches!(byte, b' '..=b'~');
+        let is_visible = matches!(byte, b' '..=b'~') || !Defence::EscapedRecords.holds();
         if text.len() + if is_visible { 1 } else { 4 } > limit {
             return (text, true);
         }

@@ -16,7 +16,7 @@ use hickory_proto::op::{Edns, Message, MessageType, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{DNSClass, Name as DnsName, RData, Record, RecordType as Type};
 use hutch_policy::{
-    DnsDecision, EffectivePolicy, Mode, Name, Pattern, Question, Reason, RecordType, ResponseCode as Refusal,
+    Defence, DnsDecision, EffectivePolicy, Mode, Name, Pattern, Question, Reason, RecordType, ResponseCode as Refusal,
 };
 
 use self::cache::Answer;
@@ -127,7 +127,12 @@ pub async fn resolve(
     {
         return Err(Reason::DnsBudget);
     }
-    let answer = gateway.resolver().resolve(&sandbox.cache, name, kind).await;
+    let cache = if Defence::OwnCache.holds() {
+        &sandbox.cache
+    } else {
+        cache::everybodys()
+    };
+    let answer = gateway.resolver().resolve(cache, name, kind).await;
     answer.map_err(|_| Reason::UpstreamConnect)
 }
 
@@ -167,12 +172,12 @@ pub async fn answer(gateway: &Gateway, sandbox: &Sandbox, bytes: &[u8], is_datag
     let question = Question {
         name: &text,
         kind: RecordType::from_number(asked.query_type.into()),
-        well_formed: well_formed && sound,
+        well_formed: (well_formed && sound) || !Defence::QuestionGrammar.holds(),
         ipv6: false,
     };
     fill(gateway, sandbox, &question, asked.query_type, &asked.name, &mut reply).await;
     let bytes = reply.to_vec().ok()?;
-    if bytes.len() <= most {
+    if bytes.len() <= most || !Defence::DatagramSize.holds() {
         return Some(bytes);
     }
     reply.truncate().to_vec().ok()
@@ -229,7 +234,7 @@ async fn fill(
         current: &current,
         name: String::from_utf8_lossy(question.name).to_ascii_lowercase(),
     };
-    if !lock(&sandbox.dns).questions.take() {
+    if !lock(&sandbox.dns).questions.take() && Defence::QuestionBudget.holds() {
         return teller.refuse(reply, ResponseCode::Refused, Reason::DnsBudget);
     }
     match current.policy.dns(question) {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::{DNSClass, Name as DnsName, RData, Record, RecordType};
-use hutch_policy::Name;
+use hutch_policy::{Defence, Name};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
@@ -46,9 +46,15 @@ impl Resolver {
     pub async fn resolve(&self, cache: &Cache, name: &Name, kind: RecordType) -> Result<Answer, NoAnswer> {
         if kind != RecordType::A {
             // Not remembered: other records can be as large as a server likes.
-            return self.records(name, kind).await;
+            let answer = self.records(name, kind).await?;
+            if !Defence::SmallCache.holds() {
+                cache.put(name, &answer, Instant::now());
+            }
+            return Ok(answer);
         }
-        if let Some(answer) = cache.get(name, Instant::now()) {
+        if let Some(answer) = cache.get(name, Instant::now())
+            && Defence::ResolvedOnce.holds()
+        {
             return Ok(answer);
         }
         let answer = self.addresses(name).await?;
@@ -89,7 +95,10 @@ impl Resolver {
                 }
                 least = Some(least.map_or(seconds, |known: u32| known.min(seconds)));
                 // What an alias points to is text of somebody's choice.
-                let Some(target) = Name::question(target.as_bytes()).ok().filter(|name| !name.is_special()) else {
+                let Some(target) = Name::question(target.as_bytes())
+                    .ok()
+                    .filter(|name| !name.is_special() || !Defence::SpecialNames.holds())
+                else {
                     return Err(NoAnswer);
                 };
                 target.as_str().clone_into(&mut wanted);
@@ -144,7 +153,8 @@ fn ttl(seconds: Option<u32>) -> Duration {
 }
 
 fn is_for(record: &Record, name: &str) -> bool {
-    record.dns_class == DNSClass::IN && record.name.to_ascii().trim_end_matches('.').eq_ignore_ascii_case(name)
+    let same = record.name.to_ascii().trim_end_matches('.').eq_ignore_ascii_case(name);
+    (record.dns_class == DNSClass::IN && same) || !Defence::AnswersMatch.holds()
 }
 
 fn alias(records: &[Record], name: &str) -> Option<(String, u32)> {
@@ -161,7 +171,11 @@ fn alias(records: &[Record], name: &str) -> Option<(String, u32)> {
 async fn ask_one(server: SocketAddr, name: &DnsName, kind: RecordType) -> Option<Message> {
     let mut number = [0; 2];
     SystemRandom::new().fill(&mut number).ok()?;
-    let id = u16::from_ne_bytes(number);
+    let id = if Defence::RandomQuestions.holds() {
+        u16::from_ne_bytes(number)
+    } else {
+        1
+    };
     let mut question = Message::new(id, MessageType::Query, OpCode::Query);
     question.metadata.recursion_desired = true;
     question.add_query(Query::query(name.clone(), kind));
@@ -205,5 +219,5 @@ fn parse(bytes: &[u8], id: u16, name: &DnsName, kind: RecordType) -> Option<Mess
         && reply.queries.len() == 1
         && reply.queries[0].query_type == kind
         && reply.queries[0].name.to_ascii().eq_ignore_ascii_case(&name.to_ascii());
-    ours.then_some(reply)
+    (ours || !Defence::AnswersMatch.holds()).then_some(reply)
 }

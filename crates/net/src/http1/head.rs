@@ -1,5 +1,7 @@
 //! The head of a request.
 
+use hutch_policy::Defence;
+
 use std::fmt;
 use std::ops::Range;
 
@@ -29,6 +31,14 @@ pub struct HeadLimits {
 
 impl Default for HeadLimits {
     fn default() -> Self {
+        if !Defence::HeadSize.holds() {
+            return Self {
+                head_bytes: usize::MAX,
+                fields: usize::MAX,
+                field_bytes: usize::MAX,
+                target_bytes: usize::MAX,
+            };
+        }
         Self {
             head_bytes: 64 * 1024,
             fields: 128,

@@ -452,7 +452,8 @@ fn judge_name(layer: &Policy, name: &Name, protocol: Protocol, port: u16) -> Ver
         }
         return Verdict::Refuse(Reason::DomainDeny);
     };
-    let inspected = !entry.rules.is_empty() || layer.defaults.inspect == Inspect::All;
+    let inspected =
+        (!entry.rules.is_empty() || layer.defaults.inspect == Inspect::All) && Defence::Interception.holds();
     let grant = Grant::Name(entry.pattern.clone());
     match protocol {
         Protocol::Tls if !inspected => Verdict::Grant(grant, Handling::Splice),
