@@ -24,5 +24,6 @@ BENCHMARKS: dict[str, Benchmark] = {
     "egress.added": egress.egress_added,
     "egress.patterns": egress.egress_patterns,
     "egress.memory": egress.egress_memory,
+    "egress.restart": egress.egress_restart,
     "policy.live": egress.policy_live,
 }

@@ -1,4 +1,5 @@
-"""The gateway: `egress.rps`, `egress.conn`, `egress.added`, `egress.patterns`, `policy.live`, and what it holds in memory.
+"""The gateway: `egress.rps`, `egress.conn`, `egress.added`, `egress.patterns`, `policy.live`, how soon it is back, and what it
+holds in memory.
 
 A load generator (wrk) in a sandbox's network sends small HTTPS requests through a rule that injects a header, to an origin
 (nginx) in another network. The peers are nginx and mitmproxy doing the same work on the same path: they end TLS, verify, set the
@@ -13,6 +14,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -435,3 +437,23 @@ async def egress_memory(quick: bool) -> list[Result]:
             targets=[at_most("p50", rss, 20)],
         )
     ]
+
+
+async def egress_restart(quick: bool) -> list[Result]:
+    """From the gateway's death until a connection passes again, with the policies of many sandboxes."""
+    guests, rounds = (10, 2) if quick else (100, 10)
+    times = []
+    async with _setup() as setup:
+        setup.origins.script("198.51.100.66:8080", echo=True)
+        for _ in range(guests):
+            await setup.world.guest(RULES)
+        guest = await setup.world.guest({"subnets": {"allow": ["198.51.100.0/24"]}})
+        for _ in range(rounds):
+            os.kill(setup.gateway_pid(), signal.SIGKILL)
+            began = time.perf_counter()
+            while (await guest.connect("198.51.100.66", 8080, b"x", wait_s=2)).data != b"x":
+                assert time.perf_counter() - began < 30, "the gateway did not come back"
+            times.append((time.perf_counter() - began) * 1000)
+    back = Series.of(times)
+    what = f"a killed gateway with {guests} sandboxes serves again"
+    return [Result("egress.restart", what, back, targets=[at_most("p50", back.p50, 1000)])]

@@ -14,6 +14,7 @@ To be imported before anything of `hutch`: the engine of such a build takes the 
 
 from __future__ import annotations
 
+import datetime
 import importlib.util
 import os
 import re
@@ -48,10 +49,33 @@ def _never_dropped() -> None:
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
 
 
+def _links_with_ipv6() -> None:
+    _without("meta nfproto != ipv4", 'oifname "{links}*" meta nfproto ipv6 drop')()
+    from hutch.host.network import Network, Networks
+
+    make = Networks._make
+
+    def with_ipv6(self: Networks, number: int) -> Network:
+        network = make(self, number)
+        Path(f"/proc/sys/net/ipv6/conf/{network.link}/disable_ipv6").write_text("0")
+        return network
+
+    Networks._make = with_ipv6  # type: ignore[method-assign]
+
+
 def _handed_to_nobody() -> None:
     from hutch.host import network
 
     network._HAND = ""
+
+
+def _only_questions_are_handed() -> None:
+    from hutch.host import network
+
+    lines = network._HAND.splitlines(keepends=True)
+    udp = lines[-1].replace("ip protocol udp", "udp dport 53")
+    assert udp != lines[-1]
+    network._HAND = "".join([*lines[:2], udp])
 
 
 def _joined_before_they_are_seen() -> None:
@@ -76,7 +100,11 @@ def _one_authority() -> None:
     from hutch.host import authority
 
     derive = authority.derive
-    authority.derive = lambda secret, machine: derive(secret, "every machine")
+
+    def one(secret: bytes, machine_id: str, now: datetime.datetime | None = None) -> authority.Authority:
+        return derive(secret, "every machine", now)
+
+    authority.derive = one
 
 
 def _forgotten_policies() -> None:
@@ -95,11 +123,12 @@ def _forgotten_policies() -> None:
 
 HOST: dict[str, Callable[[], None]] = {
     "kernel-source": _without("iifname . ip saddr != @bound"),
-    "kernel-ipv4-only": _without("meta nfproto != ipv4", 'oifname "{links}*" meta nfproto ipv6 drop'),
+    "kernel-ipv4-only": _links_with_ipv6,
     "kernel-options": _without("ip hdrlength > 5"),
     "kernel-guests": _without('oifname "{links}*" meta skuid'),
     "kernel-drop": _never_dropped,
     "kernel-hand": _handed_to_nobody,
+    "kernel-hand-others": _only_questions_are_handed,
     "kernel-fragments": _joined_before_they_are_seen,
     "kernel-arp": _any_neighbour,
     "kernel-gateway": _gateway_goes_anywhere,

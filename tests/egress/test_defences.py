@@ -14,12 +14,12 @@ import re
 import shutil
 import subprocess
 import sys
-import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -110,6 +110,8 @@ def outcomes(builds: Builds, off: tuple[str, ...], addresses: list[str], directo
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # Some tests are to fail.
+        check=False,
     )
     assert report.exists(), ran.stdout
     found: dict[str, list[str]] = defaultdict(list)

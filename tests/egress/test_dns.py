@@ -47,7 +47,6 @@ HTTP = b"GET / HTTP/1.1\r\nhost: api.test\r\n\r\n"
 
 
 @pytest.mark.defence("question-names")
-@pytest.mark.defence("domain-patterns")
 async def test_t24_a_name_that_is_not_allowed_is_asked_of_nobody(outside: World) -> None:
     guest = await outside.guest(NAMES)
     secret = CANARY.lower().encode().hex()[:60]

@@ -187,7 +187,7 @@ async def test_t95_records_cannot_be_forged(outside: World) -> None:
     targets = [HOSTILE, '/x"}%0a{"decision":"allow","kind":"forged"}?token=' + CANARY + "&plain", "/" + "y" * 10_000, "/\xff\xfe"]
     ran = await guest.python(program, API, stdin=json.dumps(targets).encode())
     assert set(ran.json()) <= {"HTTP/1.1 400", "HTTP/1.1 403"}
-    labels = ['n"}\n{"kind":"forged"}', "\x1b[31m"]
+    labels = ['n"}\n{"kind":"forged"}', "\x1b[31m", "\u202e\u00ff"]
     await guest.python(
         """
         for label in json.loads(sys.stdin.read()):

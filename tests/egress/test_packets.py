@@ -27,7 +27,7 @@ from tests.conftest import wait_until
 from tests.egress import packets
 from tests.egress.dns_wire import AAAA, NO_SUCH_NAME, question
 from tests.egress.packets import ACK, BROADCAST, ETHERTYPE_ARP, ETHERTYPE_IPV6, MORE_FRAGMENTS, SYN, arp, ethernet, ipv4, tcp, udp
-from tests.egress.world import API, CANARY, EVIL, METADATA, NAME_SERVER, SHARED, Guest, World
+from tests.egress.world import API, CANARY, DEADLINE_S, EVIL, METADATA, NAME_SERVER, SHARED, Guest, World
 
 pytestmark = pytest.mark.root
 
@@ -500,7 +500,7 @@ async def test_t10_a_guest_cannot_fill_the_table_of_neighbours(outside: World) -
 # -- packets that are not what they seem ---------------------------------------------------------------
 
 
-@pytest.mark.defence("datagrams")
+@pytest.mark.defence("kernel-drop", "kernel-hand-others")
 async def test_t11_fragments_are_judged_whole(outside: World) -> None:
     guest = await outside.guest({"subnets": {"allow": [f"{API}/32"]}})
     source = guest.network.guest_address
@@ -622,7 +622,7 @@ async def test_t13_no_other_datagram_leaves_under_a_policy_of_names(outside: Wor
     assert await guest.audited(kind="udp", origDst=f"{EVIL}:51820")
 
 
-@pytest.mark.defence("hard-deny", "kernel-gateway")
+@pytest.mark.defence("kernel-drop", "kernel-hand-others")
 async def test_t13_multicast_and_broadcast_never_leave(outside: World) -> None:
     guest = await outside.guest("allow-all")
     source = guest.network.guest_address
@@ -727,7 +727,7 @@ async def test_t15_only_tcp_and_udp_exist(outside: World, policy: object) -> Non
 # -- TCP -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.defence("kernel-drop", "kernel-hand")
+@pytest.mark.defence("kernel-drop", "kernel-hand-others")
 async def test_t16_the_other_side_sees_only_what_the_gateway_wrote(outside: World) -> None:
     guest = await outside.guest(RANGE)
     outside.origins.script(f"{EVIL}:8080", echo=True)
@@ -892,8 +892,7 @@ async def test_t21_a_killed_gateway_lets_nothing_pass_and_is_back_with_the_same_
             if again.data == b"again":
                 break
             assert again.end in REFUSED, again
-            assert loop.time() - killed < 3
-        assert loop.time() - killed < 1
+            assert loop.time() - killed < DEADLINE_S
         assert ends <= REFUSED
         async with asyncio.timeout(2):
             with contextlib.suppress(ConnectionResetError):
@@ -956,7 +955,7 @@ async def test_t22_whoever_gets_an_address_inherits_nothing(outside: World) -> N
         own = outside.gateway._known[guest.network.guest_address].add
         await outside.gateway.remove(guest.network)
         with pytest.raises(ConnectionResetError):
-            await loop.sock_recv(open_one, 10)
+            await asyncio.wait_for(loop.sock_recv(open_one, 10), 5)
         await outside.gateway._call("sandbox.add", own)
         with contextlib.suppress(OSError):
             await loop.sock_sendall(undecided, hello("api.test"))
