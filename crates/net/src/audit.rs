@@ -10,14 +10,16 @@
 
 mod text;
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 /// Beyond this, readers that take numbers for `double` would read another one.
 const MAX_NUMBER: u64 = (1 << 53) - 1;
+/// No record has many more.
+const USUAL_FIELDS: usize = 24;
 /// Of a text, as written.
 const MAX_TEXT_BYTES: usize = 255;
 /// Of a path or a message, as written.
@@ -95,6 +97,8 @@ codes! {
 #[serde(untagged)]
 enum Value {
     Text(String),
+    Code(&'static str),
+    Shared(#[serde(serialize_with = "text::shared")] Arc<str>),
     Number(u64),
     Flag(bool),
     List(Vec<String>),
@@ -105,22 +109,21 @@ enum Value {
 pub struct Record {
     kind: Kind,
     decision: Decision,
-    /// In the order of their names, which are ASCII: by bytes is then by UTF-16, as RFC 8785 wants it.
-    fields: BTreeMap<&'static str, Value>,
+    fields: Vec<(&'static str, Value)>,
 }
 
 impl Record {
     /// A record about something that was decided for a reason, by its code.
-    pub fn new(kind: Kind, decision: Decision, reason: &str) -> Self {
+    pub fn new(kind: Kind, decision: Decision, reason: &'static str) -> Self {
         let record = Self {
             kind,
             decision,
-            fields: BTreeMap::new(),
+            fields: Vec::with_capacity(USUAL_FIELDS),
         };
         record
-            .text("kind", kind.as_str())
-            .text("decision", decision.as_str())
-            .text("reason", reason)
+            .put("kind", Value::Code(kind.as_str()))
+            .put("decision", Value::Code(decision.as_str()))
+            .put("reason", Value::Code(reason))
     }
 
     /// Whether something was refused or ended.
@@ -130,8 +133,9 @@ impl Record {
 
     /// What records have in common that may be counted as one: kind, decision, reason and name.
     pub fn like(&self) -> (Kind, Decision, String, String) {
-        let text = |name| match self.fields.get(name) {
-            Some(Value::Text(text)) => text.clone(),
+        let text = |wanted| match self.fields.iter().find(|(name, _)| *name == wanted) {
+            Some((_, Value::Text(text))) => text.clone(),
+            Some((_, Value::Code(text))) => (*text).to_owned(),
             _ => String::new(),
         };
         (self.kind, self.decision, text("reason"), text("name"))
@@ -139,16 +143,14 @@ impl Record {
 
     /// It was refused after all.
     #[must_use]
-    pub fn denied(mut self, reason: &str) -> Self {
-        self.decision = Decision::Deny;
-        self.text("decision", Decision::Deny.as_str()).text("reason", reason)
+    pub fn denied(self, reason: &'static str) -> Self {
+        self.decided(Decision::Deny, reason)
     }
 
     /// It passed until the policy changed.
     #[must_use]
-    pub fn revoked(mut self, reason: &str) -> Self {
-        self.decision = Decision::Revoked;
-        self.text("decision", Decision::Revoked.as_str()).text("reason", reason)
+    pub fn revoked(self, reason: &'static str) -> Self {
+        self.decided(Decision::Revoked, reason)
     }
 
     /// The sandbox.
@@ -171,8 +173,8 @@ impl Record {
 
     /// The hash of the policy.
     #[must_use]
-    pub fn policy_hash(self, hash: &str) -> Self {
-        self.text("policyHash", hash)
+    pub fn policy_hash(self, hash: &Arc<str>) -> Self {
+        self.put("policyHash", Value::Shared(Arc::clone(hash)))
     }
 
     /// The rule that decided.
@@ -213,8 +215,8 @@ impl Record {
 
     /// What was done with the bytes: `splice`, `mitm` or `plain`.
     #[must_use]
-    pub fn mode(self, mode: &str) -> Self {
-        self.text("mode", mode)
+    pub fn mode(self, mode: &'static str) -> Self {
+        self.put("mode", Value::Code(mode))
     }
 
     /// The application protocol.
@@ -324,8 +326,28 @@ impl Record {
     }
 
     fn put(mut self, field: &'static str, value: Value) -> Self {
-        self.fields.insert(field, value);
+        match self.fields.iter_mut().find(|(name, _)| *name == field) {
+            Some((_, known)) => *known = value,
+            None => self.fields.push((field, value)),
+        }
         self
+    }
+
+    fn decided(mut self, decision: Decision, reason: &'static str) -> Self {
+        self.decision = decision;
+        self.put("decision", Value::Code(decision.as_str()))
+            .put("reason", Value::Code(reason))
+    }
+
+    /// One line of JSON without its end.
+    fn line(mut self) -> Vec<u8> {
+        // By their names, which are ASCII: by bytes is then by UTF-16, as RFC 8785 wants it.
+        self.fields.sort_unstable_by_key(|(name, _)| *name);
+        let mut line = Vec::new();
+        serde_json::Serializer::new(&mut line)
+            .collect_map(self.fields)
+            .expect("text, numbers and lists are JSON");
+        line
     }
 }
 
@@ -359,7 +381,7 @@ impl Chain {
             .number("seq", self.seq)
             .number("ts", now_ms)
             .put("prev", Value::Text(text::hex(&self.previous)));
-        let bytes = serde_json::to_vec(&record.fields).expect("text, numbers and lists are JSON");
+        let bytes = record.line();
         self.previous = Sha256::digest(&bytes).into();
         bytes
     }

@@ -14,19 +14,20 @@ use rustix::thread::{
     set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
+const MAX_FILES: u64 = 1 << 20;
+
 /// Give up everything but what redirection needs. `root` is an empty directory. Before any thread is started.
 pub fn confine(root: &Path, user: u32) -> io::Result<()> {
     if !Defence::Confined.holds() {
         return Ok(());
     }
-    let files = getrlimit(Resource::Nofile).maximum;
-    setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: files,
-            maximum: files,
-        },
-    )?;
+    let most = |files| Rlimit {
+        current: files,
+        maximum: files,
+    };
+    // Two for each connection. Where root may not have so many, as many as it may.
+    setrlimit(Resource::Nofile, most(Some(MAX_FILES)))
+        .or_else(|_| setrlimit(Resource::Nofile, most(getrlimit(Resource::Nofile).maximum)))?;
     let none = Rlimit {
         current: Some(0),
         maximum: Some(0),

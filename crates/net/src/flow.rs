@@ -85,7 +85,16 @@ struct OpenExchange {
 #[derive(Debug)]
 struct State {
     facts: FlowFacts,
+    /// That of `facts`, for whoever asks.
+    admission: Arc<Admission>,
     exchanges: Vec<OpenExchange>,
+}
+
+impl State {
+    fn restamp(&mut self, admission: Admission) {
+        self.admission = Arc::new(admission.clone());
+        self.facts.admission = admission;
+    }
 }
 
 /// One flow of a sandbox.
@@ -105,8 +114,8 @@ pub struct Flow {
 
 impl Flow {
     /// How it is admitted now.
-    pub fn admission(&self) -> Admission {
-        lock(&self.state).facts.admission.clone()
+    pub fn admission(&self) -> Arc<Admission> {
+        Arc::clone(&lock(&self.state).admission)
     }
 
     async fn wait_closed(&self) {
@@ -198,6 +207,7 @@ impl Flows {
             closed: Notify::new(),
             is_closed: OnceLock::new(),
             state: Mutex::new(State {
+                admission: Arc::new(facts.admission.clone()),
                 facts,
                 exchanges: Vec::new(),
             }),
@@ -281,11 +291,11 @@ impl Flows {
             match sweep(policy, &state.facts) {
                 Sweep::Keep => swept.kept += 1,
                 Sweep::Restamp(admission) => {
-                    state.facts.admission = admission;
+                    state.restamp(admission);
                     swept.kept += 1;
                 }
                 Sweep::CutExchanges(admission, gone) => {
-                    state.facts.admission = admission;
+                    state.restamp(admission);
                     for index in gone {
                         state.exchanges[index].kill.now(Reason::RuleChanged);
                     }

@@ -16,6 +16,10 @@ use std::sync::Arc;
 use hutch_net::{confine, control, gateway::Gateway, tcp, udp};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
+/// A request makes about a hundred small allocations.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const MAX_THREADS: usize = 8;
 
 fn main() -> ExitCode {

@@ -25,7 +25,7 @@ const MAX_COUNTED: usize = 1024;
 pub fn record(current: &Current, kind: Kind, decision: Decision, reason: Reason) -> Record {
     Record::new(kind, decision, reason.as_str())
         .generation(current.generation)
-        .policy_hash(&current.policy.hash().to_string())
+        .policy_hash(&current.hash)
 }
 
 /// A sealed record.

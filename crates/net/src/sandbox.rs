@@ -63,6 +63,8 @@ pub struct Current {
     pub credentials: HashMap<String, Zeroizing<String>>,
     /// The guest's placeholders.
     pub placeholders: Vec<Placeholder>,
+    /// The hash of the policy, as records have it.
+    pub hash: Arc<str>,
     /// What responses are searched for, by rule; made when first needed.
     pub needles: Mutex<HashMap<RuleId, Arc<Needles>>>,
     /// How often each rule's secrets came back.
@@ -252,6 +254,7 @@ impl Sandbox {
         let current = Current {
             version: 0,
             generation: 0,
+            hash: policy.hash().to_string().into(),
             policy,
             credentials: HashMap::new(),
             placeholders: Vec::new(),
@@ -346,6 +349,7 @@ impl Sandbox {
         let next = Arc::new(Current {
             version: before.version + 1,
             generation,
+            hash: policy.hash().to_string().into(),
             policy,
             credentials,
             placeholders,

@@ -469,7 +469,7 @@ impl Admitted {
             }
             // The policy changed meanwhile, and let this flow go on: its address is vetted again.
             self.current = self.sandbox.current();
-            self.admission = self.registered.flow.admission();
+            self.admission = (*self.registered.flow.admission()).clone();
         };
         if self.admission.handling == Handling::SplicePostgres {
             let mut answer = [0];

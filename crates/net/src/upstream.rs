@@ -23,7 +23,7 @@ use crate::locks::lock;
 use crate::tls::Verifiers;
 
 const IDLE: Duration = Duration::from_secs(30);
-const MAX_IDLE: usize = 32;
+const MAX_IDLE: usize = 128;
 /// Over all names: under a wildcard there is no end of them.
 const MAX_IDLE_OF_ALL: usize = 256;
 const HANDSHAKE: Duration = Duration::from_secs(10);

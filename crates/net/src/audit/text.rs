@@ -57,6 +57,12 @@ pub(super) fn without_values(target: &[u8]) -> Vec<u8> {
     shown
 }
 
+/// Text that many records share.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+pub(super) fn shared<S: serde::Serializer>(text: &std::sync::Arc<str>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(text)
+}
+
 /// Lower-case hexadecimal.
 pub(super) fn hex(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len() * 2);

@@ -60,7 +60,7 @@ fn every_field_is_written_in_canonical_form() {
         .sandbox("sbx")
         .lifecycle("run-1")
         .generation(3)
-        .policy_hash("ab")
+        .policy_hash(&"ab".into())
         .rule("0011")
         .pattern("*.test")
         .name("api.test")
