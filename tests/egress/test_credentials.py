@@ -115,6 +115,7 @@ def remains(form: bytes, masked: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("how", ["whole", "chunks", "records"])
+@pytest.mark.defence("scrub-bodies")
 async def test_t76_every_form_in_a_body_is_masked(outside: World, how: str) -> None:
     guest = await outside.guest(POLICY)
     lines = forms()
@@ -138,6 +139,7 @@ async def test_t76_every_form_in_a_body_is_masked(outside: World, how: str) -> N
     assert record["injected"] == ["authorization"]
 
 
+@pytest.mark.defence("scrub-heads")
 async def test_t76_heads_are_masked_down_to_the_names(outside: World) -> None:
     guest = await outside.guest(POLICY)
     secret = CANARY.encode()
@@ -161,6 +163,7 @@ async def test_t76_heads_are_masked_down_to_the_names(outside: World) -> None:
     assert (record["status"], record["reflected"]) == (401, 5)
 
 
+@pytest.mark.defence("scrub-trailers")
 async def test_t76_trailers_are_masked(outside: World) -> None:
     guest = await outside.guest(POLICY)
     secret = CANARY.encode()
@@ -175,6 +178,7 @@ async def test_t76_trailers_are_masked(outside: World) -> None:
 
 
 @pytest.mark.parametrize("where", ["body", "header", "trailer"])
+@pytest.mark.defence("reflections")
 async def test_t76_three_reflections_disable_the_rule(outside: World, where: str) -> None:
     guest = await outside.guest(POLICY)
     secret = CANARY.encode()
@@ -207,6 +211,7 @@ SWITCH = (
 )
 
 
+@pytest.mark.defence("scrub-tunnels")
 async def test_t76_websockets_are_masked_and_counted(outside: World) -> None:
     guest = await outside.guest(POLICY)
     frame = b"\x81" + bytes([len(CANARY)]) + CANARY.encode()
@@ -221,6 +226,7 @@ async def test_t76_websockets_are_masked_and_counted(outside: World) -> None:
     assert (await guest.curl("https://api.test/")).out.endswith("403")
 
 
+@pytest.mark.defence("offered-extensions")
 async def test_t76_a_websocket_with_extensions_that_nobody_asked_for_is_refused(outside: World) -> None:
     guest = await outside.guest(POLICY)
     outside.origins.script("api.test", SWITCH + b"sec-websocket-extensions: permessage-deflate\r\n\r\n")
@@ -241,6 +247,7 @@ async def test_t76_an_echo_of_what_another_request_stored(outside: World) -> Non
     assert stored.decode() not in (await guest.curl("https://api.test/list")).out
 
 
+@pytest.mark.defence("searchable")
 async def test_t77_requests_forbid_what_could_not_be_searched(outside: World) -> None:
     guest = await outside.guest(POLICY)
     asked = ["accept-encoding: gzip, br", "Accept_Encoding: zstd", "range: bytes=10-14", "if-range: x", "te: trailers, gzip"]
@@ -262,6 +269,7 @@ def raw_deflate(body: bytes) -> bytes:
     [("gzip", gzip.compress), ("x-gzip", gzip.compress), ("deflate", zlib.compress), ("deflate", raw_deflate)],
 )
 @pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.defence("encodings")
 async def test_t77_gzip_and_deflate_are_decoded_and_searched(outside: World, encoding: str, pack: Any, step: int) -> None:
     guest = await outside.guest(POLICY)
     text = b"before " + CANARY.encode() + b" after " + CANARY.encode()
@@ -291,6 +299,7 @@ async def test_t77_gzip_and_deflate_are_decoded_and_searched(outside: World, enc
     ],
     ids=["brotli", "zstd", "twice", "two lines", "no gzip", "bomb", "truncated"],
 )
+@pytest.mark.defence("encodings")
 async def test_t77_what_cannot_be_searched_is_refused(outside: World, headers: list[bytes], body: bytes) -> None:
     guest = await outside.guest(POLICY)
     outside.origins.script("api.test", sized(body, *headers))
@@ -302,6 +311,7 @@ async def test_t77_what_cannot_be_searched_is_refused(outside: World, headers: l
     assert CANARY.encode() in outside.origins.seen().data
 
 
+@pytest.mark.defence("decode-bounds")
 async def test_t77_a_bomb_behind_a_harmless_beginning_is_cut(outside: World) -> None:
     guest = await outside.guest(POLICY)
     packer = zlib.compressobj(wbits=31)
@@ -314,6 +324,7 @@ async def test_t77_a_bomb_behind_a_harmless_beginning_is_cut(outside: World) -> 
     assert await guest.audited(kind="http", reason="unscannable", decision="deny")
 
 
+@pytest.mark.defence("response-framing")
 async def test_t77_codings_beneath_the_chunks_are_refused(outside: World) -> None:
     guest = await outside.guest(POLICY)
     packed = gzip.compress(CANARY.encode())
@@ -325,6 +336,8 @@ async def test_t77_codings_beneath_the_chunks_are_refused(outside: World) -> Non
     assert await guest.audited(kind="http", status=502)
 
 
+@pytest.mark.defence("scrub-bodies")
+@pytest.mark.defence("scrub-heads")
 async def test_t77_parts_of_ranges_and_heads_alone_are_searched(outside: World) -> None:
     guest = await outside.guest(POLICY)
     secret = CANARY.encode()
@@ -369,6 +382,7 @@ async def test_t77_computed_forms(outside: World, computed: str) -> None:
     assert [bytes.fromhex(text) for text in got] != texts
 
 
+@pytest.mark.defence("short-secrets")
 def test_t78_short_secrets_cannot_be_scrubbed() -> None:
     short = {"transform": [{"headers": {"authorization": "Bearer abc"}}]}
     assert [warning.code for warning in check({"allow": {"api.test": [short]}}).warnings] == ["value_too_short_to_scrub"]
@@ -377,6 +391,7 @@ def test_t78_short_secrets_cannot_be_scrubbed() -> None:
     check({"allow": {"api.test": [{**short, "scrub": False}]}})
 
 
+@pytest.mark.defence("domain-patterns")
 async def test_t79_redirects_are_not_followed(outside: World) -> None:
     guest = await outside.guest(POLICY)
     redirect = b"HTTP/1.1 302 Found\r\nlocation: https://evil.test/?k=" + CANARY.encode() + b"\r\ncontent-length: 0\r\n\r\n"
@@ -392,6 +407,7 @@ async def test_t79_redirects_are_not_followed(outside: World) -> None:
     assert [CANARY.encode() in connection["data"] for connection in outside.origins.seen().to("evil.test")] == [False]
 
 
+@pytest.mark.defence("matchers")
 async def test_t80_a_rule_injects_only_where_it_matches(outside: World) -> None:
     scoped = {**RULE, "match": {"path": {"startsWith": "/v1/chat/"}, "method": ["POST"]}}
     rest = {"response": {"statusCode": 403, "body": "no", "contentType": "text/plain"}}
@@ -413,6 +429,8 @@ async def test_t80_a_rule_injects_only_where_it_matches(outside: World) -> None:
     assert await guest.audited(kind="http", decision="respond", name="cdn.test", status=403)
 
 
+@pytest.mark.defence("unmatched")
+@pytest.mark.defence("matchers")
 async def test_t81_another_tenant_of_the_same_service(outside: World) -> None:
     bucket = {**RULE, "match": {"path": {"startsWith": "/my-bucket/"}}}
     guest = await outside.guest({"allow": {"api.test": [bucket]}, "defaults": {"unmatched": "deny"}})
@@ -428,6 +446,7 @@ async def test_t81_another_tenant_of_the_same_service(outside: World) -> None:
     assert "multi_tenant" in [warning.code for warning in broad.warnings]
 
 
+@pytest.mark.defence("ambient-use")
 async def test_t82_only_who_has_the_placeholder_gets_the_credential(outside: World) -> None:
     guest = await outside.guest(
         {"allow": {"api.test": [WITH_PLACEHOLDER]}}, credentials={"key": CANARY}, placeholders=PLACEHOLDERS
@@ -457,6 +476,7 @@ SURFACES: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("surface", SURFACES)
+@pytest.mark.defence("placeholder-scope")
 async def test_t83_a_placeholder_towards_another_host_is_refused(outside: World, surface: str) -> None:
     guest = await outside.guest(
         {"allow": {"api.test": [WITH_PLACEHOLDER], "other.test": [{"transform": [{"headers": {"x-plain": "fine"}}]}]}},
@@ -473,6 +493,7 @@ async def test_t83_a_placeholder_towards_another_host_is_refused(outside: World,
 
 
 @pytest.mark.parametrize("surface", SURFACES)
+@pytest.mark.defence("placeholder-scope")
 async def test_t83_a_placeholder_towards_its_host(outside: World, surface: str) -> None:
     guest = await outside.guest(
         {"allow": {"api.test": [WITH_PLACEHOLDER]}}, credentials={"key": CANARY}, placeholders=PLACEHOLDERS
@@ -495,6 +516,7 @@ async def test_t83_a_placeholder_towards_its_host(outside: World, surface: str) 
         assert (await guest.audited(kind="http", decision="inject"))["injected"]
 
 
+@pytest.mark.defence("placeholder-scope")
 async def test_t83_a_placeholder_is_found_however_it_arrives(outside: World) -> None:
     guest = await outside.guest(
         {"allow": {"api.test": [WITH_PLACEHOLDER], "other.test": [{"transform": [{"headers": {"x-plain": "fine"}}]}]}},
@@ -531,6 +553,7 @@ async def test_t83_a_body_is_passed_as_it_is(outside: World, body: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["line\r\nx-more: 1", "nul\0byte", "line\nfeed"])
+@pytest.mark.defence("value-lines")
 async def test_t84_no_value_adds_a_line(outside: World, value: str) -> None:
     secret = CANARY + value
     guest = await outside.guest({"allow": {"api.test": [STORED]}}, credentials={"key": secret})
@@ -545,6 +568,8 @@ async def test_t84_no_value_adds_a_line(outside: World, value: str) -> None:
         check({"allow": {"api.test": [{"transform": [{"headers": {"authorization": value}}]}]}})
 
 
+@pytest.mark.defence("no-plaintext-secrets")
+@pytest.mark.defence("secret-ports")
 async def test_t85_no_credential_goes_in_the_clear(outside: World) -> None:
     guest = await outside.guest({**POLICY, "defaults": {"plaintextHttp": True, "ports": [80, 443, 8080, 8443]}})
     for address in (API, SHARED, EVIL):
@@ -572,6 +597,7 @@ async def test_t85_no_credential_goes_in_the_clear(outside: World) -> None:
         ("api.test", f"{EVIL}", "/"),
     ],
 )
+@pytest.mark.defence("host-is-name")
 async def test_t86_names_that_disagree_get_nothing(outside: World, name: str, host: str, target: str) -> None:
     guest = await outside.guest({"allow": {"api.test": [RULE], "evil.test": [{"transform": [{"headers": {"x-a": "b"}}]}]}})
     request = f"GET {target} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n".encode()
@@ -582,6 +608,7 @@ async def test_t86_names_that_disagree_get_nothing(outside: World, name: str, ho
     assert record in ("name_mismatch", "protocol_violation")
 
 
+@pytest.mark.defence("own-dial")
 async def test_t86_the_address_does_not_choose_the_server(outside: World) -> None:
     guest = await outside.guest(POLICY)
     answer = await ask(guest, GET, "api.test", EVIL)
@@ -593,6 +620,7 @@ async def test_t86_the_address_does_not_choose_the_server(outside: World) -> Non
     assert (record["dst"], record["origDst"]) == (f"{API}:443", f"{EVIL}:443")
 
 
+@pytest.mark.defence("server-certificates")
 async def test_t86_a_server_that_cannot_vouch_for_the_name_gets_nothing(outside: World) -> None:
     guest = await outside.guest({"allow": {name: [RULE] for name in ("wrongname.test", "selfsigned.test", "expired.test")}})
     for name in ("wrongname.test", "selfsigned.test", "expired.test"):

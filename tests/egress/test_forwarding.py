@@ -134,6 +134,7 @@ async def test_tokens_are_each_for_one_sandbox(signing: World) -> None:
     assert claims[0]["jti"] != claims[1]["jti"]
 
 
+@pytest.mark.defence("identity-headers")
 async def test_what_the_client_says_of_itself_is_dropped(signing: World) -> None:
     guest = await signing.guest(FORWARD)
     names = [f"{prefix}-forwarded-{name}" for prefix in ("vercel", "x-egress", "Vercel", "X_Egress") for name in (*SAID, "more")]
@@ -157,6 +158,8 @@ async def test_the_body_arrives_and_the_answer_goes_back(signing: World) -> None
     assert (await guest.audited(kind="http", decision="forward"))["status"] == 418
 
 
+@pytest.mark.defence("scrub-bodies")
+@pytest.mark.defence("scrub-heads")
 async def test_an_echo_of_the_token_is_masked_and_disables_the_rule(signing: World) -> None:
     guest = await signing.guest(FORWARD)
     signing.origins.script("cdn.test", OK + b"content-length: 3000\r\n\r\n" + b"%HEAD%".ljust(3000))
@@ -182,6 +185,7 @@ async def test_an_echo_of_the_token_is_masked_and_disables_the_rule(signing: Wor
     assert await guest.audited(kind="http", reason="credential_reflected", decision="deny")
 
 
+@pytest.mark.defence("encodings")
 async def test_an_encoding_that_cannot_be_searched_is_refused(signing: World) -> None:
     guest = await signing.guest(FORWARD)
     signing.origins.script("cdn.test", OK + b"content-encoding: br\r\ncontent-length: 2\r\n\r\nxx")
@@ -192,6 +196,7 @@ async def test_an_encoding_that_cannot_be_searched_is_refused(signing: World) ->
 
 @pytest.mark.parametrize("address", ["10.9.9.9", "169.254.169.254", "100.100.100.200", "127.0.0.1", "198.51.100.1"])
 @pytest.mark.parametrize("how", ["name", "address"])
+@pytest.mark.defence("hard-deny", "kernel-gateway")
 async def test_closed_addresses_stay_closed(signing: World, address: str, how: str) -> None:
     signing.origins.answer("cdn.test", address)
     url = "https://cdn.test/hook" if how == "name" else f"https://{address}/hook"
@@ -204,6 +209,7 @@ async def test_closed_addresses_stay_closed(signing: World, address: str, how: s
     assert not signing.origins.seen().connections
 
 
+@pytest.mark.defence("server-certificates")
 async def test_the_other_end_must_vouch_for_itself(signing: World) -> None:
     guest = await signing.guest({"allow": {"api.test": [{"forwardURL": "https://wrongname.test/"}]}})
     ran = await guest.curl("-i", "https://api.test/")
@@ -223,6 +229,7 @@ async def test_without_a_signer_nothing_is_forwarded(outside: World) -> None:
     assert (await guest.curl("https://api.test/")).out.endswith("200")
 
 
+@pytest.mark.defence("updates-hold")
 async def test_a_request_is_not_forwarded_under_a_policy_that_is_gone(signing: World) -> None:
     guest = await signing.guest(FORWARD)
     assert (await guest.curl("https://api.test/")).out.endswith("200")

@@ -148,6 +148,8 @@ def whole(payload: bytes) -> bytes:
     return payload if b"\r\n\r\n" in payload or b"\n\n" in payload else payload + b"\r\n"
 
 
+@pytest.mark.defence("one-length")
+@pytest.mark.defence("field-grammar")
 async def test_appendix_a_what_is_refused_reaches_nobody(outside: World) -> None:
     guest = await outside.guest({"allow": {"api.test": [INJECT]}})
     outside.origins.script("api.test", OK, whole=True)
@@ -225,6 +227,7 @@ async def test_appendix_a_what_is_forwarded_is_built_anew(outside: World) -> Non
     assert {tuple(record["injected"]) for record in records} == {("authorization",)}
 
 
+@pytest.mark.defence("whole-bodies")
 async def test_t56_a_broken_chunk_is_no_end_of_a_request(outside: World) -> None:
     guest = await outside.guest({"allow": {"api.test": [INJECT]}})
     outside.origins.script("api.test", OK, whole=True)
@@ -252,6 +255,7 @@ async def test_t56_a_broken_chunk_is_no_end_of_a_request(outside: World) -> None
 # -- one connection, many requests -------------------------------------------------------------------------------------
 
 
+@pytest.mark.defence("matchers")
 async def test_t57_every_request_is_judged_alone(outside: World) -> None:
     rules = [{"match": {"path": {"exact": "/ok"}}, **INJECT}, REFUSE]
     guest = await outside.guest({"allow": {"api.test": rules}})
@@ -282,6 +286,7 @@ async def test_t57_every_request_is_judged_alone(outside: World) -> None:
     assert [record["decision"] for record in records] == ["inject", "respond", "inject", "inject", "deny"]
 
 
+@pytest.mark.defence("matchers")
 async def test_t57_a_thousand_requests_on_one_connection(outside: World) -> None:
     guest = await outside.guest({"allow": {"api.test": [INJECT]}})
     outside.origins.script("api.test", OK, whole=True)
@@ -300,6 +305,7 @@ async def test_t57_a_thousand_requests_on_one_connection(outside: World) -> None
     assert len(seen.connections) <= 3, "a connection whose exchange is over is used again"
 
 
+@pytest.mark.defence("whole-bodies")
 async def test_t58_a_body_that_is_cut_off_is_no_request(outside: World) -> None:
     guest = await outside.guest({"allow": {"api.test": [INJECT]}})
     outside.origins.script("api.test", OK, whole=True)
@@ -316,6 +322,7 @@ async def test_t58_a_body_that_is_cut_off_is_no_request(outside: World) -> None:
     assert [request["line"] for request in outside.origins.seen().requests] == ["GET /next HTTP/1.1"]
 
 
+@pytest.mark.defence("whole-bodies")
 async def test_t58_a_chunked_body_that_an_update_cuts_is_no_request(outside: World) -> None:
     """Also when the answer has begun, so that nobody waits for one any more."""
     guest = await outside.guest({"allow": {"api.test": [INJECT]}})
@@ -342,6 +349,7 @@ async def test_t58_a_chunked_body_that_an_update_cuts_is_no_request(outside: Wor
     assert b"0\r\n\r\n" not in outside.origins.seen().data, "half a request must not look like a whole one"
 
 
+@pytest.mark.defence("early-answers")
 async def test_t58_an_early_answer_is_read_before_the_end(outside: World) -> None:
     rules = [{"match": {"path": {"exact": "/denied"}}, **REFUSE}, INJECT]
     guest = await outside.guest({"allow": {"api.test": rules}})
@@ -389,6 +397,7 @@ SWITCH = (
     ],
     ids=["200", "400", "wrong accept", "other protocol", "no accept"],
 )
+@pytest.mark.defence("agreed-upgrades")
 async def test_t59_nothing_follows_an_upgrade_that_was_not_agreed(outside: World, reply: bytes, expected: int) -> None:
     rules = [{"match": {"path": {"exact": "/ws"}}, **INJECT}, REFUSE]
     guest = await outside.guest({"allow": {"api.test": rules}})
@@ -410,6 +419,7 @@ async def test_t59_nothing_follows_an_upgrade_that_was_not_agreed(outside: World
     assert records[0].get("error") == ("upstream_protocol" if expected == 502 else None)
 
 
+@pytest.mark.defence("websocket-only")
 async def test_t59_only_a_websocket_is_upgraded(outside: World) -> None:
     guest = await outside.guest({"allow": {"api.test": [INJECT]}})
     outside.origins.script("api.test", SWITCH, then_echo=True)
@@ -446,6 +456,7 @@ async def test_t59_a_websocket_echoes_also_what_came_right_behind(outside: World
     assert heads.count(b"upgrade: websocket") == heads.count(b"connection: upgrade") == heads.count(b"sec-websocket-key:") == 1
 
 
+@pytest.mark.defence("cleartext-http2", "unnamed-flows")
 async def test_t60_http2_in_the_clear_is_refused(outside: World) -> None:
     policy = {"allow": ["api.test"], "defaults": {"plaintextHttp": True}}
     guest = await outside.guest(policy)
@@ -463,6 +474,7 @@ async def test_t60_http2_in_the_clear_is_refused(outside: World) -> None:
     await guest.audited(kind="http", mode="plain", decision="allow")
 
 
+@pytest.mark.defence("method-overrides")
 async def test_t63_methods_are_what_they_are(outside: World) -> None:
     rules = [{"match": {"method": ["GET"]}, **INJECT}, REFUSE]
     guest = await outside.guest({"allow": {"api.test": rules}})
@@ -534,6 +546,7 @@ PATHS: dict[str, set[str] | None] = {
 
 
 @pytest.mark.parametrize("kind", [EXACT, PREFIX, REGEX])
+@pytest.mark.defence("one-path")
 async def test_t64_a_path_has_one_reading_or_none(outside: World, kind: str) -> None:
     rules = [{"match": {"path": {kind: MATCHERS[kind]}}, **INJECT}, REFUSE]
     guest = await outside.guest({"allow": {"api.test": rules}})
@@ -550,6 +563,7 @@ async def test_t64_a_path_has_one_reading_or_none(outside: World, kind: str) -> 
     assert reasons == [{400: "ambiguous_path", 200: "inject", 403: "respond"}[status] for status in expected]
 
 
+@pytest.mark.defence("one-path")
 async def test_t64_one_ambiguity_can_be_allowed(outside: World) -> None:
     rules = [
         {"match": {"path": {"startsWith": "/bucket/"}}, "allowEncodedSlash": True, **INJECT},
@@ -620,6 +634,7 @@ QUERIES: dict[str, tuple[bool, bool]] = {
 
 
 @pytest.mark.parametrize("strict", [False, True], ids=["pass", "deny"])
+@pytest.mark.defence("once-only")
 async def test_t67_queries_are_read_once_and_sent_as_they_were(outside: World, strict: bool) -> None:
     rules = [{"match": {"queryString": [{"key": {"exact": "k"}, "value": {"exact": "yes"}}]}, **INJECT}]
     policy: dict[str, Any] = {"allow": {"api.test": rules}}
@@ -638,6 +653,7 @@ async def test_t67_queries_are_read_once_and_sent_as_they_were(outside: World, s
     assert reasons == {"inject", "unmatched" if strict else "pass_unmatched"}
 
 
+@pytest.mark.defence("whole-pairs")
 async def test_t68_key_and_value_are_those_of_one_header(outside: World) -> None:
     rules = [{"match": {"headers": [{"key": {"exact": "X-Mode"}, "value": {"exact": "write"}}]}, **INJECT}, REFUSE]
     guest = await outside.guest({"allow": {"api.test": rules}})
@@ -659,6 +675,7 @@ async def test_t68_key_and_value_are_those_of_one_header(outside: World) -> None
     assert len(outside.origins.seen().requests) == 3
 
 
+@pytest.mark.defence("spellings")
 async def test_t69_every_spelling_of_an_injected_name_is_replaced(outside: World) -> None:
     guest = await outside.guest({"allow": {"api.test": [{"transform": [{"headers": {"X-Api-Key": CANARY}}]}]}})
     outside.origins.script("api.test", OK, whole=True)
@@ -677,6 +694,7 @@ async def test_t69_every_spelling_of_an_injected_name_is_replaced(outside: World
 @pytest.mark.parametrize(
     "nominated", ["Authorization", "authorization , x-hop", "close, Authorization", "Host", "X_Api_Key", "X-Hop"]
 )
+@pytest.mark.defence("nominated")
 async def test_t70_nobody_nominates_what_is_injected(outside: World, nominated: str) -> None:
     headers = {"authorization": f"Bearer {CANARY}", "x-api-key": CANARY}
     guest = await outside.guest({"allow": {"api.test": [{"transform": [{"headers": headers}]}]}})
@@ -690,6 +708,7 @@ async def test_t70_nobody_nominates_what_is_injected(outside: World, nominated: 
     assert values(request, "x-hop") == ([] if "x-hop" in nominated.lower() else ["1"])
 
 
+@pytest.mark.defence("host-is-name")
 async def test_t71_interim_responses_and_expectations(outside: World) -> None:
     guest = await outside.guest({"allow": {"api.test": [INJECT]}})
     interim = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: %HEAD%\r\n\r\n".replace(b"%HEAD%", b"</a>")
@@ -752,6 +771,7 @@ RESPONSES: dict[str, tuple[bytes, int | None, str]] = {
 }
 
 
+@pytest.mark.defence("response-framing")
 async def test_t72_a_response_has_one_reading_or_is_none(outside: World) -> None:
     guest = await outside.guest({"allow": {"api.test": [INJECT]}})
     outside.origins.script("api.test", *(reply for reply, _, _ in RESPONSES.values()), close=True)
@@ -792,6 +812,7 @@ async def test_t72_bytes_that_nobody_asked_for_answer_nobody(outside: World) -> 
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+@pytest.mark.defence("whole-answers")
 async def test_t72_a_truncated_response_does_not_look_complete(outside: World, version: str) -> None:
     guest = await outside.guest({"allow": {"api.test": [INJECT]}})
     for reply in (
@@ -890,6 +911,7 @@ async def test_a_stream_of_events_is_not_held_back(outside: World) -> None:
 # -- who shares what ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.defence("own-pool")
 async def test_t58_connections_are_shared_only_within_sandbox_name_and_rule(outside: World) -> None:
     other = {"transform": [{"headers": {"authorization": f"Basic {CANARY}"}}]}
     rules = [{"match": {"path": {"exact": "/b"}}, **other}, INJECT]
@@ -916,6 +938,7 @@ async def test_t58_connections_are_shared_only_within_sandbox_name_and_rule(outs
     assert len(outside.origins.seen().connections) == 9, "another policy, another connection"
 
 
+@pytest.mark.defence("sweep")
 async def test_t73_a_websocket_ends_with_its_rule(outside: World) -> None:
     guest = await outside.guest({"allow": {"api.test": [INJECT]}})
     outside.origins.script("api.test", SWITCH, then_echo=True)
@@ -940,6 +963,7 @@ async def test_t73_a_websocket_ends_with_its_rule(outside: World) -> None:
     assert b"permessage-deflate" not in outside.origins.seen().data
 
 
+@pytest.mark.defence("rule-limits")
 async def test_t73_the_limits_of_a_rule_hold_in_a_websocket(outside: World) -> None:
     guest = await outside.guest({"allow": {"api.test": [{**INJECT, "limits": {"upBytes": 1000}}]}})
     outside.origins.script("api.test", SWITCH, then_echo=True)
@@ -1029,6 +1053,7 @@ H2_REFUSED: dict[str, tuple[list[tuple[str, str]], str]] = {
 
 
 @pytest.mark.parametrize("origin", ["h1", "h2"])
+@pytest.mark.defence("host-is-name")
 async def test_t53_http2_has_the_same_rules(outside: World, origin: str) -> None:
     guest = await outside.guest({"allow": {"api.test": [INJECT]}})
     outside.origins.script("api.test", OK, whole=True, h2=origin == "h2")
@@ -1083,6 +1108,7 @@ say([[status(answer), answer["body"], answer["end"]] for answer in peer.until(*n
     assert {(record["alpn"], record["decision"], record["status"]) for record in records} == {("h2", "inject", 200)}
 
 
+@pytest.mark.defence("trailers")
 async def test_t56_trailers_of_a_request_end_here(outside: World) -> None:
     guest = await outside.guest({"allow": {"api.test": [INJECT]}})
     outside.origins.script("api.test", OK, h2=True)
@@ -1098,6 +1124,7 @@ say(status(peer.until(number)[0]))
     assert b"mine" not in outside.origins.seen().data
 
 
+@pytest.mark.defence("scrub-trailers")
 async def test_t56_a_grpc_call_gets_its_trailers(outside: World) -> None:
     guest = await outside.guest({"allow": {"api.test": [INJECT]}})
     reply = b"HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\n\r\n\0\0\0\0\x05hello"
@@ -1116,6 +1143,7 @@ say([status(answer), answer["body"], answer["trailers"]])
     assert (values(request, "te"), request["length"]) == (["trailers"], 7)
 
 
+@pytest.mark.defence("sweep")
 async def test_t74_one_stream_is_cut_and_the_others_stay(outside: World) -> None:
     slow, stays = ({"match": {"path": {"exact": path}}, **INJECT} for path in ("/slow", "/stays"))
     guest = await outside.guest({"allow": {"api.test": [stays, slow]}})

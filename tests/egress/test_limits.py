@@ -157,6 +157,7 @@ async def test_t94_large_heads_are_refused(outside: World) -> None:
     assert (await guest.audited(kind="http", decision="deny"))["reason"] in ("protocol_violation", "limit")
 
 
+@pytest.mark.defence("idle-servers")
 async def test_t94_idle_connections_to_servers_are_closed(outside: World) -> None:
     # Under a wildcard there is no end of names, and a connection that waits for each of them.
     guest = await outside.guest({"allow": {"*.wild.test": [{"transform": [{"headers": {"x-a": "b"}}]}]}})

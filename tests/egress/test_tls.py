@@ -39,6 +39,7 @@ async def reasons(guest: Guest, count: int, **wanted: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+@pytest.mark.defence("host-is-name")
 async def test_t37_fronting_is_misdirected(outside: World, version: str) -> None:
     guest = await outside.guest({"allow": {"cdn.test": [INJECT], "other.test": [INJECT]}})
     for front in ("evil.test", "other.test", "cdn.test.evil.test", "cdn.test:8443"):
@@ -52,6 +53,7 @@ async def test_t37_fronting_is_misdirected(outside: World, version: str) -> None
     ] * 4
 
 
+@pytest.mark.defence("host-is-name")
 async def test_t37_only_what_is_inspected_can_be_seen(outside: World) -> None:
     """Within a spliced connection nobody sees the host: the documented limit of names without rules."""
     guest = await outside.guest({"allow": ["cdn.test"]})
@@ -100,6 +102,8 @@ NAMES: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("rules", [[], [INJECT]], ids=["splice", "intercept"])
+@pytest.mark.defence("name-grammar")
+@pytest.mark.defence("strict-hello")
 async def test_t38_a_server_name_is_a_name_or_refused(outside: World, rules: list[Any]) -> None:
     guest = await outside.guest({"allow": {"cdn.test": rules}})
     program = """
@@ -128,6 +132,7 @@ async def test_t38_a_name_has_other_spellings(outside: World, rules: list[Any]) 
 
 
 @pytest.mark.parametrize("rules", [[], [INJECT]], ids=["splice", "intercept"])
+@pytest.mark.defence("whole-hello")
 async def test_t39_how_a_hello_is_cut_changes_nothing(outside: World, rules: list[Any]) -> None:
     guest = await outside.guest({"allow": {"cdn.test": rules}})
     outside.origins.script("cdn.test", OK, close=True)
@@ -203,6 +208,7 @@ async def test_t39_how_a_hello_is_cut_changes_nothing(outside: World, rules: lis
     assert (found[:7], set(found[7:])) == (["domain_deny"] * 7, {"protocol_violation"})
 
 
+@pytest.mark.defence("strict-hello")
 async def test_t40_what_is_not_tls_is_no_tls(outside: World) -> None:
     guest = await outside.guest({"allow": {"cdn.test": []}})
     ssl2 = "bytes.fromhex('802e0100020015000000100100800200800300800400800500800600400700c0') + bytes(16)"
@@ -226,6 +232,7 @@ async def test_t40_what_is_not_tls_is_no_tls(outside: World) -> None:
     assert outside.origins.seen().is_silent
 
 
+@pytest.mark.defence("domain-patterns")
 async def test_t41_the_outer_name_is_judged(outside: World) -> None:
     guest = await outside.guest({"allow": {"cdn.test": [INJECT]}})
     program = """
@@ -242,6 +249,7 @@ async def test_t41_the_outer_name_is_judged(outside: World) -> None:
     assert outside.origins.seen().is_silent
 
 
+@pytest.mark.defence("no-tickets")
 async def test_t42_no_session_outlives_its_connection(outside: World) -> None:
     guest = await outside.guest({"allow": {"cdn.test": [INJECT], "other.test": [INJECT]}})
     program = """
@@ -267,6 +275,7 @@ async def test_t42_no_session_outlives_its_connection(outside: World) -> None:
 # -- what is spoken inside ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.defence("alpn")
 async def test_t43_what_is_negotiated_is_spoken(outside: World) -> None:
     guest = await outside.guest({"allow": {"api.test": [INJECT]}})
     program = """
@@ -303,6 +312,7 @@ GARBAGE = {
 }
 
 
+@pytest.mark.defence("interception")
 async def test_t44_a_name_with_rules_speaks_http(outside: World) -> None:
     guest = await outside.guest({"allow": {"api.test": [INJECT]}})
     program = """
@@ -324,6 +334,7 @@ BAD_SERVERS = ["selfsigned.test", "wrongname.test", "expired.test", f"cdn.test:{
 
 
 @pytest.mark.parametrize("server", BAD_SERVERS, ids=["self-signed", "other name", "expired", "TLS 1.1"])
+@pytest.mark.defence("server-certificates")
 async def test_t45_a_server_that_cannot_prove_its_name_gets_nothing(outside: World, server: str) -> None:
     name = server.partition(":")[0]
     guest = await outside.guest({"allow": {name: [INJECT]}, "defaults": {"ports": [443, OLD_PORT]}})
@@ -338,6 +349,7 @@ async def test_t45_a_server_that_cannot_prove_its_name_gets_nothing(outside: Wor
     assert [(record["status"], record["error"]) for record in records] == [(502, "upstream_tls")] * 2
 
 
+@pytest.mark.defence("interception")
 async def test_t46_a_server_that_wants_a_certificate_is_not_for_rules(outside: World) -> None:
     ports = {"ports": [MUTUAL_PORT]}
     guest = await outside.guest({"allow": {"cdn.test": [INJECT]}, "defaults": ports})
@@ -355,6 +367,7 @@ async def test_t46_a_server_that_wants_a_certificate_is_not_for_rules(outside: W
 # -- what the gateway vouches for --------------------------------------------------------------------------------------
 
 
+@pytest.mark.defence("mint-rate")
 async def test_t47_certificates_are_made_at_a_rate(outside: World) -> None:
     first = await outside.guest({"allow": {"*.wild.test": [INJECT]}})
     second = await outside.guest({"allow": {"*.wild.test": [INJECT]}})
@@ -398,6 +411,7 @@ async def leaf(guest: Guest, name: str = "cdn.test") -> x509.Certificate:
     return x509.load_pem_x509_certificate(ran.out.encode())
 
 
+@pytest.mark.defence("own-authority")
 async def test_t48_t49_each_sandbox_trusts_an_authority_of_its_own(outside: World) -> None:
     policy = {"allow": {"cdn.test": [INJECT]}}
     first, second = await outside.guest(policy), await outside.guest(policy)
@@ -422,6 +436,7 @@ async def test_t48_t49_each_sandbox_trusts_an_authority_of_its_own(outside: Worl
             assert all(key not in data and base64.b64encode(key) not in data for key in keys), path
 
 
+@pytest.mark.defence("leaf-profile")
 async def test_t50_the_profile_of_the_certificates(outside: World) -> None:
     guest = await outside.guest({"allow": {"cdn.test": [INJECT]}})
     certificate = await leaf(guest)
@@ -444,6 +459,7 @@ async def test_t50_the_profile_of_the_certificates(outside: World) -> None:
     assert isinstance(certificate.public_key(), ec.EllipticCurvePublicKey)
 
 
+@pytest.mark.defence("leaf-profile")
 async def test_t50_strict_clients_are_content(outside: World) -> None:
     guest = await outside.guest({"allow": {"cdn.test": [INJECT]}})
     # What Python 3.13 has by default.
@@ -467,6 +483,7 @@ async def test_t50_strict_clients_are_content(outside: World) -> None:
     assert (await guest.curl("--tls-max", "1.2", "https://cdn.test/")).out == "ok\n200"
 
 
+@pytest.mark.defence("interception")
 async def test_t50_a_client_that_trusts_another_fails_closed(outside: World) -> None:
     guest = await outside.guest({"allow": {"cdn.test": [INJECT]}})
     ran = await guest.curl("--cacert", str(outside.origins.ca), "https://cdn.test/")

@@ -158,15 +158,17 @@ def _dedent(text: str) -> str:
 
 
 @pytest.mark.parametrize("kind", FLOWS)
+@pytest.mark.defence("sweep")
 async def test_t87_lock_down_ends_every_kind_of_flow(outside: World, kind: str) -> None:
     guest = await outside.guest(EVERYTHING)
     running = await start(guest, kind)
     applied = await guest.policy("deny-all")
     acknowledged = time.monotonic()
+    if kind not in ("datagrams", "dns over tcp"):
+        assert applied.closed_flows == 1
     how, _ = (await running).json()
     assert how != "alive"
     if kind not in ("datagrams", "dns over tcp"):
-        assert applied.closed_flows == 1
         # The origin is told too, by a reset or the end of its connection; nothing looks complete that is not.
         seen = await outside.origins.wait(
             lambda seen: all(connection["ended"] for connection in seen.raw["tcp"]), "a connection of the origin is still open"
@@ -181,6 +183,7 @@ async def test_t87_lock_down_ends_every_kind_of_flow(outside: World, kind: str) 
         assert await guest.audited(kind="dns", reason="deny_all", generation=2)
 
 
+@pytest.mark.defence("whole-bodies")
 async def test_t87_a_half_sent_body_never_looks_whole(outside: World) -> None:
     # The response has begun already, and the request's chunks go on.
     guest = await outside.guest(EVERYTHING)
@@ -207,6 +210,7 @@ async def test_t87_a_half_sent_body_never_looks_whole(outside: World) -> None:
     assert b"\r\n0\r\n\r\n" not in seen.data
 
 
+@pytest.mark.defence("whole-bodies")
 async def test_t87_a_client_that_breaks_off_sends_no_whole_body(outside: World) -> None:
     guest = await outside.guest(EVERYTHING)
     program = """
@@ -222,6 +226,7 @@ async def test_t87_a_client_that_breaks_off_sends_no_whole_body(outside: World) 
     assert b"\r\n0\r\n\r\n" not in seen.data
 
 
+@pytest.mark.defence("pending-questions")
 async def test_t87_a_question_on_its_way_is_answered_by_the_new_policy(outside: World) -> None:
     guest = await outside.guest({"allow": ["slow.test"]})
     outside.origins.zone("slow.test", [{"silent": True}])
@@ -248,6 +253,7 @@ async def test_t87_what_the_new_policy_admits_goes_on(outside: World) -> None:
     assert (await running).json()[0] != "alive"
 
 
+@pytest.mark.defence("sweep")
 async def test_t88_a_splice_does_not_survive_a_rule(outside: World) -> None:
     guest = await outside.guest({"allow": ["api.test"]})
     running = asyncio.ensure_future(
@@ -283,6 +289,7 @@ async def test_t88_a_splice_does_not_survive_a_rule(outside: World) -> None:
     assert (await guest.audited(kind="revoke"))["reason"] == "revoked"
 
 
+@pytest.mark.defence("own-pool")
 async def test_t89_guests_share_no_connection(outside: World) -> None:
     rules = [{"transform": [{"headers": {"authorization": f"Bearer {CANARY}-{who}"}}]} for who in "ab"]
     guests = [await outside.guest({"allow": {"api.test": [rule]}}) for rule in rules]
@@ -297,6 +304,7 @@ async def test_t89_guests_share_no_connection(outside: World) -> None:
 
 
 @pytest.mark.parametrize("idle", [True, False])
+@pytest.mark.defence("rotation")
 async def test_t89_a_rotated_credential_never_goes_out_again(outside: World, idle: bool) -> None:
     policy = {"allow": {"api.test": [STORED]}}
     guest = await outside.guest(policy, credentials={"key": CANARY})
@@ -328,6 +336,7 @@ async def test_t89_a_rotated_credential_never_goes_out_again(outside: World, idl
     assert outside.origins.seen().data.count(CANARY.encode()) == at_update
 
 
+@pytest.mark.defence("rotated-exchanges")
 async def test_t89_a_request_on_its_way_does_not_carry_a_rotated_credential(outside: World) -> None:
     # It was judged, and waits for a name server; the credential is rotated before anything was sent.
     policy = {"allow": {"slow.test": [STORED]}}
@@ -344,6 +353,7 @@ async def test_t89_a_request_on_its_way_does_not_carry_a_rotated_credential(outs
     assert CANARY.encode() not in outside.origins.seen().data
 
 
+@pytest.mark.defence("rotation")
 async def test_t89_a_removed_credential_fails_closed(outside: World) -> None:
     policy = {"allow": {"api.test": [STORED]}}
     guest = await outside.guest(policy, credentials={"key": CANARY})
@@ -356,6 +366,7 @@ async def test_t89_a_removed_credential_fails_closed(outside: World) -> None:
     assert (await guest.audited(kind="http", reason="credential_missing"))["decision"] == "deny"
 
 
+@pytest.mark.defence("updates-hold")
 async def test_t90_no_generation_admits_both(outside: World) -> None:
     block = {"response": {"statusCode": 403}}
     mark = [{"transform": [{"headers": {"x-policy": "first"}}]}, {"transform": [{"headers": {"x-policy": "second"}}]}]
@@ -416,6 +427,7 @@ async def test_t90_no_generation_admits_both(outside: World) -> None:
     assert generations == sorted(generations)
 
 
+@pytest.mark.defence("update-order")
 async def test_t90_updates_of_one_sandbox_keep_their_order(outside: World) -> None:
     guest = await outside.guest("deny-all")
     large = {"allow": [f"n{number}.example.com" for number in range(900)]}
@@ -437,6 +449,7 @@ async def test_t90_updates_of_one_sandbox_keep_their_order(outside: World) -> No
         {"allow": ["evil.test"], "unknown": True},
     ],
 )
+@pytest.mark.defence("known-members")
 async def test_t91_a_rejected_update_changes_nothing(outside: World, bad: Any) -> None:
     guest = await outside.guest({"allow": {"api.test": [RULE]}})
     with pytest.raises(HutchError) as refused:
@@ -450,6 +463,7 @@ async def test_t91_a_rejected_update_changes_nothing(outside: World, bad: Any) -
 
 
 @pytest.mark.parametrize("empty", [{"allow": {}}, {"allow": []}, {}, {"subnets": {}}, {"subnets": {"deny": ["192.0.2.0/24"]}}])
+@pytest.mark.defence("empty-is-closed")
 async def test_t92_no_entries_allow_nothing(outside: World, empty: Any) -> None:
     guest = await outside.guest({"allow": {"api.test": []}})
     assert (await guest.curl("https://api.test/")).out == "ok\n200"
@@ -462,6 +476,7 @@ async def test_t92_no_entries_allow_nothing(outside: World, empty: Any) -> None:
     assert await guest.audited(decision="deny", reason="deny_all")
 
 
+@pytest.mark.defence("backdated")
 async def test_t93_certificates_hold_for_a_guest_whose_clock_is_behind(outside: World) -> None:
     guest = await outside.guest({"allow": {"api.test": [RULE]}})
     program = """
@@ -490,6 +505,7 @@ def chained(records: list[str]) -> bool:
     return True
 
 
+@pytest.mark.defence("policies-again")
 async def test_a_killed_gateway_is_back_with_everything_in_a_second(outside: World) -> None:
     policy = {"allow": {"api.test": [STORED]}}
     guest, other = await outside.guest(policy, credentials={"key": CANARY}), await outside.guest("deny-all")
@@ -568,6 +584,7 @@ async def test_the_audit_goes_on_when_a_sandbox_starts_again(outside: World) -> 
     assert len([record for record in map(json.loads, records) if record["kind"] == "tls"]) == 4
 
 
+@pytest.mark.defence("datagrams-end")
 async def test_a_sandbox_that_is_gone_leaves_no_flow_to_the_next(outside: World) -> None:
     guest = await outside.guest({"subnets": {"allow": [f"{EVIL}/32"]}})
     running = await start(guest, "datagrams")

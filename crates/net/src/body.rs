@@ -9,7 +9,7 @@ use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full};
-use hutch_policy::Reason;
+use hutch_policy::{Defence, Reason};
 use tokio::sync::mpsc;
 
 use crate::relay::{Meter, Way};
@@ -101,7 +101,8 @@ impl HttpBody for Incoming {
             }
             // Its other end went away in the middle, because the flow was cut or the client left: the request must not
             // look complete to the server.
-            None => Some(Err(BodyError::Broken(None))),
+            None if Defence::WholeBodies.holds() => Some(Err(BodyError::Broken(None))),
+            Some(Err(_)) if !Defence::WholeBodies.holds() => None,
             piece => piece,
         })
     }
@@ -132,7 +133,7 @@ where
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         loop {
             return Poll::Ready(match std::task::ready!(Pin::new(&mut self.0).poll_frame(context)) {
-                Some(Ok(frame)) if frame.is_trailers() => continue,
+                Some(Ok(frame)) if frame.is_trailers() && Defence::Trailers.holds() => continue,
                 Some(frame) => Some(frame.map_err(Into::into)),
                 None => None,
             });
@@ -199,6 +200,7 @@ where
                     Some(Err(BodyError::Ended(Reason::ByteLimit)))
                 }
             }
+            Some(Err(_)) if !Defence::WholeAnswers.holds() => None,
             Some(Err(error)) => Some(Err(error.into())),
             None => {
                 self.finished();
@@ -267,10 +269,11 @@ where
                     Err(frame) => {
                         this.scrubber.finish(&mut out);
                         this.finished = true;
-                        this.trailers = frame
-                            .into_trailers()
-                            .ok()
-                            .map(|trailers| scrub_headers(trailers, &mut this.scrubber));
+                        this.trailers = frame.into_trailers().ok();
+                        if Defence::ScrubTrailers.holds() {
+                            let found = this.trailers.take();
+                            this.trailers = found.map(|trailers| scrub_headers(trailers, &mut this.scrubber));
+                        }
                     }
                 },
                 None => {

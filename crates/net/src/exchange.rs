@@ -509,7 +509,8 @@ impl Work<'_> {
         }
         // Two lengths, of which our client believes one: whoever reads the other sees another response (RFC 9112 §6.3).
         // And a coding beneath the chunks stays on the body that the guest gets, where nobody searches it.
-        if response.headers().contains_key(TRANSFER_ENCODING)
+        if Defence::ResponseFraming.holds()
+            && response.headers().contains_key(TRANSFER_ENCODING)
             && (response.headers().contains_key(CONTENT_LENGTH) || !is_chunked(response.headers()))
         {
             return self.fail(502, Reason::UpstreamProtocol);
@@ -532,7 +533,8 @@ impl Work<'_> {
         if !accepts(&response, websocket_key) {
             return self.fail(502, Reason::UpstreamProtocol);
         }
-        if needles.is_some() && response.headers().contains_key(SEC_WEBSOCKET_EXTENSIONS) {
+        let offers = response.headers().contains_key(SEC_WEBSOCKET_EXTENSIONS);
+        if needles.is_some() && offers && Defence::OfferedExtensions.holds() {
             // Nobody asked for any, and compressed frames cannot be searched.
             return self.fail(502, Reason::Unscannable);
         }
@@ -560,7 +562,7 @@ impl Work<'_> {
     ) -> Answer {
         let has_body = !is_head && !response.body().is_end_stream();
         let mut encoding = Encoding::Identity;
-        if needles.is_some() && has_body {
+        if needles.is_some() && has_body && Defence::Encodings.holds() {
             match decode::declared(response.headers()) {
                 Some(declared) => encoding = declared,
                 None => return self.fail(502, Reason::Unscannable),
@@ -766,7 +768,9 @@ fn cleaned(headers: &HeaderMap, needles: Option<&Arc<Needles>>, log: &mut Log) -
             clean.append(name.clone(), value.clone());
         }
     }
-    let Some(needles) = needles else { return clean };
+    let Some(needles) = needles.filter(|_| Defence::ScrubHeads.holds()) else {
+        return clean;
+    };
     let mut scrubber = needles.scrubber();
     let clean = scrub_headers(clean, &mut scrubber);
     log.reflected(scrubber.total());
@@ -776,6 +780,9 @@ fn cleaned(headers: &HeaderMap, needles: Option<&Arc<Needles>>, log: &mut Log) -
 /// Whether a 101 is the answer to our own request for a WebSocket.
 fn accepts(response: &http::Response<Incoming>, key: Option<&HeaderValue>) -> bool {
     const SUFFIX: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+    if !Defence::AgreedUpgrades.holds() {
+        return true;
+    }
     let Some(key) = key else { return false };
     let digest = ring::digest::digest(
         &ring::digest::SHA1_FOR_LEGACY_USE_ONLY,

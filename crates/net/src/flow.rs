@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use hutch_policy::{Admission, EffectivePolicy, Exchange, FlowFacts, Reason, Sweep, sweep};
+use hutch_policy::{Admission, Defence, EffectivePolicy, Exchange, FlowFacts, Reason, Sweep, sweep};
 use tokio::sync::Notify;
 
 use crate::locks::lock;
@@ -272,7 +272,7 @@ impl Flows {
         table.version = version;
         install();
         let mut swept = Swept::default();
-        if !rotated.is_empty() {
+        if !rotated.is_empty() && Defence::RotatedExchanges.holds() {
             for flow in table.open.values() {
                 let state = lock(&flow.state);
                 let uses = |open: &&OpenExchange| open.credentials.iter().any(|name| rotated.contains(name));
@@ -281,7 +281,7 @@ impl Flows {
                 }
             }
         }
-        if unchanged {
+        if unchanged || !Defence::Sweep.holds() {
             swept.kept = table.open.len();
             return swept;
         }

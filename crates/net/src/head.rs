@@ -5,7 +5,7 @@
 
 use http::header::{ACCEPT_ENCODING, CONNECTION, HOST, HeaderName, HeaderValue, TE, UPGRADE};
 use http::{HeaderMap, Method};
-use hutch_policy::{ForwardTo, HeadPlan, Place, Secret, Value, base64};
+use hutch_policy::{Defence, ForwardTo, HeadPlan, Place, Secret, Value, base64};
 use zeroize::Zeroizing;
 
 use crate::sandbox::Current;
@@ -108,7 +108,7 @@ pub fn build(
         target.extend_from_slice(percent_encoded(value.expose().as_bytes()).as_bytes());
         injected.push(format!("?{}", edit.name));
     }
-    if plan.scrub || forward.is_some() {
+    if (plan.scrub || forward.is_some()) && Defence::Searchable.holds() {
         // What is compressed cannot be searched as it passes, and a part of a token is not found as the token.
         for name in UNSEARCHABLE {
             headers.remove(name);

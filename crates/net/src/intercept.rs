@@ -56,7 +56,7 @@ pub async fn serve(served: Served, hello: Option<&ClientHello>, guest: GuestStre
     }
     let offered = hello.map(|hello| hello.alpn.as_slice()).unwrap_or_default();
     let speaks = |protocol: &[u8]| offered.iter().any(|offer| offer == protocol);
-    if !offered.is_empty() && !speaks(b"h2") && !speaks(b"http/1.1") {
+    if !offered.is_empty() && !speaks(b"h2") && !speaks(b"http/1.1") && Defence::Alpn.holds() {
         // Something else within TLS: a name with rules speaks HTTP or nothing.
         return Err(Reason::ProtocolViolation);
     }
@@ -295,6 +295,9 @@ where
     /// End in order. What the client still sends is read and dropped for a moment: closing with bytes unread would reset
     /// the connection, and take from the client what it has not read yet.
     async fn end(&mut self) {
+        if !Defence::EarlyAnswers.holds() {
+            return;
+        }
         let _ = timeout(LINGER, async {
             self.writer.shutdown().await?;
             let mut dropped = 0;

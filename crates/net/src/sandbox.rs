@@ -83,7 +83,7 @@ impl Current {
 
     /// Whether the rule's secrets came back too often.
     pub fn is_reflected(&self, rule: RuleId) -> bool {
-        lock(&self.reflections).get(&rule).copied().unwrap_or(0) >= MAX_REFLECTIONS
+        lock(&self.reflections).get(&rule).copied().unwrap_or(0) >= MAX_REFLECTIONS && Defence::Reflections.holds()
     }
 
     /// Count reflections of a rule's secrets; how many there are now.
@@ -338,6 +338,11 @@ impl Sandbox {
     ) -> Swept {
         let _turn = self.updating.lock().await;
         let before = self.current();
+        let credentials = if Defence::Rotation.holds() || before.version == 0 {
+            credentials
+        } else {
+            before.credentials.clone()
+        };
         let changed = diff(&before.policy, &policy) == Change::Something;
         let same_secrets = before.credentials == credentials;
         if !changed && same_secrets && before.generation == generation && before.placeholders == placeholders {

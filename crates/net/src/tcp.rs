@@ -328,6 +328,7 @@ async fn sniff(stream: &mut TcpStream, buffer: &mut BytesMut) -> Seen {
 
 async fn look(stream: &mut TcpStream, buffer: &mut BytesMut) -> Option<Seen> {
     match hello::sniff(buffer) {
+        Look::NeedMore if !Defence::WholeHello.holds() => Some(Seen::Other),
         Look::NeedMore => None,
         Look::Tls(hello) => Some(Seen::Tls(hello)),
         Look::PostgresTls => Some(postgres(stream, buffer).await),
@@ -351,8 +352,10 @@ async fn look(stream: &mut TcpStream, buffer: &mut BytesMut) -> Option<Seen> {
                 })
             }
         },
+        Look::Http2Preface if !Defence::CleartextHttp2.holds() => Some(Seen::Other),
         Look::Http2Preface => Some(Seen::Http2),
         Look::Other => Some(Seen::Other),
+        Look::Broken(_) if !Defence::StrictHello.holds() => Some(Seen::Other),
         Look::Broken(_) => Some(Seen::Broken),
     }
 }

@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
-use hutch_policy::Name;
+use hutch_policy::{Defence, Name};
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, Issuer, KeyIdMethod, KeyPair,
     KeyUsagePurpose, SerialNumber,
@@ -98,7 +98,7 @@ impl Authority {
         {
             return Ok(Arc::clone(&leaf.config));
         }
-        if !leaves.take(now) {
+        if !leaves.take(now) && Defence::MintRate.holds() {
             return Err(NoLeaf::TooMany);
         }
         let config = Arc::new(self.make(name, now).map_err(|_| NoLeaf::Failed)?);
@@ -131,21 +131,32 @@ impl Authority {
         let now = OffsetDateTime::from(now);
         let mut params = CertificateParams::new(vec![name.as_str().to_owned()])?;
         params.serial_number = Some(SerialNumber::from_slice(&serial));
-        params.not_before = now - BACKDATED;
+        params.not_before = if Defence::Backdated.holds() {
+            now - BACKDATED
+        } else {
+            now
+        };
         params.not_after = now + LEAF_LIFE;
         params.distinguished_name = DistinguishedName::new();
         // A common name has at most 64 characters; names of servers are in the alternative names.
         let short = name.as_str().get(..64).unwrap_or(name.as_str());
         params.distinguished_name.push(DnType::CommonName, short);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        params.use_authority_key_identifier_extension = true;
+        if Defence::LeafProfile.holds() {
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+            params.use_authority_key_identifier_extension = true;
+        }
         let certificate = params.signed_by(&self.leaf_key, &self.issuer)?;
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(self.leaf_key.serialize_der()));
         let mut config = ServerConfig::builder()
             .with_no_client_auth()
             .with_single_cert(vec![certificate.der().clone()], key)?;
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        if Defence::Alpn.holds() {
+            config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        }
+        if !Defence::NoTickets.holds() {
+            return Ok(config);
+        }
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         config.max_early_data_size = 0;
@@ -199,12 +210,64 @@ impl Verifiers {
             .with_no_client_auth();
         http1.resumption = Resumption::in_memory_sessions(SESSIONS);
         http1.enable_early_data = false;
+        #[cfg(feature = "defences-off")]
+        if !Defence::ServerCertificates.holds() {
+            http1.dangerous().set_certificate_verifier(Arc::new(anybody::Anybody));
+        }
         http1.alpn_protocols = vec![b"http/1.1".to_vec()];
         let mut http2 = http1.clone();
         http2.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Self {
             http1: Arc::new(http1),
             http2: Arc::new(http2),
+        }
+    }
+}
+
+/// Believes every server; for tests of the tests.
+#[cfg(feature = "defences-off")]
+mod anybody {
+    use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+    use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+    use rustls::{DigitallySignedStruct, Error, SignatureScheme};
+
+    #[derive(Debug)]
+    pub(super) struct Anybody;
+
+    impl ServerCertVerifier for Anybody {
+        fn verify_server_cert(
+            &self,
+            _: &CertificateDer<'_>,
+            _: &[CertificateDer<'_>],
+            _: &ServerName<'_>,
+            _: &[u8],
+            _: UnixTime,
+        ) -> Result<ServerCertVerified, Error> {
+            Ok(ServerCertVerified::assertion())
+        }
+
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            Ok(HandshakeSignatureValid::assertion())
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            Ok(HandshakeSignatureValid::assertion())
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            rustls::crypto::ring::default_provider()
+                .signature_verification_algorithms
+                .supported_schemes()
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, BytesMut};
+use hutch_policy::Defence;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, ReadHalf, WriteHalf};
 
 use crate::scrub::{Needles, Scrubber};
@@ -70,7 +71,9 @@ impl<S, F: FnMut(u64)> Masked<S, F> {
     pub fn new(inner: S, needles: Option<Arc<Needles>>, found: F) -> Self {
         Self {
             inner,
-            scrubber: needles.map(|needles| needles.scrubber()),
+            scrubber: needles
+                .filter(|_| Defence::ScrubTunnels.holds())
+                .map(|needles| needles.scrubber()),
             found,
             before: 0,
             ready: BytesMut::new(),

@@ -86,6 +86,41 @@ defences! {
     RuleLimits "rule-limits" "The limits of a rule hold in the middle of an exchange.";
     HeadBytes "head-bytes" "Heads are bytes too.";
     Interception "interception" "A name with rules is never spliced.";
+    Sweep "sweep" "An update ends what it does not admit.";
+    WholeBodies "whole-bodies" "A body that was cut off does not look whole.";
+    PendingQuestions "pending-questions" "A question on its way is answered by the policy of the moment.";
+    OwnPool "own-pool" "Sandboxes and rules share no connection.";
+    Rotation "rotation" "A rotated credential is another one at once.";
+    RotatedExchanges "rotated-exchanges" "An exchange does not carry what was rotated.";
+    KnownMembers "known-members" "A policy has no members that nobody knows.";
+    Backdated "backdated" "A certificate holds for a clock that is behind.";
+    WholeHello "whole-hello" "A greeting is read whole however it was cut.";
+    StrictHello "strict-hello" "A greeting has one reading.";
+    NoTickets "no-tickets" "No session outlives its connection.";
+    Alpn "alpn" "What is negotiated is spoken.";
+    ServerCertificates "server-certificates" "A server must vouch for its name.";
+    MintRate "mint-rate" "Certificates are made at a rate.";
+    LeafProfile "leaf-profile" "Certificates are what strict clients want.";
+    IdleServers "idle-servers" "Nothing idle outlives its policy.";
+    ScrubBodies "scrub-bodies" "Bodies are searched for what was injected.";
+    ScrubHeads "scrub-heads" "Heads are searched for what was injected.";
+    ScrubTrailers "scrub-trailers" "Trailers are searched for what was injected.";
+    ScrubTunnels "scrub-tunnels" "Web sockets are searched for what was injected.";
+    Reflections "reflections" "A credential that comes back is not sent again.";
+    OfferedExtensions "offered-extensions" "A web socket has no extensions that nobody offered.";
+    Encodings "encodings" "What cannot be searched is refused.";
+    DecodeBounds "decode-bounds" "A few bytes do not become gigabytes.";
+    ResponseFraming "response-framing" "A response has one length.";
+    ShortSecrets "short-secrets" "What is too short to be found is not looked for.";
+    ValueLines "value-lines" "A value is one line.";
+    AmbientUse "ambient-use" "A credential with a placeholder goes only where the placeholder is.";
+    OneLength "one-length" "A request has one length.";
+    CleartextHttp2 "cleartext-http2" "HTTP/2 without TLS is refused.";
+    EarlyAnswers "early-answers" "A client that is still sending can read its answer.";
+    AgreedUpgrades "agreed-upgrades" "Nothing is a tunnel that the server did not agree to.";
+    WebsocketOnly "websocket-only" "Nothing but a web socket is upgraded.";
+    Trailers "trailers" "Trailers of a request end here.";
+    WholeAnswers "whole-answers" "An answer that was cut off does not look whole.";
 }
 
 impl Defence {

@@ -2,6 +2,7 @@
 
 use crate::compile::{Compiler, PolicyError};
 use crate::decide::path::inspect_path;
+use crate::defence::Defence;
 use crate::json::{Fields, Json, Node};
 use crate::names::parse_authority;
 use crate::policy::Limits;
@@ -365,7 +366,8 @@ fn response(node: &Node) -> Result<Response, PolicyError> {
 
 fn check_header_value(node: &Node, text: &str) -> Result<(), PolicyError> {
     // Tabs are the only control characters that a field value may have.
-    if text.len() > 16 << 10 || text.bytes().any(|byte| (byte < 0x20 && byte != b'\t') || byte == 0x7f) {
+    let is_line = text.len() <= 16 << 10 && !text.bytes().any(|byte| (byte < 0x20 && byte != b'\t') || byte == 0x7f);
+    if !is_line && Defence::ValueLines.holds() {
         return Err(node.error("should NOT have line breaks, control characters or more than 16384 bytes"));
     }
     Ok(())

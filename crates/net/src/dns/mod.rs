@@ -262,7 +262,7 @@ async fn fill(
         DnsDecision::Resolve { name, .. } => {
             let resolved = tokio::select! {
                 biased;
-                () = sandbox.changed(current.version) => None,
+                () = sandbox.changed(current.version), if Defence::PendingQuestions.holds() => None,
                 resolved = resolve(gateway, sandbox, &current.policy, &name, kind) => Some(resolved),
             };
             match resolved {

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
-use hutch_policy::Reason;
+use hutch_policy::{Defence, Reason};
 
 use super::Log;
 use crate::body::{Body, BodyError, Scrubbed};
@@ -16,13 +16,16 @@ use crate::flow::{Kill, Ongoing};
 use crate::locks::lock;
 use crate::sandbox::Sandbox;
 use crate::scrub::Needles;
-use crate::upstream::Key;
+use crate::upstream::{self, Key};
 
 /// A body without what `needles` find.
 pub(super) fn searched<B>(body: B, needles: &Arc<Needles>, log: Arc<std::sync::Mutex<Log>>) -> Body
 where
     B: HttpBody<Data = Bytes, Error = BodyError> + Send + Unpin + 'static,
 {
+    if !Defence::ScrubBodies.holds() {
+        return body.boxed_unsync();
+    }
     let mut before = 0;
     Scrubbed::new(body, needles, move |scrubber| {
         let hits = scrubber.total();
@@ -84,6 +87,9 @@ where
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some(reason) = self.kills.poll(context) {
+            if !Defence::WholeBodies.holds() {
+                return Poll::Ready(None);
+            }
             return Poll::Ready(Some(Err(BodyError::Ended(reason))));
         }
         Pin::new(&mut self.inner).poll_frame(context)
@@ -114,7 +120,12 @@ impl<B> Guarded<B> {
         if let Some(back) = self.connection.take()
             && self.sent.load(Ordering::Acquire)
         {
-            back.sandbox.pool.give_back(back.key, back.sender, back.epoch);
+            let pool = if Defence::OwnPool.holds() {
+                &back.sandbox.pool
+            } else {
+                upstream::everybodys()
+            };
+            pool.give_back(back.key, back.sender, back.epoch);
         }
     }
 }

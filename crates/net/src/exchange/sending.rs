@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::Uri;
 use http::header::HeaderValue;
 use http_body_util::BodyExt;
-use hutch_policy::{Flow, Reason};
+use hutch_policy::{Defence, Flow, Reason};
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
@@ -18,7 +18,7 @@ use crate::body::{Body, Counted};
 use crate::head::Head;
 use crate::relay::Way;
 use crate::tcp;
-use crate::upstream::{Key, Sender};
+use crate::upstream::{self, Key, Sender};
 
 /// Until the head of a response.
 const RESPONSE_HEAD: Duration = Duration::from_secs(360);
@@ -61,7 +61,12 @@ impl Work<'_> {
         request: http::Request<Body>,
         http2: bool,
     ) -> Result<(http::Response<Incoming>, Option<Returning>), Reason> {
-        let (pool, epoch) = (&self.served.sandbox.pool, self.served.sandbox.pool.epoch());
+        let pool = if Defence::OwnPool.holds() {
+            &self.served.sandbox.pool
+        } else {
+            upstream::everybodys()
+        };
+        let epoch = pool.epoch();
         let key = self.key(http2);
         let mut request = request;
         let mut pooled = pool.take(&key);
@@ -117,7 +122,11 @@ impl Work<'_> {
     }
 
     fn key(&self, http2: bool) -> Key {
-        let rule = self.rule.as_ref().map(|rule| rule.id);
+        let rule = self
+            .rule
+            .as_ref()
+            .map(|rule| rule.id)
+            .filter(|_| Defence::OwnPool.holds());
         let thread = std::thread::current().id();
         if let Some(forward) = &self.forward {
             return Key {

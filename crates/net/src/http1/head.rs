@@ -303,7 +303,7 @@ impl Fields {
                 .ok_or(Bad("a content length beyond all bounds"))?,
             _ => return Err(Bad("a content length that is not a number")),
         };
-        if self.length.replace(length).is_some() {
+        if self.length.replace(length).is_some() && Defence::OneLength.holds() {
             return Err(Bad("more than one content length"));
         }
         Ok(())
@@ -338,6 +338,7 @@ impl Fields {
 
     fn body(&self) -> Result<BodyKind, Bad> {
         match (self.is_chunked, self.length) {
+            (true, Some(_)) if !Defence::OneLength.holds() => Ok(BodyKind::Chunked),
             (true, Some(_)) => Err(Bad("both a content length and a transfer encoding")),
             (true, None) => Ok(BodyKind::Chunked),
             (false, Some(length)) => Ok(BodyKind::Length(length)),

@@ -156,7 +156,10 @@ pub(super) fn build(
     let request = exchange.request;
     let nominated = nominated(request);
     // A credential with a placeholder only ever takes the placeholder's place.
-    let added = |value: &Value| value.credential().is_none_or(|used| used.placeholder.is_none());
+    let added = |value: &Value| {
+        let bare = value.credential().is_none_or(|used| used.placeholder.is_none());
+        bare || !Defence::AmbientUse.holds()
+    };
     let stays = |edit: &HeaderEdit| Defence::Nominated.holds() || !nominated.contains(&folded(edit.name.as_bytes()));
     let set: Vec<HeaderEdit> = transform
         .headers
@@ -212,7 +215,8 @@ pub(super) fn build(
         // RFC 6455 §4.1: with GET. After a body it would not be clear where the tunnel begins.
         websocket: exchange.method == "GET"
             && header("upgrade").is_some_and(|value| value.eq_ignore_ascii_case(b"websocket"))
-            && nominated.iter().any(|name| name == "upgrade"),
+            && nominated.iter().any(|name| name == "upgrade")
+            || header("upgrade").is_some() && !Defence::WebsocketOnly.holds(),
         trailers: header("te").is_some_and(|value| value.eq_ignore_ascii_case(b"trailers")),
         expects_continue: header("expect").is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue")),
         keep,
@@ -256,7 +260,7 @@ fn replacements(
         let contains = |bytes: &[u8]| memchr::memmem::find(bytes, placeholder.text.as_bytes()).is_some();
         let mut places = Vec::new();
         for (index, (name, value)) in exchange.request.headers.iter().enumerate() {
-            if contains(name) {
+            if contains(name) && Defence::PlaceholderScope.holds() {
                 return Err(Reason::PlaceholderMisuse);
             }
             let place = if contains(value) {
@@ -275,7 +279,7 @@ fn replacements(
             .iter()
             .position(|&byte| byte == b'?')
             .map_or(&[][..], |at| &target[at + 1..]);
-        if contains(exchange.path) {
+        if contains(exchange.path) && Defence::PlaceholderScope.holds() {
             return Err(Reason::PlaceholderMisuse);
         }
         if contains(query) {
