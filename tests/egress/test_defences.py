@@ -120,8 +120,10 @@ def outcomes(builds: Builds, off: tuple[str, ...], addresses: list[str], directo
         failure = case.find("failure")
         if failure is not None:
             found[name].append(failure.attrib["message"].splitlines()[0])
-        # What goes wrong before a test begins, or in what surrounds it, is no answer.
-        elif (error := case.find("error")) is not None:
+        # Fixtures look for what was spilled afterwards. What goes wrong before a test begins is no answer.
+        elif (error := case.find("error")) is not None and error.attrib["message"].startswith("failed on teardown"):
+            found[name].append(error.attrib["message"])
+        elif error is not None:
             pytest.fail(f"{name} without {', '.join(off)}: {error.attrib['message']}\n{error.text}")
     return found
 
@@ -145,6 +147,12 @@ def test_every_test_of_a_threat_names_its_defence() -> None:
     ]
     assert not missing
     assert names >= UNDEFENDED.keys()
+
+
+def test_every_defence_has_a_test() -> None:
+    declared = re.findall(r'^    \w+ "([a-z0-9-]+)" "', (CHECKOUT / "crates/policy/src/defence.rs").read_text(), re.MULTILINE)
+    assert len(declared) > 50
+    assert {name for names in marked() for name in names} == {*declared, *defences.HOST}
 
 
 def test_what_is_installed_cannot_be_without_a_defence() -> None:

@@ -149,7 +149,8 @@ def whole(payload: bytes) -> bytes:
 
 
 @pytest.mark.defence("one-length")
-@pytest.mark.defence("field-grammar")
+@pytest.mark.defence("methods")
+@pytest.mark.defence("one-host")
 async def test_appendix_a_what_is_refused_reaches_nobody(outside: World) -> None:
     guest = await outside.guest({"allow": {"api.test": [INJECT]}})
     outside.origins.script("api.test", OK, whole=True)
@@ -286,7 +287,6 @@ async def test_t57_every_request_is_judged_alone(outside: World) -> None:
     assert [record["decision"] for record in records] == ["inject", "respond", "inject", "inject", "deny"]
 
 
-@pytest.mark.defence("matchers")
 async def test_t57_a_thousand_requests_on_one_connection(outside: World) -> None:
     guest = await outside.guest({"allow": {"api.test": [INJECT]}})
     outside.origins.script("api.test", OK, whole=True)

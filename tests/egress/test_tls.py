@@ -209,6 +209,7 @@ async def test_t39_how_a_hello_is_cut_changes_nothing(outside: World, rules: lis
 
 
 @pytest.mark.defence("strict-hello")
+@pytest.mark.defence("plaintext-http")
 async def test_t40_what_is_not_tls_is_no_tls(outside: World) -> None:
     guest = await outside.guest({"allow": {"cdn.test": []}})
     ssl2 = "bytes.fromhex('802e0100020015000000100100800200800300800400800500800600400700c0') + bytes(16)"

@@ -366,7 +366,7 @@ async def test_t89_a_removed_credential_fails_closed(outside: World) -> None:
     assert (await guest.audited(kind="http", reason="credential_missing"))["decision"] == "deny"
 
 
-@pytest.mark.defence("updates-hold")
+@pytest.mark.defence("stamped-generations")
 async def test_t90_no_generation_admits_both(outside: World) -> None:
     block = {"response": {"statusCode": 403}}
     mark = [{"transform": [{"headers": {"x-policy": "first"}}]}, {"transform": [{"headers": {"x-policy": "second"}}]}]
@@ -427,7 +427,7 @@ async def test_t90_no_generation_admits_both(outside: World) -> None:
     assert generations == sorted(generations)
 
 
-@pytest.mark.defence("update-order")
+@pytest.mark.defence("ordered-updates", "update-order")
 async def test_t90_updates_of_one_sandbox_keep_their_order(outside: World) -> None:
     guest = await outside.guest("deny-all")
     large = {"allow": [f"n{number}.example.com" for number in range(900)]}

@@ -18,8 +18,9 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use hutch_policy::{Mode, Placeholder, Reason};
+use hutch_policy::{Defence, Mode, Placeholder, Reason};
 use hutch_wire::{ErrorMessage, Event, Hello, Mux, Side, encode};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -416,6 +417,10 @@ async fn add(gateway: &Arc<Gateway>, add: &Add) -> Outcome {
 async fn set_policy(gateway: &Arc<Gateway>, set: SetPolicy) -> Outcome {
     let sandbox = find(gateway, set.address)?;
     let policy = gateway.compile(set.policy.as_deref(), &set.bounds).map_err(bad)?;
+    if !Defence::OrderedUpdates.holds() {
+        // As if each were compiled beside the others.
+        tokio::time::sleep(Duration::from_micros(set.policy.map_or(0, |text| text.len() as u64))).await;
+    }
     let identity = Identity {
         sandbox_id: set.sandbox_id,
         sandbox_name: set.sandbox_name,

@@ -587,6 +587,12 @@ impl Pump {
                 buffer.reserve(READ_BYTES);
                 match timeout(BODY_IDLE, reader.read_buf(buffer)).await {
                     Ok(Ok(count)) if count > 0 => Ok(()),
+                    _ if !Defence::WholeBodies.holds() => {
+                        place.send(Ok(Frame::trailers(HeaderMap::new())));
+                        self.over = true;
+                        self.pieces = None;
+                        Ok(())
+                    }
                     _ => {
                         place.send(Err(BodyError::Broken(None)));
                         Err(())

@@ -353,7 +353,11 @@ impl Sandbox {
         }
         let next = Arc::new(Current {
             version: before.version + 1,
-            generation,
+            generation: if Defence::StampedGenerations.holds() {
+                generation
+            } else {
+                1
+            },
             hash: policy.hash().to_string().into(),
             policy,
             credentials,

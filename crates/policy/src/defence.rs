@@ -43,7 +43,6 @@ defences! {
     OwnDial "own-dial" "The gateway dials addresses that it resolved itself.";
     VirtualNames "virtual-names" "An address that stands for a name is that name's.";
     Methods "methods" "Neither tunnels nor echoes of requests.";
-    FieldGrammar "field-grammar" "A head has only what a head may have.";
     OneHost "one-host" "A request says its host once.";
     HostIsName "host-is-name" "A request is for the name of its flow.";
     OnePath "one-path" "A path has one reading.";
@@ -59,7 +58,6 @@ defences! {
     SecretPorts "secret-ports" "No credential goes out on a port that nobody named.";
     PlaceholderScope "placeholder-scope" "A placeholder works only where its rule says.";
     Searchable "searchable" "Requests forbid what could not be searched.";
-    MissingSecrets "missing-secrets" "Without its credential a rule refuses.";
     PlaintextHttp "plaintext-http" "Requests without TLS need a policy that says so.";
     QuicHints "quic-hints" "Responses do not advertise HTTP/3.";
     DatagramsEnd "datagrams-end" "Flows of datagrams end with their policy.";
@@ -121,6 +119,8 @@ defences! {
     WebsocketOnly "websocket-only" "Nothing but a web socket is upgraded.";
     Trailers "trailers" "Trailers of a request end here.";
     WholeAnswers "whole-answers" "An answer that was cut off does not look whole.";
+    OrderedUpdates "ordered-updates" "Updates are compiled one after the other.";
+    StampedGenerations "stamped-generations" "A record says under which policy something was decided.";
 }
 
 impl Defence {

@@ -300,7 +300,6 @@ impl EffectivePolicy {
         for used in transform.credentials() {
             match (facts.credential)(&used.name) {
                 CredentialState::Present => {}
-                CredentialState::Missing if !Defence::MissingSecrets.holds() => {}
                 CredentialState::Missing => return refuse(503, Reason::CredentialMissing),
                 CredentialState::Reflected => return refuse(403, Reason::CredentialReflected),
             }
@@ -366,9 +365,7 @@ impl<'a> Exchange<'a> {
         let broken = |&(name, value): &(&[u8], &[u8])| {
             !std::str::from_utf8(name).is_ok_and(is_token) || value.iter().any(|byte| matches!(byte, 0 | b'\r' | b'\n'))
         };
-        let is_broken =
-            request.headers.iter().any(broken) || request.target.iter().any(|&byte| byte <= b' ' || byte == 0x7f);
-        if is_broken && Defence::FieldGrammar.holds() {
+        if request.headers.iter().any(broken) || request.target.iter().any(|&byte| byte <= b' ' || byte == 0x7f) {
             return Err(bad(Reason::ProtocolViolation));
         }
         let mut hosts: Vec<&[u8]> = request.authority.into_iter().collect();
