@@ -15,7 +15,7 @@ import pytest
 
 from hutch.client import Client, Server
 from hutch.client.places import find_server, server_file
-from tests import leaks
+from tests import builds, leaks
 
 START_S = 120.0
 STOP_S = 60.0
@@ -23,6 +23,18 @@ SETTLE_S = 20.0
 POLL_S = 0.02
 POOL_SIZE = 2
 CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    for build in builds.ALL:
+        if build.fixture in wanted and not session.config.option.collectonly:
+            build.start()
+
+
+def pytest_sessionfinish() -> None:
+    for build in builds.ALL:
+        build.end()
 
 
 @dataclass(slots=True)

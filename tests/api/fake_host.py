@@ -106,6 +106,7 @@ class FakeHost:
         self.changes: list[CredentialChange] = []
         self.refuse_change: HutchError | None = None
         self.audits: dict[str, list[str]] = {}
+        self.traffic = Traffic(up_bytes=0, down_bytes=0, flows=0, egress_bytes=0, ingress_bytes=0, tallies={})
         self.forwarding_key: ForwardingKey | None = None
         self.create_gate = asyncio.Event()
         self.create_gate.set()
@@ -299,6 +300,12 @@ class FakeHost:
         request = stream.params(AuditRead)
         records = self.audits.get(request.sandbox_id, [])[request.after :][: request.limit]
         stream.send_reply(AuditPage(records=records, next=request.after + len(records)))
+
+    async def _on_session_traffic(self, stream: Stream) -> None:
+        session_id = stream.params(SessionRef).session_id
+        if self.sessions[session_id].status is not SessionStatus.RUNNING:
+            raise GoneError("sandbox_stopped", "Sandbox is stopped.")
+        stream.send_reply(self.traffic)
 
     async def _on_events(self, stream: Stream) -> None:
         after = stream.params(dict[str, int])["after"]

@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 import pytest
 
 from hutch.egress import hutch_native
-from tests.conftest import CHECKOUT
+from tests.builds import CHECKOUT, DEFENCES_OFF
 from tests.egress import defences
 from tests.egress.undefended import UNDEFENDED
 
@@ -62,13 +62,8 @@ class Builds:
 
 @pytest.fixture(scope="module")
 def builds(tmp_path_factory: pytest.TempPathFactory) -> Builds:
-    features = "hutch-net/defences-off,hutch-python/defences-off"
-    command = ["cargo", "build", "--locked", "--quiet", "-p", "hutch-net", "-p", "hutch-python", "--features", features]
-    built = subprocess.run(
-        [*command, "--message-format=json"], cwd=CHECKOUT, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
-    )
     files: dict[str, Path] = {}
-    for line in built.stdout.splitlines():
+    for line in DEFENCES_OFF.output().splitlines():
         artifact = json.loads(line)
         if artifact["reason"] == "compiler-artifact" and artifact["target"]["name"] in ("hutch-net", "hutch_native"):
             files[artifact["target"]["name"]] = Path(artifact["filenames"][-1])
@@ -165,7 +160,7 @@ def test_what_is_installed_cannot_be_without_a_defence() -> None:
 
 @pytest.mark.root
 @pytest.mark.campaign
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_without_its_defence_a_test_fails(builds: Builds, tmp_path: Path) -> None:
     assert defences.VARIABLE.encode() in builds.gateway.read_bytes()
     sets = sorted(marked().items())

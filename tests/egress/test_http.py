@@ -305,7 +305,6 @@ async def test_t57_a_thousand_requests_on_one_connection(outside: World) -> None
     assert len(seen.connections) <= 3, "a connection whose exchange is over is used again"
 
 
-@pytest.mark.defence("whole-bodies")
 async def test_t58_a_body_that_is_cut_off_is_no_request(outside: World) -> None:
     guest = await outside.guest({"allow": {"api.test": [INJECT]}})
     outside.origins.script("api.test", OK, whole=True)

@@ -401,7 +401,7 @@ async def test_t90_no_generation_admits_both(outside: World) -> None:
         # Some requests under each of them.
         while (
             not running.done()
-            and (now := sum(tally["requests"] for tally in (await guest.counters()).tallies.values())) < before + 8
+            and (now := sum(tally.requests for tally in (await guest.counters()).tallies.values())) < before + 8
         ):
             await asyncio.sleep(0.001)
         flips, before = flips + 1, now

@@ -112,7 +112,8 @@ async fn until_killed(served: &Served, connection: impl Future<Output = Result<(
 
 // -- HTTP/2 ---------------------------------------------------------------------------------------------------------
 
-async fn http2_connection<S>(served: &Served, stream: S) -> Result<(), Reason>
+#[doc(hidden)]
+pub async fn http2_connection<S>(served: &Served, stream: S) -> Result<(), Reason>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -555,6 +556,9 @@ impl Pump {
             }
         }
         let Some(pieces) = self.pieces.clone() else {
+            if !Defence::WholeBodies.holds() {
+                return std::future::pending().await;
+            }
             return watch(reader, buffer).await;
         };
         // A place first: this may be abandoned at any wait, and what was taken out of the buffer must not be lost.
@@ -564,6 +568,10 @@ impl Pump {
             return Ok(());
         };
         match self.decoder.decode(buffer) {
+            Err(_) if !Defence::WholeBodies.holds() => {
+                self.ended(place);
+                Ok(())
+            }
             Err(_) => {
                 place.send(Err(BodyError::Broken(None)));
                 Err(())
@@ -576,11 +584,9 @@ impl Pump {
                 }
                 Ok(())
             }
+            // Trailers of requests are dropped: nothing that a rule looked at may come after it.
             Ok(Decoded::End(_)) => {
-                // Trailers of requests are dropped: nothing that a rule looked at may come after it.
-                place.send(Ok(Frame::trailers(HeaderMap::new())));
-                self.over = true;
-                self.pieces = None;
+                self.ended(place);
                 Ok(())
             }
             Ok(Decoded::NeedMore) => {
@@ -588,9 +594,7 @@ impl Pump {
                 match timeout(BODY_IDLE, reader.read_buf(buffer)).await {
                     Ok(Ok(count)) if count > 0 => Ok(()),
                     _ if !Defence::WholeBodies.holds() => {
-                        place.send(Ok(Frame::trailers(HeaderMap::new())));
-                        self.over = true;
-                        self.pieces = None;
+                        self.ended(place);
                         Ok(())
                     }
                     _ => {
@@ -600,6 +604,12 @@ impl Pump {
                 }
             }
         }
+    }
+
+    fn ended(&mut self, place: mpsc::Permit<'_, Result<Frame<Bytes>, BodyError>>) {
+        place.send(Ok(Frame::trailers(HeaderMap::new())));
+        self.over = true;
+        self.pieces = None;
     }
 }
 

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hutch import __version__
 from hutch.api import (
     audit,
+    traffic,
     commands,
     credentials,
     drives,
@@ -44,6 +45,7 @@ ROUTERS = (
     credentials.router,
     network_bounds.router,
     audit.router,
+    traffic.router,
     forwarding.router,
     system.router,
 )

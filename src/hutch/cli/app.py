@@ -26,6 +26,7 @@ from hutch.cli import (
     sandboxes,
     serve,
     token,
+    traffic,
 )
 from hutch.cli import run as run_program
 
@@ -63,6 +64,7 @@ app.command()(sandboxes.get)
 app.command("cp")(copy.copy)
 app.command()(logs.logs)
 app.command()(audit.audit)
+app.command()(traffic.traffic)
 app.command()(sandboxes.stop)
 app.command()(sandboxes.rm)
 app.command()(serve.serve)

@@ -1,4 +1,4 @@
-"""What the egress firewall of a sandbox decided, and why."""
+"""What the egress firewall of a sandbox decided, and why, and what passed."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ class Audit:
             raise NotFoundError("not_found", f"Named sandbox '{name[:256]}' not found for this project.")
         query = {**self._http.project(), "after": str(after), "limit": str(limit)}
         return await self._http.call("GET", f"/hutch/v1/sandboxes/{name}/audit", AuditRecords, query=query)
+
+    async def traffic(self, name: str) -> Json:
+        """What passed for the running session of a sandbox, in bytes, by name and by rule."""
+        if not is_name(name):
+            raise NotFoundError("not_found", f"Named sandbox '{name[:256]}' not found for this project.")
+        return await self._http.call("GET", f"/hutch/v1/sandboxes/{name}/traffic", Json, query=self._http.project())
 
     async def all(self, name: str, *, after: int = 0, follow: bool = False) -> AsyncIterator[Json]:
         """Every record that there is behind `after`; with `follow` also those to come, for ever."""

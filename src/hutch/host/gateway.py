@@ -34,6 +34,7 @@ from hutch.host import kernel
 from hutch.host.authority import Authority, TrustStore
 from hutch.host.kernel import Process
 from hutch.host.network import Network, Networks
+from hutch.host.protocol import Tally
 from hutch.settings import Settings
 from hutch.wire import Connection, Hello, Role, connect_unix
 from hutch.wire.connection import ConnectionClosed, Message
@@ -87,7 +88,7 @@ class Counters(msgspec.Struct, frozen=True):
     up_bytes: int
     down_bytes: int
     flows: int
-    tallies: dict[str, dict[str, int]]
+    tallies: dict[str, Tally]
 
 
 @dataclass(slots=True)

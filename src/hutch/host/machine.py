@@ -336,11 +336,11 @@ class Machines:
         # Stubs of the dead sentry still count for a moment; the last reading comes when all are gone.
         self.cgroups.kill_all(machine.cgroup, EMPTY_TIMEOUT_S)
         cpu = self.cgroups.cpu_us(machine.cgroup)
-        statistics = Path("/sys/class/net") / machine.network.link / "statistics"
+        egress, ingress = interface_bytes(machine.network)
         return Usage(
             active_cpu_us=max(0, cpu - machine.cpu_zero_us) if cpu is not None else 0,
-            ingress_bytes=_counter(statistics / "tx_bytes"),
-            egress_bytes=_counter(statistics / "rx_bytes"),
+            ingress_bytes=ingress,
+            egress_bytes=egress,
             oom_kills=self.cgroups.oom_kills(machine.cgroup),
         )
 
@@ -377,6 +377,12 @@ class Machines:
         """Ids of every machine of which something is left. Blocks."""
         found = {entry.name for entry in self._directory.iterdir()} if self._directory.is_dir() else set()
         return found | self._isolation.machines() | self._layers.names() | self.cgroups.children(self._names.cgroup_parent)
+
+
+def interface_bytes(network: Network) -> tuple[int, int]:
+    """What the host's end of a link has had from the guest and sent to it."""
+    statistics = Path("/sys/class/net") / network.link / "statistics"
+    return _counter(statistics / "rx_bytes"), _counter(statistics / "tx_bytes")
 
 
 def _counter(path: Path) -> int:

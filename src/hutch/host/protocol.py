@@ -23,6 +23,7 @@ Methods over `hutch.wire` (client = control plane):
     archive.write    ArchiveWrite, DATA 0, END  → {"files": int, "bytes": int}
     credentials.change  CredentialChange        → {} (answers when every live session that names it has the new value)
     audit.read       AuditRead                  → AuditPage
+    session.traffic  SessionRef                 → Traffic (of a session that runs)
 
 `session.create` and `session.network` may be larger than a frame (`Connection.call_large`), up to `MAX_LARGE_BYTES`.
 
@@ -180,6 +181,30 @@ class AuditPage(msgspec.Struct, frozen=True, kw_only=True):
 
     records: list[str]
     next: int
+
+
+class Tally(msgspec.Struct, frozen=True, kw_only=True):
+    """What passed under one name or one rule; bytes of payload from and to the guest."""
+
+    connections: int = 0
+    requests: int = 0
+    denied: int = 0
+    injected: int = 0
+    up_bytes: int = 0
+    down_bytes: int = 0
+
+
+class Traffic(msgspec.Struct, frozen=True, kw_only=True):
+    """What passed for a session. The gateway counts payload and open flows, since it was started; the kernel what was on the
+    session's interface: `egress_bytes` from the guest. `tallies` are by name or address, by `rule:ID`, and `*` for more of them.
+    """
+
+    up_bytes: int
+    down_bytes: int
+    flows: int
+    egress_bytes: int
+    ingress_bytes: int
+    tallies: dict[str, Tally]
 
 
 class CommandStart(msgspec.Struct, frozen=True, kw_only=True):

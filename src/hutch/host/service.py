@@ -71,6 +71,7 @@ class Service:
             "session.network": self._network,
             "credentials.change": self._credential,
             "audit.read": self._audit,
+            "session.traffic": self._traffic,
             "forwarding.key": self._forwarding,
             "file.mkdir": self._file_mkdir,
             "archive.write": self._archive_write,
@@ -131,6 +132,9 @@ class Service:
         request = stream.params(AuditRead)
         records, last = await self._supervisor.audit.read(request.sandbox_id, request.after, request.limit)
         stream.send_reply(AuditPage(records=records, next=last))
+
+    async def _traffic(self, stream: Stream) -> None:
+        stream.send_reply(await self._supervisor.traffic(stream.params(SessionRef).session_id))
 
     async def _forwarding(self, stream: Stream) -> None:
         key = stream.params(ForwardingKey)

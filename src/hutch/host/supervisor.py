@@ -411,6 +411,22 @@ class Supervisor:
         applied = await self.egress.update(update.session_id, session.machine.network, update.network)
         return NetworkApplied(generation=applied.generation, closed_flows=applied.closed_flows, kept_flows=applied.kept_flows)
 
+    async def traffic(self, session_id: str) -> Traffic:
+        """What passed for a running session. Raises `HutchError`."""
+        session, _ = self.running(session_id)
+        assert session.machine is not None
+        network = session.machine.network
+        counted = await self._gateway.counters(network)
+        egress, ingress = interface_bytes(network)
+        return Traffic(
+            up_bytes=counted.up_bytes,
+            down_bytes=counted.down_bytes,
+            flows=counted.flows,
+            egress_bytes=egress,
+            ingress_bytes=ingress,
+            tallies=counted.tallies,
+        )
+
     async def change_credential(self, change: CredentialChange) -> None:
         """Have every live session of a project that names a stored credential use another value of it."""
         for session_id, session in list(self._sessions.items()):
