@@ -112,7 +112,8 @@ async fn until_killed(served: &Served, connection: impl Future<Output = Result<(
 
 // -- HTTP/2 ---------------------------------------------------------------------------------------------------------
 
-async fn http2_connection<S>(served: &Served, stream: S) -> Result<(), Reason>
+#[doc(hidden)]
+pub async fn http2_connection<S>(served: &Served, stream: S) -> Result<(), Reason>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

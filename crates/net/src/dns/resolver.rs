@@ -212,7 +212,8 @@ async fn ask_one(server: SocketAddr, name: &DnsName, kind: RecordType) -> Option
     parse(&buffer, id, name, kind)
 }
 
-fn parse(bytes: &[u8], id: u16, name: &DnsName, kind: RecordType) -> Option<Message> {
+#[doc(hidden)]
+pub fn parse(bytes: &[u8], id: u16, name: &DnsName, kind: RecordType) -> Option<Message> {
     let reply = Message::from_vec(bytes).ok()?;
     let ours = reply.metadata.id == id
         && reply.metadata.message_type == MessageType::Response
