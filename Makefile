@@ -7,7 +7,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 # Sandboxes need root. Setup itself asks for it where it has to, so that the checkout stays its owner's. Through env, because sudo
 # has a PATH of its own.
-SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=HUTCH_CACHE_DIR,HUTCH_CAMPAIGN,CI env "PATH=$$PATH")
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=HUTCH_CACHE_DIR,HUTCH_CAMPAIGN,FUZZ_SECONDS,CI env "PATH=$$PATH")
 
 # Compiled Rust lies outside the checkout, where setup has it too: a fresh checkout is warm.
 export HUTCH_CACHE_DIR ?= $(HOME)/.cache/hutch
@@ -15,7 +15,7 @@ export CARGO_TARGET_DIR := $(HUTCH_CACHE_DIR)/cargo-target
 
 PYTHON_SOURCES := $(wildcard src scripts tests bench examples)
 
-.PHONY: help setup setup-test demo test test-all serve lint format bench docs lock image-lock clean
+.PHONY: help setup setup-test demo test test-all serve fuzz lint format bench docs lock image-lock clean
 
 help:  ## Print the targets
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -39,17 +39,22 @@ test-all: test  ## Every test, the long campaigns in full
 serve: setup  ## A server on this machine, its state in .hutch/data
 	$(SUDO) .venv/bin/hutch serve --data-dir .hutch/data
 
+fuzz:  ## Fuzz the gateway's parsers (TARGET=… for one, SECONDS=… for how long each)
+	FUZZ_SECONDS=$(or $(SECONDS),60) FUZZ_TARGET_DIR=$(CARGO_TARGET_DIR)/fuzz scripts/fuzz $(TARGET)
+
 lint: setup  ## Formatting, lint and types
 	$(PYTHON) -m ruff check $(PYTHON_SOURCES)
 	$(PYTHON) -m ruff format --check --quiet $(PYTHON_SOURCES)
 	$(PYTHON) -m mypy
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets --quiet -- -D warnings
 
 format: setup  ## Lay all sources out as lint wants them
 	$(PYTHON) -m ruff check --fix --quiet $(PYTHON_SOURCES)
 	$(PYTHON) -m ruff format --quiet $(PYTHON_SOURCES)
 	cargo fmt --all
+	cargo fmt --manifest-path fuzz/Cargo.toml
 
 bench: setup  ## Measure (ID=… for one benchmark)
 	$(SUDO) $(PYTHON) -m bench $(if $(ID),--id $(ID))

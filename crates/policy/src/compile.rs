@@ -1,6 +1,6 @@
 //! Bytes of JSON → a policy, or the first thing that is wrong with them.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 use crate::addresses::{Cidr, PrefixMap};
@@ -37,6 +37,7 @@ impl PolicyError {
     }
 }
 
+/// One line, whatever the names in the pointer are: it goes into logs.
 impl fmt::Display for PolicyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let place = if self.pointer.is_empty() {
@@ -44,7 +45,14 @@ impl fmt::Display for PolicyError {
         } else {
             &self.pointer
         };
-        write!(f, "{place} {}", self.message)
+        for char in [place, " ", &self.message].into_iter().flat_map(str::chars) {
+            if char.is_control() {
+                write!(f, "{}", char.escape_default())?;
+            } else {
+                f.write_char(char)?;
+            }
+        }
+        Ok(())
     }
 }
 

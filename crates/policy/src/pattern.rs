@@ -66,7 +66,12 @@ impl Pattern {
             .iter()
             .map(|label| if label == "*" { "a" } else { label })
             .collect();
-        Name::host(sample.join(".").as_bytes()).map_err(PatternError::Name)?;
+        let sample = sample.join(".");
+        // The root's dot is gone. One more would make a pattern that covers no name, and a block that blocks nothing.
+        if sample.ends_with('.') {
+            return Err(PatternError::Name(NameError::EmptyLabel));
+        }
+        Name::host(sample.as_bytes()).map_err(PatternError::Name)?;
         Ok(Self(labels.join(".").to_ascii_lowercase().into()))
     }
 

@@ -57,6 +57,13 @@ fn all_request_forms_are_understood() {
 }
 
 #[test]
+fn a_refusal_is_one_line_whatever_a_name_has_in_it() {
+    let error = refused(&json!({"subnets": {"al\nlow\u{1b}[2J": []}}));
+    assert_eq!(error.pointer, "/subnets/al\nlow\u{1b}[2J");
+    assert!(error.to_string().starts_with(r"/subnets/al\nlow\u{1b}[2J "), "{error}");
+}
+
+#[test]
 fn t92_empty_policies_are_closed() {
     for form in [
         json!({}),

@@ -14,6 +14,19 @@ fn name(text: &str) -> Name {
 }
 
 #[test]
+fn a_second_dot_at_the_end_is_an_empty_label() {
+    assert_eq!(Pattern::parse("evil.test.").unwrap().as_str(), "evil.test");
+    for text in ["evil.test..", "*.evil.test.."] {
+        assert_eq!(
+            Pattern::parse(text),
+            Err(PatternError::Name(NameError::EmptyLabel)),
+            "{text}"
+        );
+    }
+    assert!(Pattern::parse("evil.test.\u{3002}").is_err());
+}
+
+#[test]
 fn wildcards_cover_what_the_vendor_says() {
     for (text, host, expected) in [
         ("api.test", "api.test", true),
