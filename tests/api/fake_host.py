@@ -48,6 +48,7 @@ from hutch.host.protocol import (
     SessionSpec,
     SessionStatus,
     StopRequest,
+    Traffic,
 )
 from hutch.wire import Hello, Role, Stream, serve_unix
 from hutch.wire.connection import Data, Message

@@ -10,7 +10,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hutch import __version__
 from hutch.api import (
     audit,
-    traffic,
     commands,
     credentials,
     drives,
@@ -25,6 +24,7 @@ from hutch.api import (
     snapshots,
     system,
     tokens,
+    traffic,
 )
 from hutch.api.errors import error_response
 from hutch.api.routing import VersionedPaths

@@ -27,7 +27,7 @@ from hutch.host.commands import Commands
 from hutch.host.egress import Egress
 from hutch.host.gateway import Gateway
 from hutch.host.journal import Journal, MachineEntry
-from hutch.host.machine import Machine, MachineKind, Machines, gone, reason_of
+from hutch.host.machine import Machine, MachineKind, Machines, gone, interface_bytes, reason_of
 from hutch.host.network import Networks
 from hutch.host.pool import Pool
 from hutch.host.protocol import (
@@ -41,6 +41,7 @@ from hutch.host.protocol import (
     SessionRecord,
     SessionSpec,
     SessionStatus,
+    Traffic,
 )
 from hutch.images import Image, ImageStore
 from hutch.settings import Settings
