@@ -13,7 +13,7 @@ import pytest
 
 from hutch.host import authority
 from hutch.host.authority import GUEST_BUNDLE, GUEST_JAVA_STORE, TrustStore
-from hutch.host.java_store import OPENS_WITH, JavaStore
+from hutch.host.java_store import OPENS_WITH
 
 CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----(.+?)-----END CERTIFICATE-----", re.DOTALL)
 NOT_ONE = b"-----BEGIN CERTIFICATE-----\nMAAwAA==\n-----END CERTIFICATE-----\n"
