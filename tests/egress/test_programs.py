@@ -344,6 +344,17 @@ async def test_java_is_allowed_denied_and_given_a_credential(box: Box, tmp_path:
     assert len(box.services.requests("files.test")) == before
 
 
+async def test_a_datagram_that_is_not_admitted_is_refused_at_once(box: Box) -> None:
+    """gVisor tells a socket of one kind of refusal only; QUIC and DNS clients that are told of none wait for seconds."""
+    program = (
+        "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.settimeout(15); s.connect(('198.51.100.20', 443)); "
+        "s.send(b'x' * 1200); s.recv(1)"
+    )
+    await box.policy({"allow": ["files.test"]})
+    _, text = await box.shell(f'python3 -c "{program}"')
+    assert "ConnectionRefusedError" in text
+
+
 async def test_apt_over_plain_http_only_with_the_rule_for_it(box: Box) -> None:
     script = (
         "echo 'deb [trusted=yes] http://apt.test/ ./' | sudo tee /etc/apt/sources.list >/dev/null; "
