@@ -57,14 +57,17 @@ def main() -> None:
             reply, ended = channel.unary_unary(f"/test.Echo/{method}").with_call(b"hello", timeout=DEADLINE_S, **options)
             return ended, [reply]
 
-        def streamed() -> tuple[Any, Iterable[bytes]]:
-            call = channel.unary_stream("/test.Echo/Count")(b"3", timeout=DEADLINE_S)
+        def streamed(method: str) -> tuple[Any, Iterable[bytes]]:
+            call = channel.unary_stream(f"/test.Echo/{method}")(b"3", timeout=DEADLINE_S)
             return call, call
 
+        if "--wait" in sys.argv:
+            print(json.dumps({"wait": outcome(lambda: streamed("Wait"))}))
+            return
         found = {"say": outcome(lambda: unary("Say"))}
         if "--more" in sys.argv:
             found |= {
-                "count": outcome(streamed),
+                "count": outcome(lambda: streamed("Count")),
                 "chat": outcome(lambda: chat(channel)),
                 "fail": outcome(lambda: unary("Fail")),
                 "squeeze": outcome(lambda: unary("Squeeze")),

@@ -102,6 +102,7 @@ def squeeze(_request: bytes, context: grpc.ServicerContext) -> bytes:
 
 def wait(_request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
     """Begin to answer, and never end."""
+    call("Wait", context)
     gone = threading.Event()
     context.add_callback(gone.set)
     context.send_initial_metadata(())

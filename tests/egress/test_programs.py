@@ -268,9 +268,17 @@ async def test_grpc_is_allowed_denied_and_given_a_credential(box: Box) -> None:
     """Unary calls, streams in one and both directions, trailers, statuses, deadlines, cancellation; spliced and intercepted."""
     await box.upload(GUEST_PYTHON, "lib")
     await box.client.files.put(box.session, {"call.py": GRPC_CLIENT.read_bytes()}, cwd="/vercel")
+
+    def begun() -> list[dict[str, Any]]:
+        return [call for call in box.services.requests("grpc.test") if "headers" in call]
+
+    def ended() -> list[dict[str, Any]]:
+        """Calls that the server was told nobody waits for any more."""
+        return [call for call in box.services.requests("grpc.test") if "gone" in call]
+
     script = "PYTHONPATH=/vercel/lib python3 /vercel/call.py"
     for policy, key in (({"allow": ["grpc.test"]}, None), ({"allow": {"grpc.test": [KEYED]}}, CANARY)):
-        before = len(box.services.requests("grpc.test"))
+        before, gone = len(begun()), len(ended())
         await box.policy(policy)
         code, text = await box.shell(f"{script} --more")
         assert code == 0, text
@@ -292,21 +300,29 @@ async def test_grpc_is_allowed_denied_and_given_a_credential(box: Box) -> None:
         assert found["squeeze"]["code"] == ("OK" if key is None else "UNAVAILABLE")
         assert found["wait"]["code"] == "CANCELLED"
         async with asyncio.timeout(SETTLE_S):
-            while not any(call.get("gone") for call in box.services.requests("grpc.test")[before:]):
+            while len(ended()) == gone:
                 await asyncio.sleep(0.02)
-        calls = [call for call in box.services.requests("grpc.test")[before:] if "headers" in call]
+        calls = begun()[before:]
         assert {call["headers"].get("x-key") for call in calls} == {key}
         assert all(0 < call["left_s"] < 60 for call in calls), calls
 
-    before = len(box.services.requests("grpc.test"))
+    # Still with the credential: a call that goes on while the name is closed.
+    before = len(begun())
+    waiting = asyncio.create_task(box.shell(f"{script} --wait"))
+    async with asyncio.timeout(SETTLE_S):
+        while len(begun()) == before:
+            await asyncio.sleep(0.02)
     await box.policy({"allow": ["other.test"]})
+    code, text = await waiting
+    assert (code, json.loads(text)["wait"]["code"]) == (0, "UNAVAILABLE"), text
+    before = len(begun())
     code, text = await box.shell(script)
     assert (code, json.loads(text)["say"]["code"]) == (0, "UNAVAILABLE"), text
     refused = {"match": {"path": {"exact": "/test.Echo/Say"}}, "response": {"statusCode": 403}}
     await box.policy({"allow": {"grpc.test": [refused]}})
     code, text = await box.shell(script)
     assert (code, json.loads(text)["say"]["code"]) == (0, "PERMISSION_DENIED"), text
-    assert len(box.services.requests("grpc.test")) == before
+    assert len(begun()) == before
 
 
 async def test_java_is_allowed_denied_and_given_a_credential(box: Box, tmp_path: Path) -> None:
