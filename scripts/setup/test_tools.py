@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from scripts.setup import cache, packages, python_env, shell
-from scripts.setup.report import Step
+from scripts.setup.report import SetupError, Step
 
 # Program → package. PostgreSQL's own programs are not in PATH.
 _PROGRAMS = {
@@ -78,7 +78,7 @@ def _make_java(step: Step) -> None:
 def _install_for_guests(step: Step) -> None:
     """Packages at the versions and hashes of our own lock file, for another Python than ours."""
     lock = (shell.CHECKOUT / "requirements-dev.txt").read_text(encoding="utf-8")
-    pinned = [found[0] for name in _GUEST_PACKAGES if (found := re.search(rf"(?m)^{name}==.*(?:\n .*)*", lock))]
+    pinned = [_pinned(name, lock) for name in _GUEST_PACKAGES]
     place = cache.root() / "guest-python" / cache.content_key(_GUEST_PYTHON, *pinned)
     if not place.exists():
         step.say(f"installing {', '.join(_GUEST_PACKAGES)} for sandboxes")
@@ -92,3 +92,11 @@ def _install_for_guests(step: Step) -> None:
             shell.logged([*uv, *platform, "--only-binary", ":all:", *target], "test-tools", env=index)
         step.done = True
     cache.link(GUEST_PYTHON, place / "lib")
+
+
+def _pinned(name: str, lock: str) -> str:
+    """A package's lines of a lock file."""
+    found = re.search(rf"(?m)^{name}==.*(?:\n .*)*", lock)
+    if found is None:
+        raise SetupError(f"requirements-dev.txt does not have {name}. Name it in requirements-dev.in and run `make lock`.")
+    return found[0]
