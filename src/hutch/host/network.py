@@ -61,6 +61,7 @@ table inet {table} {{
   }}
   chain answer {{
     ip protocol tcp reject with tcp reset
+    ip protocol udp reject with icmp type port-unreachable
     reject with icmp type admin-prohibited
   }}
   chain input {{
