@@ -19,6 +19,7 @@ RULE = {"transform": [{"headers": {"authorization": f"Bearer {CANARY}"}}]}
 POLICY = {"allow": {"api.test": [RULE], "cdn.test": []}}
 CONNECTIONS = 1024
 BUFFER = 64 * 1024
+CAP_IPC_LOCK = 14
 
 ATTACKS = {
     "silent sockets": """
@@ -238,6 +239,8 @@ async def test_t96_the_process_gives_nothing_away(outside: World) -> None:
     status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
     assert status["Uid"].split()[0] == str(outside.networks.gateway_user)
     assert status["NoNewPrivs"] == "1"
+    # Nothing is swapped: all that there is and will be is locked once it is used.
+    assert int(status["VmLck"].split()[0]) > 0
     # What a process that is not dumpable has in /proc is root's, whoever it runs as: nobody else traces or reads it.
     assert Path(f"/proc/{pid}/environ").stat().st_uid == 0
     assert Path(f"/proc/{pid}/mem").stat().st_uid == 0
@@ -254,6 +257,18 @@ async def test_t96_the_process_gives_nothing_away(outside: World) -> None:
     assert "198.51.100" not in unreachable.out
     records = [json.dumps(record) for record in await guest.audit()]
     assert not [record for record in records if CANARY[::-1] in record]
+
+
+async def test_every_thread_of_the_gateway_has_a_filter_and_one_capability(outside: World) -> None:
+    threads = [path.read_text() for path in Path(f"/proc/{outside.gateway_pid}/task").glob("*/status")]
+    assert len(threads) > 1
+    for thread in threads:
+        status = dict(line.split(":\t", 1) for line in thread.splitlines() if ":\t" in line)
+        assert (status["Seccomp"], status["Seccomp_filters"], status["NoNewPrivs"]) == ("2", "2", "1")
+        # It locks memory whatever the limit, and lets it do nothing else.
+        held = {int(status[name], 16) for name in ("CapPrm", "CapEff")}
+        assert held == {1 << CAP_IPC_LOCK}
+        assert int(status["CapInh"], 16) == int(status["CapAmb"], 16) == 0
 
 
 async def test_t97_guests_share_no_cache(outside: World) -> None:

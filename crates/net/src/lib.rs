@@ -16,7 +16,7 @@
 //! * state: `gateway`, `sandbox`, `flow`, `report`
 //! * sockets: `tcp`, `udp`, `datagram`, `dns`, `intercept`, `exchange`, `upstream`, `relay`, `tunnel`, `control`
 //! * `tls`: the sandbox's authority, and how servers are verified; `identity`: tokens for `forwardURL`
-//! * `confine`: what the process gives up
+//! * `confine`: what the process gives up; `syscalls`: the system calls that it keeps
 
 #![forbid(unsafe_code)]
 
@@ -41,6 +41,7 @@ pub mod relay;
 pub mod report;
 pub mod sandbox;
 pub mod scrub;
+pub mod syscalls;
 pub mod tcp;
 pub mod tls;
 pub mod tunnel;
