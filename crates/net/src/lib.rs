@@ -14,7 +14,7 @@
 //!
 //! * without I/O: `hello`, `http1`, `scrub`, `decode`, `audit`, `head`
 //! * state: `gateway`, `sandbox`, `flow`, `report`
-//! * sockets: `tcp`, `udp`, `datagram`, `dns`, `intercept`, `exchange`, `upstream`, `relay`, `tunnel`, `control`
+//! * sockets: `tcp`, `udp`, `datagram`, `dns`, `intercept`, `http2`, `exchange`, `upstream`, `relay`, `tunnel`, `control`
 //! * `tls`: the sandbox's authority, and how servers are verified; `identity`: tokens for `forwardURL`
 //! * `confine`: what the process gives up; `syscalls`: the system calls that it keeps
 
@@ -34,6 +34,7 @@ pub mod gateway;
 pub mod head;
 pub mod hello;
 pub mod http1;
+pub mod http2;
 pub mod identity;
 pub mod intercept;
 pub mod locks;
