@@ -18,6 +18,7 @@ use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 
@@ -27,8 +28,9 @@ use crate::sandbox::Bucket;
 
 /// Without a request, also before the first one and before the preface.
 const IDLE: Duration = Duration::from_secs(60);
-/// For a client that was told to go.
+/// For a client that was told to go, or that is still sending when its request was answered.
 const LINGER: Duration = Duration::from_secs(2);
+const MAX_LINGER_BYTES: usize = 64 << 20;
 const STREAMS: u32 = 128;
 const HEADER_LIST_BYTES: u32 = 64 * 1024;
 /// What waits on each stream for a client that does not read.
@@ -45,13 +47,13 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 pub async fn serve<S, H, F>(stream: S, places: &Arc<Semaphore>, handle: H) -> Result<(), Reason>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    H: Fn(Request<Incoming>, bool) -> F,
+    H: Fn(Request<Lingering>, bool) -> F,
     F: Future<Output = Result<Response<Body>, BodyError>> + Send + 'static,
 {
     let requests = Arc::new(Requests::default());
-    let service = service_fn(|request| {
+    let service = service_fn(|request: Request<Incoming>| {
         let one = One::new(&requests, places);
-        let response = handle(request, one.place.is_some());
+        let response = handle(request.map(|body| Lingering(Some(body))), one.place.is_some());
         answered(one, response)
     });
     let mut builder = Builder::new(TokioExecutor::new());
@@ -206,6 +208,52 @@ impl HttpBody for Counted {
     }
 }
 
+/// The body of a request. What nobody wants of it is read and dropped for a moment: a server may reset a stream that it has
+/// answered (RFC 9113 §8.1), but there are clients that then do not tell of the answer, curl 7.88 among them.
+pub struct Lingering(Option<Incoming>);
+
+impl Drop for Lingering {
+    fn drop(&mut self) {
+        if let Some(body) = self.0.take().filter(|body| !body.is_end_stream())
+            && let Ok(runtime) = Handle::try_current()
+        {
+            runtime.spawn(timeout(LINGER, drain(body)));
+        }
+    }
+}
+
+async fn drain(mut body: Incoming) {
+    let mut dropped = 0;
+    while let Some(Ok(frame)) = body.frame().await
+        && dropped < MAX_LINGER_BYTES
+    {
+        dropped += frame.data_ref().map_or(0, Bytes::len);
+    }
+}
+
+impl HttpBody for Lingering {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut self.0 {
+            Some(body) => Pin::new(body).poll_frame(context),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(Incoming::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.as_ref().map_or_else(SizeHint::default, Incoming::size_hint)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use h2::client::SendRequest;
@@ -312,6 +360,19 @@ mod tests {
             }
             sleep(Duration::from_secs(1)).await;
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_still_sends_when_it_was_answered_may_for_a_moment() {
+        let (stream, _serving, _told) = connection(Duration::ZERO);
+        let mut sender = client(stream).await;
+        let (response, mut sending) = sender.send_request(Request::new(()), false).unwrap();
+        response.await.unwrap();
+        let began = Instant::now();
+        sending.send_data(Bytes::from_static(b"more"), false).unwrap();
+        let reset = std::future::poll_fn(|context| sending.poll_reset(context)).await;
+        assert_eq!(reset.unwrap(), h2::Reason::NO_ERROR);
+        assert_eq!(began.elapsed(), LINGER);
     }
 
     #[tokio::test(start_paused = true)]

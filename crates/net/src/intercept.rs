@@ -116,7 +116,7 @@ async fn until_killed(served: &Served, connection: impl Future<Output = Result<(
 
 async fn http2_request(
     served: &Served,
-    request: http::Request<hyper::body::Incoming>,
+    request: http::Request<http2::Lingering>,
     has_place: bool,
 ) -> Result<http::Response<Body>, BodyError> {
     let (parts, incoming) = request.into_parts();
