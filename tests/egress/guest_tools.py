@@ -57,8 +57,6 @@ def tls(address: str, name: str | None, port: int = 443, alpn: list[str] | None 
     """A TLS connection to an address, with a server name."""
     context = _context(tuple(alpn or ()), verify and name is not None, verify)
     stream = socket.create_connection((address, port), 5)
-    # What is written in two pieces must not wait for the other side's word in between.
-    stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return context.wrap_socket(stream, server_hostname=name)
 
 
@@ -87,6 +85,8 @@ def read_all(stream: socket.socket, wait_s: float = 5.0) -> bytes:
 def exchange(address: str, name: str, request: bytes, wait_s: float = 5.0) -> str:
     """Send bytes over TLS; everything that comes back until the other side ends."""
     with tls(address, name, alpn=["http/1.1"]) as stream:
+        # It would wait for the other side's word on the end of the handshake.
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         stream.sendall(request)
         return read_all(stream, wait_s).decode("latin-1")
 
