@@ -4,9 +4,9 @@ One SQLite file in WAL mode, written by one thread. Writes that are asked for wh
 the next one, so a busy host pays one commit for many changes. An awaited write is acknowledged: it survives the death of
 every process of ours.
 
-Only what can't be found again is here: sessions with the machine they run on, commands, and what holds for a session's network
-(sealed). Machines without a session (the
-pool) are not written down; after a restart they are orphans and are removed.
+Only what can't be found again is here: sessions with the machine they run on, snapshots, commands, and what holds for a
+session's network (sealed). Machines without a session (the pool) are not written down; after a restart they are orphans and
+are removed.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from typing import Any
 
 import msgspec
 
-from hutch.host.protocol import CommandRecord, SessionRecord
+from hutch.host.protocol import LIVE, CommandRecord, SessionRecord, SnapshotRecord
 
-SCHEMA_VERSION = 2
-_READABLE = (0, 1, 2)
+SCHEMA_VERSION = 3
+_READABLE = (0, 1, 2, 3)
 _SCHEMA = """
 create table if not exists meta (key text primary key, value text not null) without rowid;
 create table if not exists sessions (
@@ -41,12 +41,14 @@ create table if not exists commands (
     record blob not null
 ) without rowid;
 create index if not exists commands_session on commands (session_id);
+create table if not exists snapshots (snapshot_id text primary key, record blob not null, deleted integer not null) without rowid;
 create table if not exists egress (session_id text primary key, state blob not null) without rowid;
 """
 
 
 class MachineEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """What is needed to find a session's machine again. `cpu_zero_us` is the cgroup's counter at the claim."""
+    """What is needed to find a session's machine again. `cpu_zero_us` is the cgroup's counter at the claim,
+    `inherited_bytes` the size of the snapshot that its layer began with."""
 
     machine_id: str
     pid: int
@@ -55,6 +57,7 @@ class MachineEntry(msgspec.Struct, frozen=True, kw_only=True):
     token: str
     cpu_zero_us: int
     layer: str
+    inherited_bytes: int = 0
 
 
 Operation = Callable[[sqlite3.Connection], None]
@@ -137,6 +140,15 @@ class Journal:
         finally:
             connection.close()
 
+    def snapshots(self) -> dict[str, tuple[SnapshotRecord, bool]]:
+        """Each snapshot, and whether its removal has begun."""
+        connection = self._connect()
+        try:
+            rows = connection.execute("select snapshot_id, record, deleted from snapshots").fetchall()
+            return {name: (msgspec.msgpack.decode(record, type=SnapshotRecord), bool(gone)) for name, record, gone in rows}
+        finally:
+            connection.close()
+
     def egress(self) -> dict[str, bytes]:
         """What holds for each session's network, sealed."""
         connection = self._connect()
@@ -165,8 +177,27 @@ class Journal:
         return self._seq
 
     async def put_session(self, seq: int, record: SessionRecord, machine: MachineEntry) -> None:
+        """A session; with its end, what it left."""
         values = (record.session_id, seq, msgspec.msgpack.encode(record), msgspec.msgpack.encode(machine), record.stopped_at)
-        await self._write(lambda c: _execute(c, "insert or replace into sessions values (?, ?, ?, ?, ?)", values))
+        left = record.snapshot if record.status not in LIVE else None
+
+        def put(connection: sqlite3.Connection) -> None:
+            connection.execute("insert or replace into sessions values (?, ?, ?, ?, ?)", values)
+            if left is not None:
+                # A removal that has begun goes on.
+                row = (left.snapshot_id, msgspec.msgpack.encode(left))
+                connection.execute(
+                    "insert into snapshots values (?, ?, 0) on conflict do update set record = excluded.record", row
+                )
+
+        await self._write(put)
+
+    async def put_snapshot(self, record: SnapshotRecord, *, deleted: bool = False) -> None:
+        values = (record.snapshot_id, msgspec.msgpack.encode(record), deleted)
+        await self._write(lambda c: _execute(c, "insert or replace into snapshots values (?, ?, ?)", values))
+
+    async def delete_snapshot(self, snapshot_id: str) -> None:
+        await self._write(lambda c: _execute(c, "delete from snapshots where snapshot_id = ?", (snapshot_id,)))
 
     async def put_egress(self, session_id: str, state: bytes) -> None:
         await self._write(lambda c: _execute(c, "insert or replace into egress values (?, ?)", (session_id, state)))

@@ -214,7 +214,7 @@ def make_network_namespace(path: Path) -> None:
 
 # -- btrfs ------------------------------------------------------------------------------------------
 
-_SUBVOL_CREATE, _SNAP_DESTROY = 0x5000940E, 0x5000940F
+_SUBVOL_CREATE, _SNAP_DESTROY, _SNAP_CREATE_V2 = 0x5000940E, 0x5000940F, 0x50009417
 _QUOTA_CTL, _QGROUP_LIMIT, _INO_LOOKUP, _QGROUP_CREATE = 0xC0109428, 0x8030942B, 0xD0009412, 0x4010942A
 _QUOTA_ENABLE, _QUOTA_ENABLE_SIMPLE = 1, 4
 _LIMIT_REFERENCED = 1
@@ -245,6 +245,36 @@ def btrfs_create_subvolume(parent: Path, name: str) -> None:
 def btrfs_delete_subvolume(parent: Path, name: str) -> None:
     with _directory(parent) as descriptor:
         fcntl.ioctl(descriptor, _SNAP_DESTROY, bytearray(struct.pack("q4088s", 0, name.encode())))
+
+
+def btrfs_snapshot(source: Path, parent: Path, name: str, *, read_only: bool = False) -> None:
+    """A copy of a subvolume as of now, which shares all data with it."""
+    with _directory(source) as subvolume, _directory(parent) as descriptor:
+        flags = 2 if read_only else 0
+        fcntl.ioctl(descriptor, _SNAP_CREATE_V2, bytearray(struct.pack("qQQ32x4040s", subvolume, 0, flags, name.encode())))
+
+
+def btrfs_referenced(subvolume: Path) -> int:
+    """Bytes that count towards a subvolume's limit, as of the last commit."""
+    shown = run(["btrfs", "qgroup", "show", "--raw", "-f", os.fspath(subvolume)])
+    last = shown.strip().splitlines()[-1].split()
+    return int(last[1])
+
+
+def btrfs_has_simple_quotas(root: Path) -> bool:
+    """Whether quotas count a byte only where it was written first."""
+    shown = run(["btrfs", "filesystem", "show", "--mounted", os.fspath(root)])
+    uuid = shown.partition("uuid: ")[2].split()[0]
+    mode = Path("/sys/fs/btrfs") / uuid / "qgroups" / "mode"
+    return mode.exists() and mode.read_text().strip() == "squota"
+
+
+def sync_file_system(directory: Path) -> None:
+    """Write everything of the file system that has `directory` to its device."""
+    with _directory(directory) as descriptor:
+        if _libc.syncfs(descriptor) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"syncfs {directory}: {os.strerror(number)}")
 
 
 def btrfs_limit(subvolume: Path, size_bytes: int) -> None:

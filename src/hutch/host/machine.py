@@ -28,7 +28,7 @@ from hutch.host.journal import MachineEntry
 from hutch.host.kernel import Process
 from hutch.host.names import Names, machine_id
 from hutch.host.network import Network, Networks
-from hutch.host.storage import WritableLayers
+from hutch.host.storage import Source, WritableLayers
 from hutch.images import Image
 from hutch.isolation.protocol import Isolation, MachinePlan
 from hutch.wire import Connection, Stream
@@ -80,6 +80,7 @@ class Machine:
     connection: Connection
     token: str = ""
     cpu_zero_us: int = 0
+    inherited_bytes: int = 0
     died: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     _pidfd: kernel.PidDescriptor | None = None
 
@@ -120,6 +121,7 @@ class Machine:
             token=self.token,
             cpu_zero_us=self.cpu_zero_us,
             layer=self.machine_id,
+            inherited_bytes=self.inherited_bytes,
         )
 
     # -- the agent ---------------------------------------------------------------------------------
@@ -213,8 +215,9 @@ class Machines:
     async def _blocking(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
-    async def boot(self, kind: MachineKind) -> Machine:
-        """Start a machine and wait for its agent. Raises `HutchError` or `OSError`; nothing is left then."""
+    async def boot(self, kind: MachineKind, source: Source | None = None) -> Machine:
+        """Start a machine, with the files of a snapshot if one is given, and wait for its agent. Raises `HutchError` or
+        `OSError`; nothing is left then."""
         identifier = machine_id()
         async with contextlib.AsyncExitStack() as undo:
             network = await self._networks.take()
@@ -224,7 +227,7 @@ class Machines:
             undo.push_async_callback(self._gateway.remove, network)
             await self._gateway.add(network, own)
             undo.push_async_callback(self._blocking, self._remove_files, identifier)
-            layer = await self._blocking(self._layers.create, identifier, kind.disk_bytes)
+            layer = await self._blocking(self._layers.create, identifier, kind.disk_bytes, source)
             directory = self._directory / identifier
             await self._blocking(self._make_directory, directory)
             plan = MachinePlan(
@@ -247,6 +250,7 @@ class Machines:
             undo.push_async_callback(self._blocking, self._isolation.kill, process)
             connection = await agent
             machine = Machine(identifier, directory, plan.cgroup, network, process, connection)
+            machine.inherited_bytes = source.size_bytes if source is not None else 0
             undo.callback(machine.unwatch)
             machine.watch()
             await self._install_trust(machine, own)
@@ -296,6 +300,7 @@ class Machines:
         await self._gateway.add(network, own, announce=False)
         machine = Machine(entry.machine_id, directory, self._names.cgroup(entry.machine_id), network, process, connection)
         machine.token, machine.cpu_zero_us = entry.token, entry.cpu_zero_us
+        machine.inherited_bytes = entry.inherited_bytes
         machine.watch()
         return machine
 
@@ -348,6 +353,16 @@ class Machines:
         """Active CPU of a machine that may be gone, in microseconds; 0 when its counters are."""
         cpu = self.cgroups.cpu_us(self._names.cgroup(entry.machine_id))
         return max(0, cpu - entry.cpu_zero_us) if cpu is not None else 0
+
+    async def seal(self, identifier: str, snapshot: str) -> None:
+        """Make the files of an ended machine a snapshot. Idempotent. Raises `OSError`."""
+        await self._blocking(self._seal, identifier, snapshot)
+
+    def _seal(self, identifier: str, snapshot: str) -> None:
+        self.cgroups.kill_all(self._names.cgroup(identifier), EMPTY_TIMEOUT_S)
+        if not self._layers.seals_in_use:
+            self._isolation.remove(identifier, self._directory / identifier, None)
+        self._layers.seal(identifier, snapshot)
 
     async def remove(self, machine: Machine) -> None:
         """Remove what an ended machine holds."""

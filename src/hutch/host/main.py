@@ -33,6 +33,7 @@ from hutch.host.machine import Machines
 from hutch.host.names import Names
 from hutch.host.network import Networks
 from hutch.host.service import HELLO, Service
+from hutch.host.snapshots import Snapshots
 from hutch.host.supervisor import Supervisor
 from hutch.images import ImageStore
 from hutch.isolation import choose
@@ -142,7 +143,8 @@ async def _opened(settings: Settings, directory: Path, *, end_all: bool) -> Asyn
     )
     (directory / "machines").mkdir(exist_ok=True, mode=0o700)
     images = ImageStore(settings.image_dir())
-    supervisor = Supervisor(settings, journal, machines, networks, images, isolation.name, gateway, egress, audit)
+    snapshots = Snapshots(journal, layers)
+    supervisor = Supervisor(settings, journal, machines, networks, images, isolation.name, gateway, egress, audit, snapshots)
     host_id = journal.meta("host_id") or f"host_{uuid4().hex[:20]}"
     service = Service(supervisor, settings, host_id, isolation.name)
     try:

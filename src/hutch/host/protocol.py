@@ -8,6 +8,9 @@ Methods over `hutch.wire` (client = control plane):
     session.list     {}                         → {}, EVENT SessionRecord …
     session.stop     StopRequest                → SessionRecord (answers when it is down)
     session.extend   ExtendRequest              → SessionRecord
+    session.snapshot SnapshotRequest            → SnapshotTaken (answers when the snapshot exists)
+    snapshot.delete  SnapshotRef                → {} (of a snapshot that there is not, too)
+    snapshot.list    {}                         → {}, EVENT SnapshotRecord …
     session.network  NetworkUpdate              → NetworkApplied (answers when the policy is enforced)
     forwarding.key   ForwardingKey              → {}
     events           {"after": seq}             → {}, then EVENT SessionEvent …, for ever
@@ -27,7 +30,8 @@ Methods over `hutch.wire` (client = control plane):
 
 `session.create` and `session.network` may be larger than a frame (`Connection.call_large`), up to `MAX_LARGE_BYTES`.
 
-Errors: 404 `session_not_found`, `command_not_found`; 410 `sandbox_stopped`; those of the agent protocol; 503 `host_full`.
+Errors: 404 `session_not_found`, `command_not_found`; 410 `snapshot_not_found`, `sandbox_stopped`; those of the agent protocol;
+503 `host_full`.
 """
 
 from __future__ import annotations
@@ -88,6 +92,29 @@ class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     sandbox_id: str = ""
     team_id: str = ""
     network: NetworkSpec = NetworkSpec()
+    source_snapshot: str | None = None
+    """The snapshot whose files it begins with. `image` is the one that the snapshot was made on."""
+
+
+class SnapshotMethod(enum.StrEnum):
+    MANUAL = "manual"
+    AUTOMATIC = "automatic"
+
+
+class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a session's file system was when it ended. `parent_id` is the snapshot that the session began with; `size_bytes` what
+    was written over the image, `inherited_bytes` of it in the sessions before."""
+
+    snapshot_id: str
+    session_id: str
+    image: str
+    size_bytes: int
+    created_at: int
+    method: SnapshotMethod
+    inherited_bytes: int = 0
+    parent_id: str | None = None
+    durable_at: int | None = None
+    """Since when it also survives a power cut."""
 
 
 class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +139,27 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
     egress_bytes: int | None = None
     cgroup: str = ""
     isolation: str = ""
+    source_snapshot: str | None = None
+    persistent: bool = False
+    snapshot: SnapshotRecord | None = None
+    """What it left: set with the last state, and before, while it is being made (`snapshotting`), without a size."""
+
+
+class SnapshotRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Keep the files of a session, persistent or not. It ends with that, unless it is kept running: then the snapshot has the
+    files of one moment, as after a power cut, and only a store that can do that makes it (409 `live_snapshot_unsupported`)."""
+
+    session_id: str
+    keep_running: bool = False
+
+
+class SnapshotTaken(msgspec.Struct, frozen=True, kw_only=True):
+    snapshot: SnapshotRecord
+    session: SessionRecord
+
+
+class SnapshotRef(msgspec.Struct, frozen=True):
+    snapshot_id: str
 
 
 class SessionEvent(msgspec.Struct, frozen=True):

@@ -32,6 +32,8 @@ from hutch.host.protocol import (
     SessionRef,
     SessionSpec,
     SessionStatus,
+    SnapshotRef,
+    SnapshotRequest,
     StopRequest,
 )
 from hutch.host.supervisor import Supervisor
@@ -59,6 +61,9 @@ class Service:
             "session.list": self._list,
             "session.stop": self._stop,
             "session.extend": self._extend,
+            "session.snapshot": self._snapshot,
+            "snapshot.delete": self._snapshot_delete,
+            "snapshot.list": self._snapshot_list,
             "events": self._events,
             "command.start": self._command_start,
             "command.get": self._command_get,
@@ -120,6 +125,18 @@ class Service:
     async def _extend(self, stream: Stream) -> None:
         request = stream.params(ExtendRequest)
         stream.send_reply(await self._supervisor.extend(request.session_id, request.duration_ms, request.max_timeout_ms))
+
+    async def _snapshot(self, stream: Stream) -> None:
+        stream.send_reply(await self._supervisor.snapshot(stream.params(SnapshotRequest)))
+
+    async def _snapshot_delete(self, stream: Stream) -> None:
+        await self._supervisor.snapshots.remove(stream.params(SnapshotRef).snapshot_id)
+        stream.send_reply({})
+
+    async def _snapshot_list(self, stream: Stream) -> None:
+        stream.send_reply({})
+        for record in self._supervisor.snapshots.records():
+            await stream.send_event(record)
 
     async def _network(self, stream: Stream) -> None:
         stream.send_reply(await self._supervisor.set_network(await stream.value(NetworkUpdate, MAX_LARGE_BYTES)))

@@ -1,10 +1,14 @@
-"""Writable layers: where a sandbox's own bytes lie, each bounded, none able to fill the host.
+"""Writable layers: where a sandbox's own bytes lie, each bounded, none able to fill the host; and the snapshots made of them.
 
 A layer is a directory with `u` (the overlay's upper directory) and `w` (its work directory). Two stores make them:
 
 * `BtrfsLayers`, used where the kernel has btrfs: one file system in a sparse image below the data directory, a subvolume
-  with a quota per layer. Making one costs milliseconds, and live snapshots are possible.
-* `Ext4Layers`: a sparse ext4 image per layer.
+  with a quota per layer. Making one costs milliseconds, also from a snapshot, and live snapshots are possible.
+* `Ext4Layers`: a sparse ext4 image per layer, which a layer from a snapshot begins as a copy of.
+
+A snapshot is a layer that nobody writes to any more, under a name of its own. Sealing renames: it takes the same time for a byte
+and for a terabyte. A layer that begins with a snapshot begins with all that was ever written over the image, so that
+layers do not pile up, and a snapshot can go without regard to those that came from it.
 
 Beyond its bound a guest's write fails with EDQUOT or ENOSPC. The images are sparse, so a store also refuses new layers
 while the data directory's file system is nearly full.
@@ -15,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -26,18 +31,30 @@ MIN_LAYER_BYTES = 16 * 1024 * 1024
 # btrfs itself refuses to be smaller.
 MIN_STORE_BYTES = 256 * 1024 * 1024
 STORE_SHARE = 0.85
+COPY_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A snapshot that a layer begins with, and its size."""
+
+    snapshot: str
+    size_bytes: int
 
 
 class WritableLayers(Protocol):
     """Makes and removes writable layers. All methods block."""
 
     kind: str
+    seals_in_use: bool
+    """Whether a layer can be sealed while it is still mounted, by nobody who writes."""
 
     def open(self) -> None:
         """Make ready; idempotent, also after a crash."""
 
-    def create(self, name: str, size_bytes: int) -> Path:
-        """A new layer of at most `size_bytes`. Raises `UnavailableError` (`disk_full`)."""
+    def create(self, name: str, size_bytes: int, source: Source | None = None) -> Path:
+        """A new layer of at most `size_bytes`, empty or with what a snapshot holds. Raises `UnavailableError` (`disk_full`) and
+        `FileNotFoundError` when there is no such snapshot."""
 
     def path(self, name: str) -> Path:
         """The directory of a layer."""
@@ -47,6 +64,25 @@ class WritableLayers(Protocol):
 
     def names(self) -> set[str]:
         """Every layer there is."""
+
+    def seal(self, name: str, snapshot: str) -> None:
+        """Make a layer that nobody uses a snapshot. Idempotent. Raises `FileNotFoundError` when there is neither."""
+
+    def copy(self, name: str, snapshot: str, inherited: int) -> int:
+        """Make a snapshot of what a layer in use holds now, whose source had `inherited` bytes; its size. Raises
+        `NotImplementedError` where that can't be done."""
+
+    def size(self, snapshot: str, inherited: int) -> int:
+        """Bytes of a sealed layer, whose source had `inherited` bytes; they may lag behind until `sync`."""
+
+    def sync(self) -> None:
+        """Have everything survive a power cut."""
+
+    def snapshots(self) -> set[str]:
+        """Every snapshot there is."""
+
+    def remove_snapshot(self, snapshot: str) -> None:
+        """Remove a snapshot; nothing happens when there is none."""
 
     def close(self) -> None:
         """Unmount; layers must not be in use."""
@@ -72,13 +108,15 @@ def choose(directory: Path) -> WritableLayers:
 
 class BtrfsLayers:
     kind = "btrfs"
+    seals_in_use = True
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.image = directory / "layers.btrfs"
         self._ready_mark = directory / "ready"
         self._mount = directory / "mnt"
-        self._opened = False
+        self._sealed = self._mount / "sealed"
+        self._opened = self._simple_quotas = False
 
     @property
     def complete(self) -> bool:
@@ -95,6 +133,8 @@ class BtrfsLayers:
         if not self.complete:
             kernel.btrfs_enable_quota(self._mount)
             self._ready_mark.touch()
+        self._sealed.mkdir(exist_ok=True, mode=0o700)
+        self._simple_quotas = kernel.btrfs_has_simple_quotas(self._mount)
         self._opened = True
 
     def _format(self) -> None:
@@ -105,7 +145,7 @@ class BtrfsLayers:
         self.image.unlink(missing_ok=True)
         with self.image.open("xb") as file:
             file.truncate(size)
-        # Metadata is not doubled: the layers live as long as their sandboxes.
+        # Metadata is not doubled: both copies would lie in the same image.
         kernel.run(["mkfs.btrfs", "-q", "-m", "single", "-d", "single", "--nodiscard", str(self.image)])
 
     def discard(self) -> None:
@@ -113,15 +153,20 @@ class BtrfsLayers:
         kernel.unmount(self._mount)
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def create(self, name: str, size_bytes: int) -> Path:
+    def create(self, name: str, size_bytes: int, source: Source | None = None) -> Path:
         check_room(self.directory)
         free = os.statvfs(self._mount)
         room = free.f_bavail * free.f_frsize
-        kernel.btrfs_create_subvolume(self._mount, name)
-        path = self._mount / name
+        path, inherited = self._mount / name, 0
+        if source is None:
+            kernel.btrfs_create_subvolume(self._mount, name)
+        else:
+            kernel.btrfs_snapshot(self._sealed / source.snapshot, self._mount, name)
+            inherited = source.size_bytes
         try:
             # One sandbox may take half of what is left, never all of it.
-            kernel.btrfs_limit(path, max(MIN_LAYER_BYTES, min(size_bytes, room // 2)))
+            limit = min(size_bytes - self._apart(inherited), room // 2)
+            kernel.btrfs_limit(path, max(MIN_LAYER_BYTES, limit))
             make_directories(path)
         except BaseException:
             self.remove(name)
@@ -136,7 +181,33 @@ class BtrfsLayers:
             kernel.btrfs_delete_subvolume(self._mount, name)
 
     def names(self) -> set[str]:
-        return {entry.name for entry in self._mount.iterdir() if entry.is_dir()}
+        return {entry.name for entry in self._mount.iterdir() if entry.is_dir()} - {self._sealed.name}
+
+    def seal(self, name: str, snapshot: str) -> None:
+        if not (self._sealed / snapshot).exists():
+            (self._mount / name).rename(self._sealed / snapshot)
+
+    def copy(self, name: str, snapshot: str, inherited: int) -> int:
+        # Which commits, so that the layer's own size is that of the moment.
+        kernel.btrfs_snapshot(self._mount / name, self._sealed, snapshot, read_only=True)
+        return self._apart(inherited) + kernel.btrfs_referenced(self._mount / name)
+
+    def size(self, snapshot: str, inherited: int) -> int:
+        return self._apart(inherited) + kernel.btrfs_referenced(self._sealed / snapshot)
+
+    def _apart(self, inherited: int) -> int:
+        """What of it a layer's own size does not have: simple quotas count a byte where it was first written."""
+        return inherited if self._simple_quotas else 0
+
+    def sync(self) -> None:
+        kernel.sync_file_system(self._mount)
+
+    def snapshots(self) -> set[str]:
+        return {entry.name for entry in self._sealed.iterdir()}
+
+    def remove_snapshot(self, snapshot: str) -> None:
+        if (self._sealed / snapshot).exists():
+            kernel.btrfs_delete_subvolume(self._sealed, snapshot)
 
     def close(self) -> None:
         kernel.unmount(self._mount)
@@ -145,23 +216,24 @@ class BtrfsLayers:
 
 class Ext4Layers:
     kind = "ext4"
+    seals_in_use = False
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._sealed = directory / "sealed"
 
     def open(self) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._sealed.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def create(self, name: str, size_bytes: int) -> Path:
+    def create(self, name: str, size_bytes: int, source: Source | None = None) -> Path:
         check_room(self.directory)
         room = shutil.disk_usage(self.directory).free
         image, path = self._image(name), self.path(name)
         try:
-            with image.open("xb") as file:
-                file.truncate(max(MIN_LAYER_BYTES, min(size_bytes, room // 2)) // 4096 * 4096)
-            # No journal: a layer does not outlive a crash of the machine. Lazy tables: formatting writes almost nothing.
-            options = "lazy_itable_init=1,nodiscard,root_owner=0:0"
-            kernel.run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-m", "0", "-i", "16384", "-E", options, str(image)])
+            if source is None:
+                self._format(image, max(MIN_LAYER_BYTES, min(size_bytes, room // 2)) // 4096 * 4096)
+            else:
+                self._copy(self._sealed / source.snapshot, image)
             path.mkdir(mode=0o700)
             kernel.run(["mount", "-t", "ext4", "-o", "loop,noatime", str(image), str(path)])
             make_directories(path)
@@ -169,6 +241,20 @@ class Ext4Layers:
             self.remove(name)
             raise
         return path
+
+    @staticmethod
+    def _format(image: Path, size: int) -> None:
+        with image.open("xb") as file:
+            file.truncate(size)
+        # Lazy tables: formatting writes almost nothing.
+        options = "lazy_itable_init=1,nodiscard,root_owner=0:0"
+        kernel.run(["mkfs.ext4", "-q", "-F", "-m", "0", "-i", "16384", "-J", "size=4", "-E", options, str(image)])
+
+    @staticmethod
+    def _copy(snapshot: Path, image: Path) -> None:
+        if not snapshot.exists():
+            raise FileNotFoundError(f"there is no snapshot {snapshot.name}")
+        kernel.run(["cp", "--sparse=always", "--reflink=auto", str(snapshot), str(image)], timeout_s=COPY_TIMEOUT_S)
 
     def path(self, name: str) -> Path:
         return self.directory / name
@@ -184,7 +270,30 @@ class Ext4Layers:
         return self.directory / f"{name}.ext4"
 
     def names(self) -> set[str]:
-        return {entry.name.removesuffix(".ext4") for entry in self.directory.iterdir()}
+        return {entry.name.removesuffix(".ext4") for entry in self.directory.iterdir()} - {self._sealed.name}
+
+    def seal(self, name: str, snapshot: str) -> None:
+        sealed, path = self._sealed / snapshot, self.path(name)
+        if path.exists():
+            kernel.unmount(path)
+            path.rmdir()
+        if not sealed.exists():
+            self._image(name).rename(sealed)
+
+    def copy(self, name: str, snapshot: str, inherited: int) -> int:
+        raise NotImplementedError(f"{name} can't be copied to {snapshot} while it is in use")
+
+    def size(self, snapshot: str, inherited: int) -> int:
+        return (self._sealed / snapshot).stat().st_blocks * 512
+
+    def sync(self) -> None:
+        kernel.sync_file_system(self._sealed)
+
+    def snapshots(self) -> set[str]:
+        return {entry.name for entry in self._sealed.iterdir()}
+
+    def remove_snapshot(self, snapshot: str) -> None:
+        (self._sealed / snapshot).unlink(missing_ok=True)
 
     def close(self) -> None:
         for name in self.names():

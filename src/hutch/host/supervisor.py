@@ -41,8 +41,14 @@ from hutch.host.protocol import (
     SessionRecord,
     SessionSpec,
     SessionStatus,
+    SnapshotMethod,
+    SnapshotRecord,
+    SnapshotRequest,
+    SnapshotTaken,
     Traffic,
 )
+from hutch.host.snapshots import Snapshots
+from hutch.host.storage import Source
 from hutch.images import Image, ImageStore
 from hutch.settings import Settings
 
@@ -86,6 +92,7 @@ class Supervisor:
         gateway: Gateway,
         egress: Egress,
         audit: AuditStore,
+        snapshots: Snapshots,
     ) -> None:
         self._settings = settings
         self._journal = journal
@@ -96,6 +103,7 @@ class Supervisor:
         self._gateway = gateway
         self.egress = egress
         self.audit = audit
+        self.snapshots = snapshots
         self._logs = settings.host_dir / "logs"
         self._sessions: dict[str, Session] = {}
         self._creating: dict[str, asyncio.Task[SessionRecord]] = {}
@@ -113,11 +121,14 @@ class Supervisor:
         self._journal.start()
         await self._journal.put_meta("address_block", str(block))
         self._logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+        await self.snapshots.recover()
         await self._gateway.start()
         await self._recover()
         await self._gateway.open()
         self._spawn(self._networks.refill())
         self._spawn(self._tidy_for_ever())
+        for record in self.snapshots.records():
+            self._settle(record)
         self.pool.start()
         self.ready_reason = ""
 
@@ -180,6 +191,7 @@ class Supervisor:
         assert session.entry is not None
         entry = session.entry
         cpu = self._machines.cpu_of(entry)
+        snapshot = await self._sealed(session, entry.machine_id, entry.inherited_bytes)
         await asyncio.to_thread(self._machines.remove_by_id, entry.machine_id)
         await self._gateway.remove(self._networks.network(entry.network))
         await self._networks.give_back(self._networks.network(entry.network))
@@ -194,7 +206,9 @@ class Supervisor:
             active_cpu_us=cpu,
             ingress_bytes=0,
             egress_bytes=0,
+            snapshot=snapshot,
         )
+        self._settle(snapshot)
 
     async def drain(self) -> None:
         """End everything: a clean stop of the host."""
@@ -275,6 +289,8 @@ class Supervisor:
             started_at=now_ms(),
             cgroup=machine.cgroup,
             isolation=self._isolation_name,
+            source_snapshot=spec.source_snapshot,
+            persistent=spec.persistent,
         )
         session = Session(record, 0, machine.entry())
         try:
@@ -290,7 +306,8 @@ class Supervisor:
 
     async def _claimed(self, kind: MachineKind, spec: SessionSpec) -> Machine:
         """A machine that is this session's. A pooled one that fails is replaced by a fresh one, once."""
-        pooled = await self.pool.take(kind)
+        source = self.snapshots.source(spec.source_snapshot) if spec.source_snapshot is not None else None
+        pooled = await self.pool.take(kind) if source is None else None
         if pooled is not None:
             try:
                 await self._claim(pooled, kind, spec)
@@ -299,7 +316,7 @@ class Supervisor:
                 await self._discard(pooled)
             else:
                 return pooled
-        machine = await self._boot(kind)
+        machine = await self._boot(kind, source)
         try:
             await self._claim(machine, kind, spec)
         except BaseException:
@@ -319,9 +336,9 @@ class Supervisor:
         state = await self.egress.begin(spec.session_id, machine.network, state)
         await self._machines.claim(machine, kind.image, spec.hostname, {**state.env(), **spec.env})
 
-    async def _boot(self, kind: MachineKind) -> Machine:
+    async def _boot(self, kind: MachineKind, source: Source | None = None) -> Machine:
         try:
-            machine = await self._machines.boot(kind)
+            machine = await self._machines.boot(kind, source)
         except OSError as error:
             log.error("a sandbox did not start: %s", error)
             raise UnavailableError(
@@ -440,15 +457,62 @@ class Supervisor:
 
     # -- end ---------------------------------------------------------------------------------------
 
-    async def end(self, session: Session, status: SessionStatus, reason: str) -> SessionRecord:
-        """End a session; its final record once its machine is dead. The first caller's status and reason count."""
+    async def end(
+        self, session: Session, status: SessionStatus, reason: str, method: SnapshotMethod | None = None
+    ) -> SessionRecord:
+        """End a session; its final record once its machine is dead and, where its files are kept (it is persistent, or a `method`
+        is given), these are a snapshot. The first caller's status, reason and method count."""
         if not session.live:
             return session.record
         if session.ending is None:
-            session.ending = asyncio.get_running_loop().create_task(self._end(session, status, reason))
+            if method is None and session.record.persistent:
+                method = SnapshotMethod.AUTOMATIC
+            session.ending = asyncio.get_running_loop().create_task(self._end(session, status, reason, method))
         return await asyncio.shield(session.ending)
 
-    async def _end(self, session: Session, status: SessionStatus, reason: str) -> SessionRecord:
+    async def snapshot(self, request: SnapshotRequest) -> SnapshotTaken:
+        """Make a snapshot of a running session. Raises `HutchError`."""
+        session, _ = self.running(request.session_id)
+        assert session.machine is not None
+        if request.keep_running:
+            machine = session.machine
+            planned = self.snapshots.plan(session.record, machine.inherited_bytes, SnapshotMethod.MANUAL)
+            made = await self.snapshots.copy(machine.machine_id, planned)
+            self._settle(made)
+            return SnapshotTaken(snapshot=made, session=session.record)
+        record = await self.end(session, SessionStatus.STOPPED, "snapshot", SnapshotMethod.MANUAL)
+        if record.snapshot is None:
+            raise UnavailableError("snapshot_failed", f"The snapshot could not be made: {record.stop_reason}", retry_after_s=5)
+        return SnapshotTaken(snapshot=record.snapshot, session=record)
+
+    async def _sealed(self, session: Session, machine_id: str, inherited: int) -> SnapshotRecord | None:
+        """The snapshot that the end of a session leaves; None when it leaves none, or its files are not there any more."""
+        record = session.record
+        if record.snapshot is None:
+            if not record.persistent:
+                return None
+            planned = self.snapshots.plan(record, inherited, SnapshotMethod.AUTOMATIC)
+            await self._change(session, status=SessionStatus.SNAPSHOTTING, snapshot=planned)
+            record = session.record
+        assert record.snapshot is not None
+        try:
+            await self._machines.seal(machine_id, record.snapshot.snapshot_id)
+            return await self.snapshots.made(record.snapshot)
+        except OSError as error:
+            log.error("the files of session %s could not be kept: %s", record.session_id, error)
+            return None
+
+    def _settle(self, record: SnapshotRecord | None) -> None:
+        """Behind everybody's back, have a snapshot survive a power cut."""
+        if record is not None and record.durable_at is None:
+            self._spawn(self.snapshots.settle(record.snapshot_id, self._settled))
+
+    async def _settled(self, record: SnapshotRecord) -> None:
+        session = self._sessions.get(record.session_id)
+        if session is not None and session.record.snapshot is not None and not session.live:
+            await self._change(session, snapshot=record)
+
+    async def _end(self, session: Session, status: SessionStatus, reason: str, method: SnapshotMethod | None) -> SessionRecord:
         if session.timer is not None:
             session.timer.cancel()
         machine, commands = session.machine, session.commands
@@ -456,10 +520,14 @@ class Supervisor:
         assert commands is not None
         if status is SessionStatus.STOPPED:
             await self._write_end(session, status=SessionStatus.STOPPING, requested_stop_at=now_ms(), stop_reason=reason)
+        if method is not None:
+            planned = self.snapshots.plan(session.record, machine.inherited_bytes, method)
+            await self._write_end(session, status=SessionStatus.SNAPSHOTTING, snapshot=planned)
         usage = await self._machines.end(machine)
         if status is SessionStatus.FAILED and usage.oom_kills:
             reason += f" The kernel ended {usage.oom_kills} of its processes because its memory limit was reached."
         await commands.close()
+        snapshot = await self._sealed(session, machine.machine_id, machine.inherited_bytes)
         now = now_ms()
         await self._write_end(
             session,
@@ -470,7 +538,9 @@ class Supervisor:
             active_cpu_us=usage.active_cpu_us,
             ingress_bytes=usage.ingress_bytes,
             egress_bytes=usage.egress_bytes,
+            snapshot=snapshot,
         )
+        self._settle(snapshot)
         session.machine = session.commands = None
         removal = asyncio.get_running_loop().create_task(self._remove(session.record.session_id, machine))
         self._removals.add(removal)

@@ -78,9 +78,7 @@ class Gvisor:
             file.chmod(0o644)
         # The mount point of the agent's own bind mount inside the channel's directory.
         (plan.channel_dir / "agent").touch()
-        options = (
-            f"lowerdir={':'.join(map(str, reversed(lowers)))},upperdir={plan.layer / 'u'},workdir={plan.layer / 'w'},volatile"
-        )
+        options = f"lowerdir={':'.join(map(str, reversed(lowers)))},upperdir={plan.layer / 'u'},workdir={plan.layer / 'w'}"
         try:
             kernel.mount("overlay", root, "overlay", kernel.MS_NODEV, options)
             (plan.directory / "config.json").write_text(json.dumps(bundle.config(plan, root, resolv, hosts)))
