@@ -19,6 +19,7 @@ from typing import Any
 
 import msgspec
 
+from hutch import ids
 from hutch.errors import BadRequestError, GoneError, HutchError, NotFoundError, UnavailableError
 from hutch.host.protocol import (
     LIVE,
@@ -41,12 +42,18 @@ from hutch.host.protocol import (
     NetworkApplied,
     NetworkSpec,
     NetworkUpdate,
+    PersistRequest,
     PtyOpen,
     SessionEvent,
     SessionRecord,
     SessionRef,
     SessionSpec,
     SessionStatus,
+    SnapshotMethod,
+    SnapshotRecord,
+    SnapshotRef,
+    SnapshotRequest,
+    SnapshotTaken,
     StopRequest,
     Traffic,
 )
@@ -108,6 +115,9 @@ class FakeHost:
         self.refuse_change: HutchError | None = None
         self.audits: dict[str, list[str]] = {}
         self.traffic = Traffic(up_bytes=0, down_bytes=0, flows=0, egress_bytes=0, ingress_bytes=0, tallies={})
+        self.snapshots: dict[str, SnapshotRecord] = {}
+        self.refuse_delete: HutchError | None = None
+        self.lose_snapshot_answer = False
         self.forwarding_key: ForwardingKey | None = None
         self.create_gate = asyncio.Event()
         self.create_gate.set()
@@ -197,6 +207,8 @@ class FakeHost:
         await self.create_gate.wait()
         if self.refuse_create is not None:
             raise self.refuse_create
+        if spec.source_snapshot is not None and spec.source_snapshot not in self.snapshots:
+            raise GoneError("snapshot_not_found", "The host does not have it.")
         now = int(time.time() * 1000)
         record = SessionRecord(
             session_id=spec.session_id,
@@ -212,6 +224,8 @@ class FakeHost:
             started_at=now,
             cgroup="/hutch/x",
             isolation="gvisor",
+            source_snapshot=spec.source_snapshot,
+            persistent=spec.persistent,
         )
         self.specs[spec.session_id] = spec
         self.networks[spec.session_id] = spec.network
@@ -244,6 +258,8 @@ class FakeHost:
         record = self.sessions[session_id]
         assert record.started_at is not None
         stopped = max(int(time.time() * 1000), record.started_at)
+        if record.persistent and record.snapshot is None:
+            record = msgspec.structs.replace(record, snapshot=self.snapshot(record, SnapshotMethod.AUTOMATIC))
         return await self._set(
             msgspec.structs.replace(
                 record,
@@ -256,6 +272,52 @@ class FakeHost:
                 egress_bytes=20,
             )
         )
+
+    def snapshot(self, record: SessionRecord, method: SnapshotMethod) -> SnapshotRecord:
+        """Keep what a session has."""
+        made = SnapshotRecord(
+            snapshot_id=ids.snapshot_id(),
+            session_id=record.session_id,
+            image=record.image,
+            size_bytes=1000,
+            image_bytes=234,
+            created_at=int(time.time() * 1000),
+            method=method,
+            parent_id=record.source_snapshot,
+        )
+        self.snapshots[made.snapshot_id] = made
+        return made
+
+    async def _on_session_persist(self, stream: Stream) -> None:
+        request = stream.params(PersistRequest)
+        record = self._session(request.session_id)
+        stream.send_reply(await self._set(msgspec.structs.replace(record, persistent=request.persistent)))
+
+    async def _on_session_snapshot(self, stream: Stream) -> None:
+        request = stream.params(SnapshotRequest)
+        record = self._session(request.session_id)
+        if record.status not in LIVE:
+            raise GoneError("sandbox_stopped", "gone")
+        made = self.snapshot(record, SnapshotMethod.MANUAL)
+        if not request.keep_running:
+            self.sessions[record.session_id] = msgspec.structs.replace(record, snapshot=made)
+            record = await self._end(record.session_id, SessionStatus.STOPPED, "snapshot")
+        if self.lose_snapshot_answer:
+            self.lose_snapshot_answer = False
+            self.drop_connections()
+            return
+        stream.send_reply(SnapshotTaken(snapshot=made, session=record))
+
+    async def _on_snapshot_delete(self, stream: Stream) -> None:
+        if self.refuse_delete is not None:
+            raise self.refuse_delete
+        self.snapshots.pop(stream.params(SnapshotRef).snapshot_id, None)
+        stream.send_reply({})
+
+    async def _on_snapshot_list(self, stream: Stream) -> None:
+        stream.send_reply({})
+        for record in list(self.snapshots.values()):
+            await stream.send_event(record)
 
     async def _on_session_extend(self, stream: Stream) -> None:
         request = stream.params(ExtendRequest)

@@ -7,17 +7,17 @@ journal and sessions with a host; then events are applied as they come. Both are
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 from collections.abc import AsyncIterator, Sequence
 
-from hutch.api import forwarding, network_bounds, network_policy
+from hutch.api import forwarding, network_bounds, network_policy, snapshots
 from hutch.api.services import Services
 from hutch.control.lifecycle import is_live, merge
 from hutch.control.records import Scope, SessionRow
 from hutch.errors import GoneError, HutchError, NotFoundError
 from hutch.host.protocol import SessionEvent, SessionRecord, SessionRef, SessionStatus, StopRequest
 from hutch.storage import hosts, sandboxes, sessions
+from hutch.storage import reports as session_reports
 from hutch.wire import Stream
 from hutch.wire.connection import ConnectionClosed, Message
 
@@ -103,6 +103,7 @@ async def reconcile(services: Services) -> None:
     for report in reports.values():
         if report.session_id not in believed and is_live(report.status):
             await _stop_if_over(services, report.session_id)
+    await snapshots.reconcile(services)
     live = [row for row in believed.values() if row.id in reports]
     await network_policy.settle(services, live)
     await network_bounds.settle(services, live)
@@ -117,8 +118,7 @@ async def _write(services: Services, reports: Sequence[SessionRecord], cursor: t
     now = services.clock()
     async with services.database.write() as connection:
         for report in reports:
-            decide = functools.partial(merge, report=report, now=now)
-            await sessions.change(connection, report.session_id, services.sealer, decide)
+            await session_reports.apply(connection, report, services.sealer, now)
         if cursor is not None:
             await hosts.set_cursor(connection, *cursor)
 

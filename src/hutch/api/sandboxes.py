@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter
@@ -24,11 +24,11 @@ from hutch.api.responses import JsonResponse
 from hutch.api.routing import PlainRoute, api_version, documented
 from hutch.api.services import Services, services_of, stopped
 from hutch.api.sessions import routes, stop
-from hutch.api.snapshots import unknown_snapshot
+from hutch.api.snapshots import usable
 from hutch.control import shapes
 from hutch.control.lifecycle import is_live, sandbox_status
 from hutch.control.names import NAME_PATTERN, generate_name, is_name
-from hutch.control.records import FIRST_GENERATION, Route, SandboxConfig, SandboxRecord, Scope, SessionRow
+from hutch.control.records import FIRST_GENERATION, Route, SandboxConfig, SandboxRecord, Scope, SessionRow, Snapshot
 from hutch.control.requests import (
     DAY_MS,
     MEMORY_MB_PER_VCPU,
@@ -38,9 +38,10 @@ from hutch.control.requests import (
     UpdateSandbox,
 )
 from hutch.errors import BadRequestError, GoneError, HutchError, NotFoundError, NotReadyError
-from hutch.host.protocol import SessionRecord, SessionRef, SessionSpec, SessionStatus, StopRequest
+from hutch.host.protocol import NetworkSpec, PersistRequest, SessionRecord, SessionRef, SessionSpec, SessionStatus, StopRequest
 from hutch.storage import sandboxes as rows
 from hutch.storage import sessions as session_rows
+from hutch.storage import snapshots as snapshot_rows
 from hutch.storage.sandboxes import SORT_COLUMNS, SandboxQuery
 from hutch.wire.connection import ConnectionClosed
 
@@ -60,14 +61,16 @@ async def create_sandbox(request: Request) -> Response:
     principal = await services.auth.principal(request)
     body, policy = await read_with_policy(request, CreateSandbox)
     scope = await services.auth.scope(request, principal, body.projectId or request.query_params.get("projectId"))
+    snapshot = None
     if body.source is not None:
-        if body.source.type == "snapshot":
-            raise unknown_snapshot(body.source.snapshotId or "")
-        raise BadRequestError(
-            "not_supported",
-            f"A `source` of type {body.source.type} is not supported by this server yet, because sandboxes have no network. "
-            "Write the files with `fs/write` instead.",
-        )
+        if body.source.type != "snapshot":
+            raise BadRequestError(
+                "not_supported",
+                f"A `source` of type {body.source.type} is not supported by this server yet. Run `git clone` or `curl` in the "
+                "sandbox instead.",
+            )
+        async with services.database.read() as connection:
+            snapshot = await usable(connection, scope, body.source.snapshotId or "", services.clock())
     limits = services.settings.sandbox
     version = api_version(request)
     keep = body.keepLastSnapshots.stored() if body.keepLastSnapshots is not None else None
@@ -89,12 +92,12 @@ async def create_sandbox(request: Request) -> Response:
     config = replace(configured(services, base, body), keep_last_snapshots=keep)
     if policy is not None:
         config = replace(config, network_policy=kept(await checked(services, scope, policy), FIRST_GENERATION))
-    return await boot(services, scope, body.name, config, body.ports or [], runtime=body.runtime)
+    return await boot(services, scope, body.name, config, body.ports or [], runtime=body.runtime, snapshot=snapshot)
 
 
 @router.post("/v2/sandboxes/{name}/fork", openapi_extra=documented(ForkSandbox, query={"projectId": "Id or slug"}))
 async def fork_sandbox(request: Request, name: str) -> Response:
-    """A new sandbox with another's configuration; each field that is given replaces the copied one."""
+    """A new sandbox with another's configuration, from its current snapshot; each field that is given replaces the copied one."""
     services = services_of(request)
     scope = await scope_of(request, services)
     body, policy = await read_with_policy(request, ForkSandbox)
@@ -105,12 +108,16 @@ async def fork_sandbox(request: Request, name: str) -> Response:
         config = replace(config, network_policy=kept(await checked(services, scope, policy, copied), FIRST_GENERATION))
     elif copied is not None:
         config = replace(config, network_policy=replace(copied, generation=FIRST_GENERATION))
+    snapshot = None
     if body.image is not None:
         config = replace(config, image=body.image)
+    elif source.current_snapshot_id is not None:
+        async with services.database.read() as connection:
+            snapshot = await usable(connection, scope, source.current_snapshot_id, services.clock())
     if body.disk_bytes is not None:
         config = replace(config, disk_bytes=body.disk_bytes)
     ports = body.ports if body.ports is not None else [route.port for route in source.routes]
-    return await boot(services, scope, body.name, config, ports, runtime=None)
+    return await boot(services, scope, body.name, config, ports, runtime=None, snapshot=snapshot)
 
 
 @router.get(
@@ -181,9 +188,10 @@ async def get_sandbox(request: Request, name: str) -> Response:
     principal, scope = await _caller(request, services)
     resume = paging.flag(request, "resume")
     record, session = await find_with_session(services, scope, name)
+    resumed = False
     if resume:
-        session = await _resumed(services, session)
-    answer = await _full(services, record, session) | {"resumed": False}
+        record, session, resumed = await _resumed(services, scope, record, session)
+    answer = await _full(services, record, session) | {"resumed": resumed}
     if principal.is_admin and session is not None:
         answer["sandbox"] |= {"cgroup": session.cgroup, "isolation": session.isolation}
     return JsonResponse(answer)
@@ -199,8 +207,6 @@ async def update_sandbox(request: Request, name: str) -> Response:
     scope = await scope_of(request, services)
     resume = paging.flag(request, "resume")
     body, raw = await read_with_policy(request, UpdateSandbox)
-    if body.currentSnapshotId is not None:
-        raise unknown_snapshot(body.currentSnapshotId)
     while True:
         seen = (await find(services, scope, name)).config.network_policy
         require_generation(request, seen)
@@ -216,12 +222,17 @@ async def update_sandbox(request: Request, name: str) -> Response:
             if policy is not None:
                 config = replace(config, network_policy=kept(policy, await rows.next_generation(connection, record.id)))
             record = _updated(record, config, body, services.clock())
+            if body.currentSnapshotId is not None:
+                snapshot = await usable(connection, scope, body.currentSnapshotId, services.clock())
+                record = replace(record, current_snapshot_id=snapshot.id)
             await rows.save(connection, record, services.sealer)
             session = await session_rows.find(connection, scope, record.current_session_id, services.sealer)
         break
+    if body.persistent is not None and session is not None and is_live(session.status):
+        await _tell_persistence(services, session.id, persistent=body.persistent)
     if resume:
-        session = await _resumed(services, session)
-        return JsonResponse(await _full(services, record, session) | {"resumed": False})
+        record, session, resumed = await _resumed(services, scope, record, session)
+        return JsonResponse(await _full(services, record, session) | {"resumed": resumed})
     bounded = record.project_id in await services.bounded(record.team_id)
     return JsonResponse({"sandbox": shapes.sandbox(record, session, bounded=bounded), "routes": routes(services, record)})
 
@@ -233,7 +244,7 @@ async def delete_sandbox(request: Request, name: str) -> Response:
     """Stop a sandbox's session if it is alive, and delete the record."""
     services = services_of(request)
     scope = await scope_of(request, services)
-    paging.flag(request, "deleteOrphanSnapshots")
+    orphans_too = paging.flag(request, "deleteOrphanSnapshots")
     record, session = await find_with_session(services, scope, name)
     bounded = record.project_id in await services.bounded(record.team_id)
     answer = {"sandbox": shapes.sandbox(record, session, bounded=bounded)}
@@ -242,7 +253,16 @@ async def delete_sandbox(request: Request, name: str) -> Response:
     async with services.database.write() as connection:
         if not await rows.remove(connection, scope, record.id, services.clock()):
             raise unknown(name)
+        if orphans_too:
+            await snapshot_rows.delete_orphans(connection, record.id, services.clock())
+    services.snapshots_due.set()
     return JsonResponse(answer)
+
+
+async def _tell_persistence(services: Services, session_id: str, *, persistent: bool) -> None:
+    """Have the host keep the files of a session at its end, or not. What has ended, or is ending, did so as it was."""
+    with contextlib.suppress(GoneError, NotFoundError, NotReadyError):
+        await services.host.call("session.persist", PersistRequest(session_id, persistent), SessionRecord)
 
 
 # -- finding ----------------------------------------------------------------------------------------
@@ -289,20 +309,58 @@ async def _full(services: Services, record: SandboxRecord, session: SessionRow |
     }
 
 
-async def _resumed(services: Services, session: SessionRow | None) -> SessionRow:
-    """The session if it is alive, after waiting for one that is going down; otherwise there is nothing to start from.
-    Raises `BadRequestError`."""
-    if session is not None and is_live(session.status):
-        session = await _confirmed(services, session)
+async def _resumed(
+    services: Services, scope: Scope, record: SandboxRecord, session: SessionRow | None
+) -> tuple[SandboxRecord, SessionRow, bool]:
+    """The sandbox and its session: the one that is alive, or a new one from the current snapshot, and whether it is new. One that
+    is going down is waited for; of several who ask at once, one starts it and the others wait. Raises `HutchError`."""
     deadline = time.monotonic() + RESUME_WAIT_S
-    while session is not None and is_live(session.status) and sandbox_status(session.status) == "stopping":
+    while True:
+        if session is not None and is_live(session.status) and session.id not in services.starting:
+            session = await _confirmed(services, session)
+            if is_live(session.status) and sandbox_status(session.status) == "running":
+                return record, session, False
+        if session is None or not is_live(session.status):
+            begun = await _begin(services, scope, record.name)
+            if begun is not None:
+                record, started = await begun.start(services, scope)
+                return record, started, True
         if time.monotonic() > deadline:
             raise NotReadyError("sandbox_stopping", "Sandbox is stopping. Try again when it has stopped.", retry_after_s=5)
         await asyncio.sleep(RESUME_POLL_S)
-        session = await _confirmed(services, session)
-    if session is not None and is_live(session.status):
-        return session
-    raise BadRequestError("snapshot_not_found", "Cannot resume sandbox: no snapshot available.")
+        record, session = await find_with_session(services, scope, record.name)
+
+
+async def _begin(services: Services, scope: Scope, name: str) -> Start | None:
+    """Make a new session a sandbox's current one, from its snapshot. None when somebody else just did."""
+    now = services.clock()
+    async with services.database.write() as connection:
+        record = await rows.find(connection, scope, name, services.sealer, lock=True)
+        if record is None:
+            raise unknown(name)
+        former = await session_rows.find(connection, scope, record.current_session_id, services.sealer)
+        if former is not None and is_live(former.status):
+            return None
+        if record.current_snapshot_id is None:
+            raise BadRequestError("snapshot_not_found", "Cannot resume sandbox: no snapshot available.")
+        snapshot = await usable(connection, scope, record.current_snapshot_id, now)
+        policy = record.config.network_policy
+        if policy is not None:
+            # What the former session was told last may have been another one.
+            policy = replace(policy, generation=await rows.next_generation(connection, record.id))
+        record = replace(record, config=replace(record.config, image=snapshot.image, network_policy=policy), updated_at=now)
+        session = _pending(record, ids.session_id(), snapshot, now)
+        record = replace(record, current_session_id=session.id, status="pending", status_updated_at=now)
+        services.starting.add(session.id)
+        try:
+            await session_rows.add(connection, session, services.sealer)
+            await rows.save(connection, record, services.sealer)
+            await rows.set_session(connection, record)
+            await snapshot_rows.used(connection, snapshot, now)
+        except BaseException:
+            services.starting.discard(session.id)
+            raise
+    return Start(record, session, snapshot, is_first=False)
 
 
 async def _confirmed(services: Services, session: SessionRow) -> SessionRow:
@@ -367,35 +425,86 @@ def _routes(ports: list[int], known: tuple[Route, ...] = ()) -> tuple[Route, ...
 # -- starting ---------------------------------------------------------------------------------------
 
 
-async def boot(
-    services: Services, scope: Scope, name: str | None, config: SandboxConfig, ports: list[int], *, runtime: str | None
-) -> Response:
-    """Take the name, start a session, answer. Raises `ConflictError` for a taken name, and the host's errors."""
-    assert scope.project_id is not None
-    image = services.images.resolve(config.image, runtime)
-    config = replace(config, image=image.pinned, cwd=image.cwd)
-    now = services.clock()
-    session_id, sandbox_id = ids.session_id(), ids.sandbox_id()
-    sandbox_name = name or generate_name()
-    record = SandboxRecord(
-        id=sandbox_id,
-        team_id=scope.team_id,
-        project_id=scope.project_id,
-        name=sandbox_name,
-        config=config,
-        routes=_routes(ports),
-        status="pending",
-        status_updated_at=now,
-        created_at=now,
-        updated_at=now,
-        current_session_id=session_id,
-    )
-    session = SessionRow(
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A session that is written and not started yet; its id is in `services.starting`. Without its `is_first` session there is no
+    sandbox."""
+
+    record: SandboxRecord
+    session: SessionRow
+    snapshot: Snapshot | None
+    is_first: bool
+
+    def spec(self, network: NetworkSpec) -> SessionSpec:
+        config = self.record.config
+        return SessionSpec(
+            session_id=self.session.id,
+            sandbox_name=self.record.name,
+            project_id=self.record.project_id,
+            image=config.image,
+            vcpus=config.vcpus,
+            memory_mb=config.memory_mb,
+            timeout_ms=config.timeout_ms,
+            env=config.env,
+            hostname=_hostname(self.record.name),
+            disk_bytes=config.disk_bytes,
+            persistent=config.persistent,
+            sandbox_id=self.record.id,
+            team_id=self.record.team_id,
+            network=network,
+            source_snapshot=self.snapshot.id if self.snapshot is not None else None,
+        )
+
+    async def start(self, services: Services, scope: Scope) -> tuple[SandboxRecord, SessionRow]:
+        """Have the host start it; the records as they are then. Raises the host's errors; the session has failed then."""
+        policy = self.record.config.network_policy
+        report: SessionRecord | None = None
+        try:
+            network = await network_policy.spec(services, scope, policy)
+            report = await services.host.call_large("session.create", self.spec(network), SessionRecord)
+            # Bounds that changed meanwhile were told to a host that did not know the session.
+            if (await services.bounds(scope)).texts() != network.bounds:
+                await network_policy.renew(services, self.session.id)
+            else:
+                services.bounds_told.put(self.session.id, network_policy.digest(network.bounds))
+        except BaseException as error:
+            await asyncio.shield(self._fail(services, scope, error if report is None else None))
+            raise
+        finally:
+            services.starting.discard(self.session.id)
+        await network_policy.send_what_changed(services, scope, policy, network)
+        started = await services.apply(report) or self.session
+        record = replace(
+            self.record,
+            status=sandbox_status(started.status),
+            status_updated_at=started.updated_at,
+            config=replace(self.record.config, cwd=started.cwd),
+        )
+        if not is_live(started.status):
+            raise stopped()
+        return record, started
+
+    async def _fail(self, services: Services, scope: Scope, error: BaseException | None) -> None:
+        """Free the name of a sandbox that is new. Unless it was the host that refused with this error, it may have started the
+        session, and is told to stop it."""
+        if not isinstance(error, HutchError) or isinstance(error, ConnectionClosed):
+            with contextlib.suppress(HutchError):
+                await services.host.call("session.stop", StopRequest(self.session.id, "create failed"), SessionRecord)
+        await services.mark_lost(self.session.id)
+        if self.is_first:
+            async with services.database.write() as connection:
+                await rows.remove(connection, scope, self.record.id, services.clock())
+
+
+def _pending(record: SandboxRecord, session_id: str, snapshot: Snapshot | None, now: int) -> SessionRow:
+    """A new session of a sandbox, as it is now."""
+    config = record.config
+    return SessionRow(
         id=session_id,
-        sandbox_id=sandbox_id,
-        team_id=scope.team_id,
-        project_id=scope.project_id,
-        sandbox_name=sandbox_name,
+        sandbox_id=record.id,
+        team_id=record.team_id,
+        project_id=record.project_id,
+        sandbox_name=record.name,
         status=SessionStatus.PENDING,
         image=config.image,
         runtime=config.runtime,
@@ -407,70 +516,63 @@ async def boot(
         requested_at=now,
         created_at=now,
         updated_at=now,
+        source_snapshot_id=snapshot.id if snapshot is not None else None,
         network_policy=config.network_policy,
     )
-    network = await network_policy.spec(services, scope, config.network_policy)
-    spec = SessionSpec(
-        session_id=session_id,
-        sandbox_name=sandbox_name,
-        project_id=scope.project_id,
-        image=config.image,
-        vcpus=config.vcpus,
-        memory_mb=config.memory_mb,
-        timeout_ms=config.timeout_ms,
-        env=config.env,
-        hostname=_hostname(sandbox_name),
-        disk_bytes=config.disk_bytes,
-        persistent=config.persistent,
-        sandbox_id=sandbox_id,
+
+
+async def boot(
+    services: Services,
+    scope: Scope,
+    name: str | None,
+    config: SandboxConfig,
+    ports: list[int],
+    *,
+    runtime: str | None,
+    snapshot: Snapshot | None,
+) -> Response:
+    """Take the name, start a session, answer. Raises `ConflictError` for a taken name, and the host's errors."""
+    assert scope.project_id is not None
+    if snapshot is None:
+        image = services.images.resolve(config.image, runtime)
+        config = replace(config, image=image.pinned, cwd=image.cwd)
+    else:
+        image = services.images.resolve(snapshot.image, None)
+        config = replace(config, image=snapshot.image, cwd=image.cwd, runtime=snapshot.runtime)
+    now = services.clock()
+    session_id, sandbox_name = ids.session_id(), name or generate_name()
+    record = SandboxRecord(
+        id=ids.sandbox_id(),
         team_id=scope.team_id,
-        network=network,
+        project_id=scope.project_id,
+        name=sandbox_name,
+        config=config,
+        routes=_routes(ports),
+        status="pending",
+        status_updated_at=now,
+        created_at=now,
+        updated_at=now,
+        current_session_id=session_id,
+        current_snapshot_id=snapshot.id if snapshot is not None else None,
     )
+    start = Start(record, _pending(record, session_id, snapshot, now), snapshot, is_first=True)
     services.starting.add(session_id)
-    report: SessionRecord | None = None
     try:
         async with services.database.write() as connection:
             await rows.add(connection, record, services.sealer)
-            await session_rows.add(connection, session, services.sealer)
-        try:
-            report = await services.host.call_large("session.create", spec, SessionRecord)
-            # Bounds that changed meanwhile were told to a host that did not know the session.
-            if (await services.bounds(scope)).texts() != network.bounds:
-                await network_policy.renew(services, session_id)
-            else:
-                services.bounds_told.put(session_id, network_policy.digest(network.bounds))
-        except BaseException as error:
-            await asyncio.shield(_undo(services, scope, record, error if report is None else None))
-            raise
-    finally:
+            await session_rows.add(connection, start.session, services.sealer)
+            if snapshot is not None:
+                await snapshot_rows.used(connection, snapshot, now)
+    except BaseException:
         services.starting.discard(session_id)
-    await network_policy.send_what_changed(services, scope, config.network_policy, network)
-    started = await services.apply(report) or session
-    record = replace(
-        record,
-        status=sandbox_status(started.status),
-        status_updated_at=started.updated_at,
-        config=replace(config, cwd=started.cwd),
-    )
-    if not is_live(started.status):
-        raise stopped()
-    bounded = bool(network.bounds)
+        raise
+    record, started = await start.start(services, scope)
+    bounded = record.project_id in await services.bounded(record.team_id)
     answer = {
         "sandbox": shapes.sandbox(record, started, bounded=bounded, created=True),
         "session": shapes.session(started, bounded=bounded),
     }
     return JsonResponse(answer | {"routes": routes(services, record)})
-
-
-async def _undo(services: Services, scope: Scope, record: SandboxRecord, error: BaseException | None) -> None:
-    """Free the name of a create that failed. Unless it was the host that refused with this error, it may have started the
-    session, and is told to stop it."""
-    if not isinstance(error, HutchError) or isinstance(error, ConnectionClosed):
-        with contextlib.suppress(HutchError):
-            await services.host.call("session.stop", StopRequest(record.current_session_id, "create failed"), SessionRecord)
-    await services.mark_lost(record.current_session_id)
-    async with services.database.write() as connection:
-        await rows.remove(connection, scope, record.id, services.clock())
 
 
 def _hostname(name: str) -> str:

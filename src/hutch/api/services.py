@@ -15,14 +15,14 @@ from hutch.api.auth import Authenticator, Recent
 from hutch.api.metrics import Metrics
 from hutch.api.tickets import Tickets
 from hutch.clock import Clock, now_ms
-from hutch.control.lifecycle import lost, merge
+from hutch.control.lifecycle import lost
 from hutch.control.records import NetworkBounds, Scope, SessionRow
 from hutch.egress.policy import Boundaries
 from hutch.errors import GoneError, HutchError, NotFoundError
 from hutch.host.client import HostClient
 from hutch.host.protocol import HostInfo, SessionRecord
 from hutch.settings import Settings
-from hutch.storage import network_bounds, sessions
+from hutch.storage import network_bounds, reports, sessions
 from hutch.storage.database import Database
 from hutch.storage.network_bounds import Bounded
 from hutch.storage.sealing import Sealer
@@ -92,15 +92,16 @@ class Services:
     """Digests of the bounds that the host last confirmed for each session. What is missing is told again."""
     bounds_due: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the host could not be told of bounds (`api.network_bounds`)."""
+    snapshots_due: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when snapshots were deleted whose files the host should remove (`api.snapshots`)."""
     turns: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     tickets: Tickets = field(default_factory=Tickets)
     metrics: Metrics = field(default_factory=Metrics)
 
-    async def apply(self, report: SessionRecord) -> SessionRow | None:
+    async def apply(self, report: SessionRecord, *, expiration_ms: int | None = None) -> SessionRow | None:
         """Write what the host says about a session. Idempotent; None when the session is not known."""
-        now = self.clock()
         async with self.database.write() as connection:
-            return await sessions.change(connection, report.session_id, self.sealer, lambda row: merge(row, report, now))
+            return await reports.apply(connection, report, self.sealer, self.clock(), expiration_ms=expiration_ms)
 
     async def mark_lost(self, session_id: str) -> SessionRow | None:
         """Write that the host does not know a session any more."""

@@ -23,6 +23,7 @@ from hutch.errors import BadRequestError, GoneError, NotFoundError
 from hutch.host.protocol import ExtendRequest, SessionRecord, StopRequest
 from hutch.storage import sandboxes as sandbox_rows
 from hutch.storage import sessions as session_rows
+from hutch.storage import snapshots as snapshot_rows
 
 router = APIRouter(route_class=PlainRoute, tags=["sessions"])
 
@@ -69,7 +70,7 @@ async def get_session(request: Request, session_id: str) -> Response:
 
 @router.post("/v2/sandboxes/sessions/{session_id}/stop", openapi_extra=documented())
 async def stop_session(request: Request, session_id: str) -> Response:
-    """Stop a session; answers when it is down. Idempotent."""
+    """Stop a session; answers when it is down and, if its sandbox is persistent, its snapshot is made. Idempotent."""
     services = services_of(request)
     owner = await services.auth.session(request, session_id)
     parse(Body, await read_body(request, services.settings.server.max_body_bytes))
@@ -77,11 +78,15 @@ async def stop_session(request: Request, session_id: str) -> Response:
     row = await stop(services, row)
     if sandbox is not None:
         _, sandbox = await load(services, owner)
+    async with services.database.read() as connection:
+        snapshot = await snapshot_rows.of_session(connection, row.id)
     bounded = owner.project_id in await services.bounded(owner.team_id)
     answer = {"session": shapes.session(row, bounded=bounded)}
     if sandbox is not None:
         current = row if sandbox.current_session_id == row.id else None
         answer = {"sandbox": shapes.sandbox(sandbox, current, bounded=bounded), **answer}
+    if snapshot is not None:
+        answer["snapshot"] = shapes.snapshot(snapshot)
     return JsonResponse(answer)
 
 

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from hutch.api import network_bounds
+from hutch.api import network_bounds, snapshots
 from hutch.api.auth import Authenticator, TokenSigner, new_token
 from hutch.api.forwarding import ForwardingSigner
 from hutch.api.host_events import follow_host
@@ -76,7 +76,8 @@ async def started(settings: Settings, loaded: Loaded, images: Images, clock: Clo
         )
         team, project = await _default_tenant(services)
         services.default_team_id, services.default_project_id = team.id, project.id
-        tasks = [asyncio.create_task(follow_host(services)), asyncio.create_task(network_bounds.keep_told(services))]
+        endless = (follow_host, network_bounds.keep_told, snapshots.keep_tidy)
+        tasks = [asyncio.create_task(work(services)) for work in endless]
         yield services
     finally:
         for task in tasks:

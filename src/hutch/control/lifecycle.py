@@ -70,6 +70,7 @@ def merge(session: SessionRow, report: SessionRecord, now: int) -> Merged:
         ingress_bytes=_first(report.ingress_bytes, session.ingress_bytes),
         egress_bytes=_first(report.egress_bytes, session.egress_bytes),
         stop_reason=_first(report.stop_reason, session.stop_reason),
+        snapshotted_at=_first(session.snapshotted_at, report.snapshot.created_at if report.snapshot is not None else None),
         cgroup=report.cgroup or session.cgroup,
         isolation=report.isolation or session.isolation,
     )

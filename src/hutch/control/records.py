@@ -164,6 +164,38 @@ class SandboxRecord:
     number: int = 0
 
 
+class SnapshotStatus(enum.StrEnum):
+    CREATED = "created"
+    DELETED = "deleted"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Files that a session left. `expiration_ms` counts from its last use, 0: never; `expires_at` is what follows. `durable_at`:
+    since when it survives a power cut."""
+
+    id: str
+    team_id: str
+    project_id: str
+    sandbox_id: str
+    sandbox_name: str
+    session_id: str
+    parent_id: str | None
+    status: SnapshotStatus
+    method: str
+    image: str
+    runtime: str
+    region: str
+    size_bytes: int
+    expiration_ms: int
+    created_at: int
+    updated_at: int
+    last_used_at: int
+    expires_at: int | None
+    durable_at: int | None = None
+    number: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class SessionRow:
     """One run of a sandbox, as the control plane last heard of it. Usage fields are set once it ended."""

@@ -286,7 +286,11 @@ class MakeDirectory(Body):
 
 
 class TakeSnapshot(Body):
+    """`keepRunning` and `memory` are Hutch's own."""
+
     expiration: Expiration | None = None
+    keepRunning: bool = False
+    memory: bool = False
 
 
 class OpenInteractive(Body):

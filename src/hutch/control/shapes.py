@@ -6,7 +6,16 @@ from __future__ import annotations
 from typing import Any
 
 from hutch.control.lifecycle import duration_ms, is_live, sandbox_status
-from hutch.control.records import CredentialRecord, NetworkPolicy, Route, SandboxRecord, SessionRow, TokenRecord, generation_of
+from hutch.control.records import (
+    CredentialRecord,
+    NetworkPolicy,
+    Route,
+    SandboxRecord,
+    SessionRow,
+    Snapshot,
+    TokenRecord,
+    generation_of,
+)
 from hutch.host.protocol import CommandRecord, NetworkApplied, SessionStatus
 
 Json = dict[str, Any]
@@ -96,6 +105,25 @@ def session(row: SessionRow, applied: NetworkApplied | None = None, *, bounded: 
         if row.ingress_bytes is not None and row.egress_bytes is not None:
             shape["networkTransfer"] = {"ingress": row.ingress_bytes, "egress": row.egress_bytes}
     return shape
+
+
+def snapshot(value: Snapshot) -> Json:
+    shape: Json = {
+        "id": value.id,
+        "sourceSessionId": value.session_id,
+        "sourceSandboxName": value.sandbox_name,
+        "region": value.region,
+        "regions": [value.region],
+        "status": str(value.status),
+        "sizeBytes": value.size_bytes,
+        "createdAt": value.created_at,
+        "updatedAt": value.updated_at,
+        "lastUsedAt": value.last_used_at,
+        "creationMethod": value.method,
+        "architecture": ARCHITECTURE,
+    }
+    optional = {"expiresAt": value.expires_at, "parentId": value.parent_id, "durableAt": value.durable_at}
+    return shape | {key: given for key, given in optional.items() if given is not None}
 
 
 def network_policy(policy: NetworkPolicy | None, applied: NetworkApplied | None = None, *, bounded: bool) -> Json:

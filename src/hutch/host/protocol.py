@@ -8,6 +8,7 @@ Methods over `hutch.wire` (client = control plane):
     session.list     {}                         → {}, EVENT SessionRecord …
     session.stop     StopRequest                → SessionRecord (answers when it is down)
     session.extend   ExtendRequest              → SessionRecord
+    session.persist  PersistRequest             → SessionRecord
     session.snapshot SnapshotRequest            → SnapshotTaken (answers when the snapshot exists)
     snapshot.delete  SnapshotRef                → {} (of a snapshot that there is not, too)
     snapshot.list    {}                         → {}, EVENT SnapshotRecord …
@@ -112,6 +113,7 @@ class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     method: SnapshotMethod
     inherited_bytes: int = 0
+    image_bytes: int = 0
     parent_id: str | None = None
     durable_at: int | None = None
     """Since when it also survives a power cut."""
@@ -143,6 +145,13 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
     persistent: bool = False
     snapshot: SnapshotRecord | None = None
     """What it left: set with the last state, and before, while it is being made (`snapshotting`), without a size."""
+
+
+class PersistRequest(msgspec.Struct, frozen=True):
+    """Whether the end of a session is to leave a snapshot."""
+
+    session_id: str
+    persistent: bool
 
 
 class SnapshotRequest(msgspec.Struct, frozen=True, kw_only=True):

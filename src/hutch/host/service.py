@@ -27,6 +27,7 @@ from hutch.host.protocol import (
     ForwardingKey,
     HostInfo,
     NetworkUpdate,
+    PersistRequest,
     PtyOpen,
     SessionEvent,
     SessionRef,
@@ -61,6 +62,7 @@ class Service:
             "session.list": self._list,
             "session.stop": self._stop,
             "session.extend": self._extend,
+            "session.persist": self._persist,
             "session.snapshot": self._snapshot,
             "snapshot.delete": self._snapshot_delete,
             "snapshot.list": self._snapshot_list,
@@ -125,6 +127,10 @@ class Service:
     async def _extend(self, stream: Stream) -> None:
         request = stream.params(ExtendRequest)
         stream.send_reply(await self._supervisor.extend(request.session_id, request.duration_ms, request.max_timeout_ms))
+
+    async def _persist(self, stream: Stream) -> None:
+        request = stream.params(PersistRequest)
+        stream.send_reply(await self._supervisor.set_persistent(request.session_id, persistent=request.persistent))
 
     async def _snapshot(self, stream: Stream) -> None:
         stream.send_reply(await self._supervisor.snapshot(stream.params(SnapshotRequest)))

@@ -60,7 +60,7 @@ class Snapshots:
         return Source(snapshot_id, record.size_bytes)
 
     @staticmethod
-    def plan(session: SessionRecord, inherited_bytes: int, method: SnapshotMethod) -> SnapshotRecord:
+    def plan(session: SessionRecord, image_bytes: int, inherited_bytes: int, method: SnapshotMethod) -> SnapshotRecord:
         """A snapshot that is about to be made of a session."""
         return SnapshotRecord(
             snapshot_id=ids.snapshot_id(),
@@ -68,6 +68,7 @@ class Snapshots:
             image=session.image,
             size_bytes=inherited_bytes,
             inherited_bytes=inherited_bytes,
+            image_bytes=image_bytes,
             created_at=now_ms(),
             method=method,
             parent_id=session.source_snapshot,

@@ -420,6 +420,12 @@ class Supervisor:
         self._arm(session)
         return session.record
 
+    async def set_persistent(self, session_id: str, *, persistent: bool) -> SessionRecord:
+        """Say whether the end of a session is to leave a snapshot."""
+        session, _ = self.running(session_id)
+        await self._change(session, persistent=persistent)
+        return session.record
+
     # -- network -----------------------------------------------------------------------------------
 
     async def set_network(self, update: NetworkUpdate) -> NetworkApplied:
@@ -476,7 +482,7 @@ class Supervisor:
         assert session.machine is not None
         if request.keep_running:
             machine = session.machine
-            planned = self.snapshots.plan(session.record, machine.inherited_bytes, SnapshotMethod.MANUAL)
+            planned = self._planned(session, machine.inherited_bytes, SnapshotMethod.MANUAL)
             made = await self.snapshots.copy(machine.machine_id, planned)
             self._settle(made)
             return SnapshotTaken(snapshot=made, session=session.record)
@@ -485,13 +491,18 @@ class Supervisor:
             raise UnavailableError("snapshot_failed", f"The snapshot could not be made: {record.stop_reason}", retry_after_s=5)
         return SnapshotTaken(snapshot=record.snapshot, session=record)
 
+    def _planned(self, session: Session, inherited: int, method: SnapshotMethod) -> SnapshotRecord:
+        image = self._images.resolve(session.record.image)
+        size = sum(layer.path.stat().st_size for layer in image.layers)
+        return self.snapshots.plan(session.record, size, inherited, method)
+
     async def _sealed(self, session: Session, machine_id: str, inherited: int) -> SnapshotRecord | None:
         """The snapshot that the end of a session leaves; None when it leaves none, or its files are not there any more."""
         record = session.record
         if record.snapshot is None:
             if not record.persistent:
                 return None
-            planned = self.snapshots.plan(record, inherited, SnapshotMethod.AUTOMATIC)
+            planned = self._planned(session, inherited, SnapshotMethod.AUTOMATIC)
             await self._change(session, status=SessionStatus.SNAPSHOTTING, snapshot=planned)
             record = session.record
         assert record.snapshot is not None
@@ -521,7 +532,7 @@ class Supervisor:
         if status is SessionStatus.STOPPED:
             await self._write_end(session, status=SessionStatus.STOPPING, requested_stop_at=now_ms(), stop_reason=reason)
         if method is not None:
-            planned = self.snapshots.plan(session.record, machine.inherited_bytes, method)
+            planned = self._planned(session, machine.inherited_bytes, method)
             await self._write_end(session, status=SessionStatus.SNAPSHOTTING, snapshot=planned)
         usage = await self._machines.end(machine)
         if status is SessionStatus.FAILED and usage.oom_kills:

@@ -173,6 +173,35 @@ class SessionModel(Base):
     isolation: Mapped[str] = mapped_column(String(32))
 
 
+class SnapshotModel(Base):
+    """Files that a session left. A deleted one stays listed; it is purged when its host has removed the files."""
+
+    __tablename__ = "snapshots"
+    __table_args__ = (Index("ix_snapshots_created", "project_id", "created_at", "number"),)
+
+    number: Mapped[int] = mapped_column(Number, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(64), unique=True)
+    team_id: Mapped[str] = mapped_column(ForeignKey("teams.id"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    sandbox_id: Mapped[str] = mapped_column(String(64), index=True)
+    sandbox_name: Mapped[str] = mapped_column(String(128))
+    session_id: Mapped[str] = mapped_column(String(64), index=True)
+    parent_id: Mapped[str | None] = mapped_column(String(64), index=True)
+    status: Mapped[str] = mapped_column(String(16))
+    method: Mapped[str] = mapped_column(String(16))
+    image: Mapped[str] = mapped_column(String(512))
+    runtime: Mapped[str] = mapped_column(String(32))
+    region: Mapped[str] = mapped_column(String(32))
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    expiration_ms: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    updated_at: Mapped[int] = mapped_column(BigInteger)
+    last_used_at: Mapped[int] = mapped_column(BigInteger)
+    expires_at: Mapped[int | None] = mapped_column(BigInteger, index=True)
+    durable_at: Mapped[int | None] = mapped_column(BigInteger)
+    purged_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
 class CredentialModel(Base):
     """A stored credential of a project. `value` is sealed."""
 

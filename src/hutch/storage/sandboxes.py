@@ -163,6 +163,13 @@ async def save(connection: AsyncConnection, record: SandboxRecord, sealer: Seale
     await _replace_tags(connection, record.id, record.config.tags)
 
 
+async def set_session(connection: AsyncConnection, record: SandboxRecord) -> None:
+    """Make another session a sandbox's current one."""
+    names = ("current_session_id", "status", "status_updated_at")
+    values = {name: getattr(record, name) for name in names}
+    await connection.execute(update(SandboxModel).where(SandboxModel.id == record.id).values(**values))
+
+
 async def next_generation(connection: AsyncConnection, sandbox_id: str) -> int:
     """The number of a sandbox's next network policy, be it the record's or a session's."""
     following = SandboxModel.network_generation + 1

@@ -1,0 +1,186 @@
+"""Snapshots: what hosts report of them, who uses them, and when they go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from hutch.control.cursor import Position
+from hutch.control.records import Scope, SessionRow, Snapshot, SnapshotStatus
+from hutch.host.protocol import SnapshotRecord
+from hutch.storage.models import SandboxModel, SnapshotModel
+
+DEFAULT_EXPIRATION_MS = 30 * 24 * 3600 * 1000
+_TABLE = SnapshotModel.__table__
+_PLAIN = tuple(name for name in Snapshot.__slots__ if name not in ("number", "status"))
+
+
+def _snapshot(row: Row[Any]) -> Snapshot:
+    values = row._mapping
+    plain = {name: values[name] for name in _PLAIN}
+    return Snapshot(status=SnapshotStatus(values["status"]), number=values["number"], **plain)
+
+
+def _scoped(scope: Scope) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = [SnapshotModel.team_id == scope.team_id]
+    if scope.project_id is not None:
+        conditions.append(SnapshotModel.project_id == scope.project_id)
+    return conditions
+
+
+def _expires(used_at: int, expiration_ms: int) -> int | None:
+    return used_at + expiration_ms if expiration_ms else None
+
+
+async def find(connection: AsyncConnection, scope: Scope, snapshot_id: str, *, lock: bool = False) -> Snapshot | None:
+    """A snapshot, deleted ones too; with `lock` nobody else changes it until the transaction ends."""
+    query = select(_TABLE).where(*_scoped(scope), SnapshotModel.id == snapshot_id)
+    row = (await connection.execute(query.with_for_update() if lock else query)).first()
+    return _snapshot(row) if row is not None else None
+
+
+async def of_session(connection: AsyncConnection, session_id: str) -> Snapshot | None:
+    """What a session left last."""
+    query = select(_TABLE).where(SnapshotModel.session_id == session_id).order_by(SnapshotModel.number.desc()).limit(1)
+    row = (await connection.execute(query)).first()
+    return _snapshot(row) if row is not None else None
+
+
+async def page(
+    connection: AsyncConnection, scope: Scope, *, sandbox_name: str | None, descending: bool, after: Position | None, limit: int
+) -> tuple[list[Snapshot], Position | None]:
+    """One page by time of creation, and where the next begins."""
+    created, number = SnapshotModel.created_at, SnapshotModel.number
+    conditions = _scoped(scope)
+    if sandbox_name is not None:
+        conditions.append(SnapshotModel.sandbox_name == sandbox_name)
+    if after is not None:
+        beyond = created < after.value if descending else created > after.value
+        tie = number < after.number if descending else number > after.number
+        conditions.append(or_(beyond, (created == after.value) & tie))
+    order = (created.desc(), number.desc()) if descending else (created.asc(), number.asc())
+    rows = (await connection.execute(select(_TABLE).where(*conditions).order_by(*order).limit(limit + 1))).all()
+    found = [_snapshot(row) for row in rows[:limit]]
+    return found, Position(found[-1].created_at, found[-1].number) if len(rows) > limit else None
+
+
+async def children(connection: AsyncConnection, scope: Scope, parent_id: str | None, limit: int) -> list[Snapshot]:
+    """Snapshots that came from another one (None: from an image), newest first."""
+    query = select(_TABLE).where(*_scoped(scope), SnapshotModel.parent_id == parent_id)
+    rows = await connection.execute(query.order_by(SnapshotModel.created_at.desc(), SnapshotModel.number.desc()).limit(limit))
+    return [_snapshot(row) for row in rows]
+
+
+# -- making and using -------------------------------------------------------------------------------
+
+
+async def reported(
+    connection: AsyncConnection, session: SessionRow, report: SnapshotRecord, now: int, *, expiration_ms: int | None = None
+) -> None:
+    """Write what a host says about a snapshot. The first time it becomes what its sandbox goes on from, and what the sandbox
+    keeps no longer is deleted. Idempotent."""
+    size = report.size_bytes + report.image_bytes
+    known = update(SnapshotModel).where(SnapshotModel.id == report.snapshot_id)
+    if (await connection.execute(known.values(size_bytes=size, durable_at=report.durable_at))).rowcount:
+        return
+    columns = (SandboxModel.snapshot_expiration_ms, SandboxModel.keep_last_snapshots, SandboxModel.current_session_id)
+    sandbox = (await connection.execute(select(*columns).where(SandboxModel.id == session.sandbox_id))).first()
+    if expiration_ms is None:
+        own = sandbox.snapshot_expiration_ms if sandbox is not None else None
+        expiration_ms = own if own is not None else DEFAULT_EXPIRATION_MS
+    await connection.execute(
+        insert(SnapshotModel).values(
+            id=report.snapshot_id,
+            team_id=session.team_id,
+            project_id=session.project_id,
+            sandbox_id=session.sandbox_id,
+            sandbox_name=session.sandbox_name,
+            session_id=session.id,
+            parent_id=report.parent_id,
+            status=str(SnapshotStatus.CREATED),
+            method=str(report.method),
+            image=report.image,
+            runtime=session.runtime,
+            region=session.region,
+            size_bytes=size,
+            expiration_ms=expiration_ms,
+            created_at=report.created_at,
+            updated_at=now,
+            last_used_at=report.created_at,
+            expires_at=_expires(report.created_at, expiration_ms),
+            durable_at=report.durable_at,
+        )
+    )
+    if sandbox is None:
+        return
+    if sandbox.current_session_id == session.id:
+        current = update(SandboxModel).where(SandboxModel.id == session.sandbox_id)
+        await connection.execute(current.values(current_snapshot_id=report.snapshot_id))
+    if sandbox.keep_last_snapshots is not None:
+        await _evict(connection, session.sandbox_id, sandbox.keep_last_snapshots, expiration_ms, now)
+
+
+async def _evict(connection: AsyncConnection, sandbox_id: str, keep: dict[str, Any], expiration_ms: int, now: int) -> None:
+    """Apply `keepLastSnapshots` to a sandbox."""
+    mine = (SnapshotModel.sandbox_id == sandbox_id, SnapshotModel.status == str(SnapshotStatus.CREATED))
+    query = select(_TABLE).where(*mine).order_by(SnapshotModel.created_at.desc(), SnapshotModel.number.desc())
+    found = [_snapshot(row) for row in await connection.execute(query)]
+    kept_for = keep.get("expiration", expiration_ms)
+    for snapshot in found[: keep["count"]]:
+        values = {"expiration_ms": kept_for, "expires_at": _expires(snapshot.last_used_at, kept_for)}
+        await connection.execute(update(SnapshotModel).where(SnapshotModel.id == snapshot.id).values(**values))
+    if keep.get("deleteEvicted", True):
+        for snapshot in found[keep["count"] :]:
+            await mark_deleted(connection, snapshot.id, now)
+
+
+async def used(connection: AsyncConnection, snapshot: Snapshot, now: int) -> None:
+    """A session begins with it: its life is counted from now."""
+    values = {"last_used_at": now, "updated_at": now, "expires_at": _expires(now, snapshot.expiration_ms)}
+    await connection.execute(update(SnapshotModel).where(SnapshotModel.id == snapshot.id).values(**values))
+
+
+# -- the end ----------------------------------------------------------------------------------------
+
+
+async def mark_deleted(connection: AsyncConnection, snapshot_id: str, now: int) -> bool:
+    """It can't be used any more; its files go when the host is told. False when it was deleted before."""
+    live = (SnapshotModel.id == snapshot_id, SnapshotModel.status == str(SnapshotStatus.CREATED))
+    values = {"status": str(SnapshotStatus.DELETED), "updated_at": now, "expires_at": None}
+    return (await connection.execute(update(SnapshotModel).where(*live).values(**values))).rowcount > 0
+
+
+async def expire(connection: AsyncConnection, now: int) -> int:
+    """Delete what has expired; how many."""
+    due = (SnapshotModel.status == str(SnapshotStatus.CREATED), SnapshotModel.expires_at <= now)
+    values = {"status": str(SnapshotStatus.DELETED), "updated_at": now, "expires_at": None}
+    return (await connection.execute(update(SnapshotModel).where(*due).values(**values))).rowcount
+
+
+async def delete_orphans(connection: AsyncConnection, sandbox_id: str, now: int) -> None:
+    """Delete the snapshots of a sandbox that no other sandbox would go on from."""
+    needed = select(SandboxModel.current_snapshot_id).where(
+        SandboxModel.current_snapshot_id.is_not(None), SandboxModel.id != sandbox_id
+    )
+    mine = (SnapshotModel.sandbox_id == sandbox_id, SnapshotModel.status == str(SnapshotStatus.CREATED))
+    values = {"status": str(SnapshotStatus.DELETED), "updated_at": now, "expires_at": None}
+    await connection.execute(update(SnapshotModel).where(*mine, SnapshotModel.id.not_in(needed)).values(**values))
+
+
+async def to_purge(connection: AsyncConnection, limit: int = 100) -> list[str]:
+    """Deleted snapshots whose files may still be there."""
+    query = select(SnapshotModel.id).where(SnapshotModel.status == str(SnapshotStatus.DELETED), SnapshotModel.purged_at.is_(None))
+    return list((await connection.execute(query.limit(limit))).scalars())
+
+
+async def purged(connection: AsyncConnection, snapshot_id: str, now: int) -> None:
+    """Its files are gone."""
+    await connection.execute(update(SnapshotModel).where(SnapshotModel.id == snapshot_id).values(purged_at=now))
+
+
+async def known(connection: AsyncConnection, snapshot_ids: list[str]) -> set[str]:
+    """Those that there are, of whatever team: for comparing with a host, never for a caller."""
+    found = select(SnapshotModel.id).where(SnapshotModel.id.in_(snapshot_ids))
+    return set((await connection.execute(found)).scalars())
