@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import stat
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.egress.world import API, CANARY, EVIL, SHARED, Guest, World
+from hutch.host.protocol import Tally
+from tests.egress.world import API, CANARY, DEADLINE_S, EVIL, SHARED, Guest, World
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("canary_stays")]
 
@@ -389,6 +392,69 @@ async def test_t98_websockets_are_under_the_rule_s_limit(outside: World) -> None
     record = await guest.audited(kind="http", status=101)
     assert (record["decision"], record["reason"]) == ("deny", "byte_limit")
     assert sent <= record["up"] <= limit
+
+
+async def killed(outside: World) -> None:
+    """Kill the gateway; when this returns another one serves everybody."""
+    restarts = outside.gateway.restarts
+    os.kill(outside.gateway_pid, signal.SIGKILL)
+    while outside.gateway.restarts == restarts or not outside.gateway._ready.is_set():
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("host", ["runs on", "starts again"])
+async def test_t98_what_was_counted_counts_on_in_the_next_gateway(outside: World, host: str) -> None:
+    limit = 100_000
+    rule = {**RULE, "limits": {"upBytes": limit}}
+    guest = await outside.guest({"allow": {"api.test": [rule]}, "subnets": {"allow": [f"{EVIL}/32"]}})
+    outside.origins.script("api.test", OK + b"content-length: 0\r\n\r\n", whole=True)
+    outside.origins.script(f"{EVIL}:8080", echo=True)
+    body = guest.directory / "body"
+    body.write_bytes(b"x" * 60_000)
+    upload = ("--http1.1", "-H", "expect:", "-T", str(body), "https://api.test/")
+    assert (await guest.curl(*upload)).out.endswith("200")
+    assert (await guest.python("say(outcome(sys.argv[1], 8080, b'y' * 1000, 5.0)['end'])", EVIL)).json() == "data"
+    before = await guest.counters()
+    if host == "starts again":
+        await outside.start_host_again()
+        outside.gateway.resume_counters(guest.network, before)
+    await killed(outside)
+    assert await guest.counters() == before
+    assert before.tallies[EVIL].up_bytes == 1000
+    # The rest of the rule's limit, and not all of it again.
+    assert not (await guest.curl(*upload)).out.endswith("200")
+    after = await guest.counters()
+    assert before.tallies["api.test"].up_bytes == 60_000
+    assert 60_000 <= after.tallies["api.test"].up_bytes <= limit
+    assert outside.origins.seen().data.count(b"x") <= limit
+
+
+async def test_t98_bytes_are_counted_by_name_while_they_pass(outside: World) -> None:
+    guest = await outside.guest({"allow": {"api.test": [RULE], "cdn.test": []}})
+    half = bytes(50_000)
+    outside.origins.script("api.test", OK + b"content-length: 100000\r\n\r\n" + half, held=half)
+    program = """
+    stream = tls(sys.argv[1], "api.test", alpn=["http/1.1"])
+    stream.sendall(b"GET / HTTP/1.1\\r\\nhost: api.test\\r\\n\\r\\n")
+    got = b""
+    while len(got) < 50_000:
+        got += stream.recv(100_000)
+    say(len(got))
+    sys.stdout.flush()
+    import signal
+    signal.pause()
+    """
+    running = asyncio.ensure_future(guest.python(program, API))
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            while (counted := await guest.counters()).tallies.get("api.test", Tally()).down_bytes < 50_000:
+                await asyncio.sleep(0.02)
+        assert not running.done()
+        (rule,) = (tally for key, tally in counted.tallies.items() if key.startswith("rule:"))
+        assert rule.down_bytes == 50_000
+    finally:
+        guest.stop()
+        await asyncio.wait([running])
 
 
 async def test_t98_counters_are_what_the_origin_got(outside: World) -> None:

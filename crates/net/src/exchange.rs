@@ -216,8 +216,6 @@ impl Drop for Log {
             self.sandbox.counters.tally(&key, |tally| {
                 tally.requests += 1;
                 tally.injected += injects;
-                tally.up_bytes += up;
-                tally.down_bytes += down;
             });
         }
     }
@@ -264,9 +262,11 @@ pub async fn exchange(served: &Served, asked: Asked) -> Answer {
             continue;
         };
         let rule = judgement.rule.as_ref().map(|rule| rule.id);
+        let key = name_of(served);
         let meter = Meter::new(
             Arc::clone(&served.sandbox),
             Arc::clone(&served.flow),
+            &key,
             judgement.limits,
             rule,
         );
@@ -275,7 +275,7 @@ pub async fn exchange(served: &Served, asked: Asked) -> Answer {
             sandbox: Arc::clone(&served.sandbox),
             current: Arc::clone(&current),
             record: Some(record),
-            key: name_of(served),
+            key,
             rule,
             began,
             meter: meter.clone(),

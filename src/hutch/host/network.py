@@ -386,3 +386,16 @@ class Networks:
 
 def _dotted(address: int) -> str:
     return ".".join(str(address >> shift & 255) for shift in (24, 16, 8, 0))
+
+
+def interface_bytes(network: Network) -> tuple[int, int]:
+    """What the host's end of a link has had from the guest and sent to it."""
+    statistics = Path("/sys/class/net") / network.link / "statistics"
+    return _counter(statistics / "rx_bytes"), _counter(statistics / "tx_bytes")
+
+
+def _counter(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 0
