@@ -90,12 +90,12 @@ def _install(step: Step) -> None:
         shell.logged([*pip, "install", "--require-hashes", "--no-deps", "-r", _UV_LOCK], "python")
     uv: list[str | Path] = [VENV / "bin" / "uv", "pip", "install", "--quiet", "--python", python]
     lock = shell.CHECKOUT / "requirements-dev.txt"
-    shell.logged([*uv, "--require-hashes", "--no-deps", "-r", lock], "python", env=_index_for_uv())
+    shell.logged([*uv, "--require-hashes", "--no-deps", "-r", lock], "python", env=index_for_uv())
     # Without isolation: hatchling is in the lock file, and nothing unchecked is fetched to build with.
-    shell.logged([*uv, "--no-deps", "--no-build-isolation", "--editable", shell.CHECKOUT], "python", env=_index_for_uv())
+    shell.logged([*uv, "--no-deps", "--no-build-isolation", "--editable", shell.CHECKOUT], "python", env=index_for_uv())
 
 
-def _index_for_uv() -> dict[str, str]:
+def index_for_uv() -> dict[str, str]:
     """pip's own index in uv's words: uv does not read pip's configuration."""
     if any(name in os.environ for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL")):
         return {}

@@ -101,6 +101,13 @@ async def test_warnings_are_told_and_kept(api: Api) -> None:
     assert [(item["pointer"], item["code"]) for item in policy["hutch"]["warnings"]] == [("/subnets/allow/0", "open_range")]
 
 
+def injecting(end: str) -> bytes:
+    """A policy that adds a short value and wants it masked."""
+    return json.dumps(
+        {"allow": {"a.test": [{"transform": [{"headers": {"authorization": "abc" + end}}], "scrub": True}]}}
+    ).encode()
+
+
 BAD: list[tuple[bytes, str | None]] = [
     (b'{"mode": "open"}', "/mode"),
     (b'{"allow": {"a.test": [{}]}}', "/allow/a.test/0"),
@@ -109,6 +116,9 @@ BAD: list[tuple[bytes, str | None]] = [
     (b'{"subnets": {"allow": ["10.0.0.0/8"]}}', "/subnets/allow/0"),
     (b'{"allow": {"a.test": [{"match": {"path": {"regex": "("}}, "response": {"statusCode": 403}}]}}', None),
     (b'{"unknown": 1}', "/unknown"),
+    # A value that would end its line, or is too short to be told from other text (T84, T78).
+    *[(injecting(end), "/allow/a.test/0/transform/0/headers/authorization") for end in ("\r\nx-more: 1", "\n", "\r", "\0")],
+    (injecting(""), "/allow/a.test/0"),
     (b'"open"', ""),
     (b"5", ""),
     (b"[]", ""),

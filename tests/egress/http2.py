@@ -182,6 +182,8 @@ class Peer:
         self.streams: dict[int, dict[str, Any]] = {}
         self.goaway: str | None = None
         self.closed = False
+        # Frames are written one by one, and wait for no word of the other side.
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         stream.sendall(PREFACE + settings(table=0, window=WIDE) + frame(WINDOW, 0, 0, struct.pack("!I", WIDE - 65535)))
 
     def ask(self, fields: Iterable[tuple[str | bytes, str | bytes]], body: bytes | None = None, end: bool = True) -> int:

@@ -116,10 +116,24 @@ def _sum_of(source: str, destination: str, protocol: int, segment: bytes) -> int
     return checksum(pseudo + segment)
 
 
-def tcp(source: tuple[str, int], destination: tuple[str, int], flags: int, payload: bytes = b"", sequence: int = 1000) -> bytes:
-    segment = struct.pack("!HHIIBBHHH", source[1], destination[1], sequence, 0, 5 << 4, flags, 65535, 0, 0) + payload
+def tcp(
+    source: tuple[str, int],
+    destination: tuple[str, int],
+    flags: int,
+    payload: bytes = b"",
+    sequence: int = 1000,
+    acknowledged: int = 0,
+) -> bytes:
+    segment = struct.pack("!HHIIBBHHH", source[1], destination[1], sequence, acknowledged, 5 << 4, flags, 65535, 0, 0) + payload
     total = _sum_of(source[0], destination[0], socket.IPPROTO_TCP, segment)
     return segment[:16] + struct.pack("!H", total) + segment[18:]
+
+
+def read_tcp(packet: bytes) -> tuple[int, int, int, bytes]:
+    """Flags, sequence, acknowledgement and payload of a packet with TCP."""
+    segment = packet[(packet[0] & 15) * 4 : int.from_bytes(packet[2:4])]
+    sequence, acknowledged = struct.unpack("!II", segment[4:12])
+    return segment[13], sequence, acknowledged, segment[(segment[12] >> 4) * 4 :]
 
 
 def udp(source: tuple[str, int], destination: tuple[str, int], payload: bytes) -> bytes:

@@ -9,6 +9,7 @@ import base64
 import gzip
 import html
 import json
+import re
 import urllib.parse
 import zlib
 from typing import Any
@@ -31,6 +32,8 @@ PLACEHOLDERS = [{"text": PLACEHOLDER, "variable": "KEY", "credential": "key"}]
 WITH_PLACEHOLDER = {
     "transform": [{"headers": {"authorization": {"credential": "key", "format": "Bearer {}", "placeholder": "KEY"}}}]
 }
+
+GZIPPED = gzip.compress(CANARY.encode())
 
 
 def sized(body: bytes, *headers: bytes) -> bytes:
@@ -251,10 +254,11 @@ async def test_t76_an_echo_of_what_another_request_stored(outside: World) -> Non
 async def test_t77_requests_forbid_what_could_not_be_searched(outside: World) -> None:
     guest = await outside.guest(POLICY)
     asked = ["accept-encoding: gzip, br", "Accept_Encoding: zstd", "range: bytes=10-14", "if-range: x", "te: trailers, gzip"]
+    asked += ["grpc-accept-encoding: identity, gzip", "connect-accept-encoding: gzip"]
     arguments = [part for line in asked for part in ("-H", line)]
     assert (await guest.curl(*arguments, "https://api.test/")).out == "ok\n200"
     sent = outside.origins.seen().data.lower()
-    assert b"accept-encoding: identity\r\n" in sent
+    assert sorted(re.findall(rb"(?m)^(\S*)accept-encoding: identity\r$", sent)) == [b"", b"connect-", b"grpc-"]
     for word in (b"gzip", b"br\r\n", b"zstd", b"range"):
         assert word not in sent
 
@@ -296,8 +300,10 @@ async def test_t77_gzip_and_deflate_are_decoded_and_searched(outside: World, enc
         ([b"content-encoding: gzip"], b"not gzip at all"),
         ([b"content-encoding: gzip"], gzip.compress(bytes(4 << 20))),
         ([b"content-encoding: gzip"], gzip.compress(b"cut off in the middle")[:-6]),
+        ([b"grpc-encoding: gzip"], b"\1" + len(GZIPPED).to_bytes(4) + GZIPPED),
+        ([b"connect-content-encoding: gzip"], b"\1" + len(GZIPPED).to_bytes(4) + GZIPPED),
     ],
-    ids=["brotli", "zstd", "twice", "two lines", "no gzip", "bomb", "truncated"],
+    ids=["brotli", "zstd", "twice", "two lines", "no gzip", "bomb", "truncated", "messages of gRPC", "messages of Connect"],
 )
 @pytest.mark.defence("encodings")
 async def test_t77_what_cannot_be_searched_is_refused(outside: World, headers: list[bytes], body: bytes) -> None:

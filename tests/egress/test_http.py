@@ -988,6 +988,18 @@ async def test_t73_the_limits_of_a_rule_hold_in_a_websocket(outside: World) -> N
 # -- HTTP/2 ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+async def test_a_refused_upload_is_told_why(outside: World, version: str) -> None:
+    rule = {**INJECT, "match": {"path": {"exact": "/here"}}}
+    guest = await outside.guest({"allow": {"api.test": [rule]}, "defaults": {"unmatched": "deny"}})
+    large = guest.directory / "large"
+    large.write_bytes(b"x" * 5_000_000)
+    ran = await guest.curl(version, "--data-binary", f"@{large}", "https://api.test/elsewhere")
+    assert (ran.code, json.loads(ran.out.splitlines()[0])["error"]["code"]) == (0, "unmatched")
+    assert ran.out.endswith("403")
+    assert outside.origins.seen().is_silent
+
+
 async def h2(guest: Guest, program: str, *arguments: str, name: str = "api.test", address: str = API) -> Any:
     """Run a program in which `peer` is a client of HTTP/2 on a connection to a name."""
     first = f"""

@@ -7,13 +7,17 @@ import json
 import os
 import signal
 import stat
+import statistics
+import textwrap
 import time
 from pathlib import Path
 
 import pytest
 
+from hutch.host.gateway import BACKLOG
 from hutch.host.protocol import Tally
-from tests.egress.world import API, CANARY, DEADLINE_S, EVIL, SHARED, Guest, World
+from tests.egress.packets import SYN, ipv4, tcp
+from tests.egress.world import API, CANARY, DEADLINE_S, EVIL, SHARED, Guest, Origins, World, world
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("canary_stays")]
 
@@ -21,7 +25,9 @@ OK = b"HTTP/1.1 200 OK\r\n"
 RULE = {"transform": [{"headers": {"authorization": f"Bearer {CANARY}"}}]}
 POLICY = {"allow": {"api.test": [RULE], "cdn.test": []}}
 CONNECTIONS = 1024
+FLOODED = {"allow": {"api.test": [RULE], "cdn.test": [RULE]}}
 BUFFER = 64 * 1024
+CAP_IPC_LOCK = 14
 
 ATTACKS = {
     "silent sockets": """
@@ -99,6 +105,154 @@ async def test_t94_others_are_served_while_one_attacks(outside: World, attack: s
     finally:
         attacker.stop()
         await asyncio.wait([running])
+
+
+FLOODS = {
+    # Taken back when they are being served, as the answer to a ping shows.
+    "requests that are reset": """
+    number = peer.ask(get(name="cdn.test"), end=False)
+    peer.stream.sendall(frame(PING, 0, 0, bytes(8)))
+    peer.stream.recv(65536)
+    peer.stream.sendall(frame(RESET, 0, number, struct.pack("!I", 8)))
+    """,
+    # As one read has them: taken back before anybody saw them.
+    "requests that are reset at once": """
+    frames = b""
+    for _ in range(200):
+        number, peer.next = peer.next, peer.next + 2
+        frames += frame(HEADERS, END_HEADERS, number, block(get(name="cdn.test"))) + frame(RESET, 0, number, struct.pack("!I", 8))
+    peer.stream.sendall(frames)
+    """,
+    "a head that goes on and on": """
+    if turn == 0:
+        peer.stream.sendall(frame(HEADERS, 0, 1, block(get(name="cdn.test"))))
+    peer.stream.sendall(frame(CONTINUATION, 0, 1, block([(b"x-%d" % turn, b"y" * 1000)])))
+    """,
+    "data of nothing": """
+    if turn == 0:
+        peer.ask(get(name="cdn.test"), end=False)
+    peer.stream.sendall(frame(DATA, 0, 1) * 100)
+    """,
+}
+"""What ends the connection that does it, again and again."""
+
+STRAINS = {
+    "pings": """
+    peer.stream.sendall(frame(PING, 0, 0, bytes(8)) * 1000)
+    """,
+    "settings": """
+    peer.stream.sendall(settings(window=1 + turn % 2) * 1000)
+    """,
+    "windows of one byte": """
+    if turn == 0:
+        peer.stream.sendall(settings(window=1))
+        for number in range(1, 201, 2):
+            peer.ask(get(name="cdn.test"))
+    peer.stream.sendall(b"".join(frame(WINDOW, 0, number, struct.pack("!I", 1)) for number in range(1, 201, 2)))
+    """,
+    "answers that are not read": """
+    if turn == 0:
+        for number in range(1, 201, 2):
+            peer.ask(get(name="cdn.test"))
+    threading.Event().wait()
+    """,
+}
+"""What HTTP/2 allows: the connection may stay, and costs what a connection may cost."""
+
+
+TURNS = 5000
+MAX_RESETS = 100
+STREAMS = 128
+STREAM_KIB = 1024
+"""What one of them may take at most, with what waits for its client and from its server."""
+
+
+def flooding(act: str, *, turns: int, again: bool) -> str:
+    """A program that does this on a connection to `cdn.test`, and on others when it ends; it says how often it did it on each."""
+    return f"""
+import threading
+from tests.egress.http2 import *
+ended = []
+while {again} or not ended:
+    try:
+        peer = Peer(tls(sys.argv[1], "cdn.test", alpn=["h2"]))
+        for turn in range({turns}):
+{textwrap.indent(textwrap.dedent(act), " " * 12)}
+        turn = "all"
+    except OSError:
+        pass
+    ended.append(turn)
+say(ended)
+"""
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+async def test_t94_a_flood_of_http2_ends_its_connection(outside: World, flood: str) -> None:
+    guest = await outside.guest(FLOODED)
+    [turns] = (await guest.python(flooding(FLOODS[flood], turns=TURNS, again=False), SHARED)).json()
+    assert turns != "all"
+    assert (await guest.audited(kind="tls", decision="deny"))["reason"] in ("limit", "protocol_violation")
+    # What one connection could ask for before it ended.
+    assert len(outside.origins.seen().connections) <= MAX_RESETS + 1
+
+
+@pytest.mark.parametrize("flood", [*FLOODS, *STRAINS])
+async def test_t94_others_are_served_while_one_floods_with_http2(outside: World, flood: str) -> None:
+    # The other one is answered by the gateway itself: origins are slower than it.
+    attacker, other = (
+        await outside.guest(FLOODED),
+        await outside.guest({"allow": {"api.test": [{"response": {"statusCode": 200}}]}}),
+    )
+    outside.origins.script("cdn.test", OK + b"content-length: 1000000000\r\n\r\n", repeat=bytes(100_000))
+    calm = statistics.median(await probe(other, 10))
+    before = outside.gateway_memory_kib
+    act = (FLOODS | STRAINS)[flood]
+    running = asyncio.ensure_future(attacker.python(flooding(act, turns=1 << 40, again=True), SHARED, timeout_s=60))
+    try:
+        await attacker.audited(kind="tls", decision="allow")
+        # Each of them is answered, which `probe` looks at.
+        took = await probe(other, 20)
+        assert outside.gateway_memory_kib - before < STREAMS * STREAM_KIB
+        assert statistics.median(took) < 50 * calm
+        assert not running.done(), running.result()
+    finally:
+        attacker.stop()
+        await asyncio.wait([running])
+
+
+async def test_t94_half_open_connections_keep_nobody_out(outside: World) -> None:
+    attacker, other = await outside.guest(POLICY), await outside.guest(POLICY)
+    await attacker.silence()
+    source, to = attacker.network.guest_address, attacker.gateway_hardware
+    with attacker.wire() as wire:
+        for port in range(1024, 1024 + 3 * BACKLOG):
+            wire.send_ipv4(ipv4(source, API, 6, tcp((source, port), (API, 443), SYN)), to)
+        assert len(await probe(other, 10)) == 10
+        answered = {packet[22:24] for frame in wire.received() for packet in [frame[14:]] if packet[9] == 6}
+    # They did arrive: more than the queue of the listener holds were answered.
+    assert len(answered) > BACKLOG
+
+
+async def test_t94_requests_beside_each_other_count_as_connections(origins: Origins, tmp_path: Path) -> None:
+    directory = tmp_path / "few"
+    directory.mkdir()
+    async with world(directory, origins, max_flows=8) as outside:
+        guest = await outside.guest(FLOODED)
+        outside.origins.script("cdn.test", OK + b"content-length: 4\r\n\r\n", held=b"held")
+        program = """
+        from tests.egress.http2 import *
+        peer = Peer(tls(sys.argv[1], "cdn.test", alpn=["h2"]))
+        asked = [peer.ask(get(name="cdn.test")) for _ in range(20)]
+        while sum(bool(peer.streams[number]["headers"]) for number in asked) < 20:
+            peer.step(5)
+        say([status(peer.streams[number] | {"goaway": None, "closed": False}) for number in asked])
+        """
+        # One on the connection's own place, seven on the others.
+        assert (await guest.python(program, SHARED)).json() == ["200"] * 8 + ["429"] * 12
+        assert len(outside.origins.seen().connections) == 8
+        refused = await guest.audit(kind="http", decision="deny", reason="limit", status=429)
+        assert sum(record.get("count", 1) for record in refused) == 12
+        outside.origins.release()
 
 
 @pytest.mark.defence("head-time")
@@ -248,6 +402,8 @@ async def test_t96_the_process_gives_nothing_away(outside: World) -> None:
     status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
     assert status["Uid"].split()[0] == str(outside.networks.gateway_user)
     assert status["NoNewPrivs"] == "1"
+    # Nothing is swapped: all that there is and will be is locked once it is used.
+    assert int(status["VmLck"].split()[0]) > 0
     # What a process that is not dumpable has in /proc is root's, whoever it runs as: nobody else traces or reads it.
     assert Path(f"/proc/{pid}/environ").stat().st_uid == 0
     assert Path(f"/proc/{pid}/mem").stat().st_uid == 0
@@ -264,6 +420,18 @@ async def test_t96_the_process_gives_nothing_away(outside: World) -> None:
     assert "198.51.100" not in unreachable.out
     records = [json.dumps(record) for record in await guest.audit()]
     assert not [record for record in records if CANARY[::-1] in record]
+
+
+async def test_every_thread_of_the_gateway_has_a_filter_and_one_capability(outside: World) -> None:
+    threads = [path.read_text() for path in Path(f"/proc/{outside.gateway_pid}/task").glob("*/status")]
+    assert len(threads) > 1
+    for thread in threads:
+        status = dict(line.split(":\t", 1) for line in thread.splitlines() if ":\t" in line)
+        assert (status["Seccomp"], status["Seccomp_filters"], status["NoNewPrivs"]) == ("2", "2", "1")
+        # It locks memory whatever the limit, and lets it do nothing else.
+        held = {int(status[name], 16) for name in ("CapPrm", "CapEff")}
+        assert held == {1 << CAP_IPC_LOCK}
+        assert int(status["CapInh"], 16) == int(status["CapAmb"], 16) == 0
 
 
 @pytest.mark.defence("own-cache")

@@ -26,7 +26,20 @@ from hutch.host import kernel
 from tests.conftest import wait_until
 from tests.egress import packets
 from tests.egress.dns_wire import AAAA, NO_SUCH_NAME, question
-from tests.egress.packets import ACK, BROADCAST, ETHERTYPE_ARP, ETHERTYPE_IPV6, MORE_FRAGMENTS, SYN, arp, ethernet, ipv4, tcp, udp
+from tests.egress.packets import (
+    ACK,
+    BROADCAST,
+    ETHERTYPE_ARP,
+    ETHERTYPE_IPV6,
+    MORE_FRAGMENTS,
+    PUSH,
+    SYN,
+    arp,
+    ethernet,
+    ipv4,
+    tcp,
+    udp,
+)
 from tests.egress.world import API, CANARY, DEADLINE_S, EVIL, METADATA, NAME_SERVER, SHARED, Guest, World
 
 pytestmark = pytest.mark.root
@@ -193,7 +206,7 @@ async def test_t04_ipv6_does_not_exist(outside: World) -> None:
     guest = await outside.guest("allow-all")
     link = guest.network.link
     assert not kernel.run(["ip", "-6", "addr", "show", "dev", link])
-    hardware = hardware_of(guest)
+    hardware = guest.gateway_hardware
     ours = b"\xfe\x80" + bytes(6) + bytes([hardware[0] ^ 2]) + hardware[1:3] + b"\xff\xfe" + hardware[3:]
     own = b"\xfe\x80" + bytes(13) + b"\x07"
     all_nodes, all_routers = b"\xff\x02" + bytes(13) + b"\x01", b"\xff\x02" + bytes(13) + b"\x02"
@@ -255,7 +268,7 @@ async def test_t06_metadata_is_closed_under_every_policy(outside: World, policy:
     assert {outcome.end for outcome in found} == {"ECONNRESET"}
     assert all(outcome.took_s < AT_ONCE_S for outcome in found)
     told = await asyncio.gather(*(guest.datagram(address, 123) for address in METADATA))
-    assert {outcome.end for outcome in told} == {"EHOSTUNREACH"}
+    assert {outcome.end for outcome in told} == {"ECONNREFUSED"}
     assert outside.origins.seen().is_silent
     for address in METADATA:
         record = await guest.audited(kind="tcp", origDst=f"{address}:80")
@@ -354,24 +367,18 @@ async def test_t07_the_host_and_the_gateway_answer_nothing_but_dns(outside: Worl
             found = await asyncio.gather(*(guest.connect(address, one, HTTP) for one in ports))
             assert {outcome.end for outcome in found} == {"ECONNRESET"}
         for one in ports:
-            assert (await guest.datagram(here, one)).end == "EHOSTUNREACH"
+            assert (await guest.datagram(here, one)).end == "ECONNREFUSED"
         # Addresses that the guest's own kernel would keep to itself leave as packets.
         with guest.wire() as wire:
             for address in ("127.0.0.1", "0.0.0.0", "127.0.0.53"):
                 for one in ports:
                     segment = tcp((guest.network.guest_address, 4000), (address, one), SYN)
-                    wire.send_ipv4(ipv4(guest.network.guest_address, address, 6, segment), hardware_of(guest))
+                    wire.send_ipv4(ipv4(guest.network.guest_address, address, 6, segment), guest.gateway_hardware)
             await settle(outside, guest)
         assert nobody_came(server)
     assert outside.origins.seen().is_silent
     assert (await guest.audited(kind="tcp", origDst=f"{here}:{port}"))["reason"] == "hard_deny"
     assert (await guest.audited(kind="tcp", origDst=f"{OURS}:{port}"))["reason"] == "self"
-
-
-def hardware_of(guest: Guest) -> bytes:
-    """The hardware address of the host's end of the link."""
-    (shown,) = json.loads(kernel.run(["ip", "-j", "link", "show", "dev", guest.network.link]))
-    return bytes.fromhex(shown["address"].replace(":", ""))
 
 
 @pytest.mark.defence("hard-deny", "kernel-gateway")
@@ -401,9 +408,9 @@ async def test_t08_two_guests_never_reach_each_other(outside: World) -> None:
         for target in (address, victim.network.host_address):
             found = await asyncio.gather(*(attacker.connect(target, port, HTTP) for port in (22, 80, 443, 8080)))
             assert {outcome.end for outcome in found} == {"ECONNRESET"}
-            assert (await attacker.datagram(target, 8080)).end == "EHOSTUNREACH"
+            assert (await attacker.datagram(target, 8080)).end == "ECONNREFUSED"
         source = attacker.network.guest_address
-        for to in (BROADCAST, hardware_of(attacker), hardware_of(victim)):
+        for to in (BROADCAST, attacker.gateway_hardware, victim.gateway_hardware):
             own.send_ipv4(ipv4(source, address, 1, struct.pack("!BBHHH", 8, 0, 0xF7FE, 1, 1)), to)
             own.send_ipv4(ipv4(source, address, 47, b"tunnel"), to)
         own.send(ethernet(BROADCAST, own.address, ETHERTYPE_ARP, arp(1, (own.address, source), (bytes(6), address))))
@@ -421,7 +428,7 @@ async def test_t09_a_source_address_is_bound_to_its_link(outside: World) -> None
     sources = (victim.network.guest_address, attacker.network.host_address, EVIL, "127.0.0.1", "0.0.0.0", "255.255.255.255")
     with attacker.wire() as wire, victim.wire() as other, outside.origins.wire() as world:
         for source in sources:
-            for to in (BROADCAST, hardware_of(attacker)):
+            for to in (BROADCAST, attacker.gateway_hardware):
                 wire.send_ipv4(ipv4(source, EVIL, 6, tcp((source, 4000), (EVIL, 8080), SYN)), to)
                 wire.send_ipv4(ipv4(source, EVIL, 17, udp((source, 4000), (EVIL, 123), b"spoofed")), to)
                 asked = udp((source, 4000), (EVIL, 53), question("spoofed.test"))
@@ -457,7 +464,7 @@ async def test_t10_nobody_believes_a_guest_about_other_addresses(outside: World)
                 gratuitous = arp(operation, (wire.address, address), (BROADCAST, address))
                 wire.send(ethernet(BROADCAST, wire.address, ETHERTYPE_ARP, gratuitous))
                 told = arp(operation, (wire.address, address), (bytes(6), attacker.network.host_address))
-                wire.send(ethernet(hardware_of(attacker), wire.address, ETHERTYPE_ARP, told))
+                wire.send(ethernet(attacker.gateway_hardware, wire.address, ETHERTYPE_ARP, told))
         offer = udp(("0.0.0.0", 67), ("255.255.255.255", 68), b"\x02\x01\x06\x00" + bytes(296))
         wire.send_ipv4(ipv4("0.0.0.0", "255.255.255.255", 17, offer))
         await settle(outside, attacker)
@@ -505,7 +512,7 @@ async def test_t11_fragments_are_judged_whole(outside: World) -> None:
     guest = await outside.guest({"subnets": {"allow": [f"{API}/32"]}})
     source = guest.network.guest_address
     with guest.wire() as wire, outside.origins.wire() as world:
-        to = hardware_of(guest)
+        to = guest.gateway_hardware
         segment = tcp((source, 4000), (EVIL, 8080), SYN)
         for number, (first, second) in enumerate([(segment[:8], segment[8:]), (segment[:16], segment[16:])]):
             wire.send_ipv4(ipv4(source, EVIL, 6, first, identifier=number, fragment=MORE_FRAGMENTS), to)
@@ -545,9 +552,9 @@ async def test_t11_a_fragment_never_becomes_part_of_another_guests_packet(outsid
         assert total
         first = poison[:6] + b"\0\0" + poison[8:]
         # The attacker's first fragment is there before the victim's, which is then an overlap or a duplicate.
-        wire.send_ipv4(ipv4(source, EVIL, 17, first, identifier=7, fragment=MORE_FRAGMENTS), hardware_of(attacker))
-        own.send_ipv4(ipv4(source, EVIL, 17, datagram[:24], identifier=7, fragment=MORE_FRAGMENTS), hardware_of(victim))
-        own.send_ipv4(ipv4(source, EVIL, 17, datagram[24:], identifier=7, fragment=3), hardware_of(victim))
+        wire.send_ipv4(ipv4(source, EVIL, 17, first, identifier=7, fragment=MORE_FRAGMENTS), attacker.gateway_hardware)
+        own.send_ipv4(ipv4(source, EVIL, 17, datagram[:24], identifier=7, fragment=MORE_FRAGMENTS), victim.gateway_hardware)
+        own.send_ipv4(ipv4(source, EVIL, 17, datagram[24:], identifier=7, fragment=3), victim.gateway_hardware)
         seen = await outside.origins.wait(lambda seen: bool(seen.datagrams), "the victim's datagram did not arrive")
     assert [found["data"] for found in seen.datagrams] == [b"the victim's".ljust(32)]
     assert counted(outside, "spoofed") == before + 1
@@ -563,7 +570,7 @@ async def test_t11_options_tags_and_other_protocols_of_the_link_go_nowhere(outsi
     routes = (b"\x83\x07\x04" + socket.inet_aton(EVIL) + b"\0", b"\x89\x07\x04" + socket.inet_aton(EVIL) + b"\0")
     options = (*routes, b"\x07\x07\x04\0\0\0\0\0", b"\x94\x04\0\0", b"\x01\x01\x01\x00")
     with guest.wire() as wire, outside.origins.wire() as world:
-        to = hardware_of(guest)
+        to = guest.gateway_hardware
         for option in options:
             wire.send_ipv4(ipv4(source, EVIL, 17, udp((source, 4000), (EVIL, 123), b"option"), options=option), to)
             wire.send_ipv4(ipv4(source, EVIL, 6, tcp((source, 4000), (EVIL, 8080), SYN), options=option), to)
@@ -588,7 +595,7 @@ async def test_t11_options_tags_and_other_protocols_of_the_link_go_nowhere(outsi
 async def test_t12_quic_is_refused_at_once(outside: World) -> None:
     guest = await outside.guest({"allow": ["api.test", "*"]})
     found = await guest.datagram(API, 443, b"\xc0\x00\x00\x00\x01".ljust(1200, b"\0"))
-    assert (found.end, found.took_s < AT_ONCE_S) == ("EHOSTUNREACH", True)
+    assert (found.end, found.took_s < AT_ONCE_S) == ("ECONNREFUSED", True)
     record = await guest.audited(kind="udp", decision="deny")
     assert (record["reason"], record["origDst"], record["generation"]) == ("udp", f"{API}:443", 1)
     reply = await guest.ask(question("api.test", 65))
@@ -616,7 +623,7 @@ async def test_t13_no_other_datagram_leaves_under_a_policy_of_names(outside: Wor
     ports = (7, 19, 67, 68, 69, 111, 123, 137, 161, 389, 443, 500, 514, 853, 1194, 1434, 1900, 3478, 4500, 5060, 5353, 5355)
     more = (11211, 33434, 41641, 51820)
     found = await asyncio.gather(*(guest.datagram(EVIL, port) for port in (*ports, *more)))
-    assert {outcome.end for outcome in found} == {"EHOSTUNREACH"}
+    assert {outcome.end for outcome in found} == {"ECONNREFUSED"}
     assert outside.origins.seen().is_silent
     assert {record["reason"] for record in await guest.audit(kind="udp")} <= {"udp"}
     assert await guest.audited(kind="udp", origDst=f"{EVIL}:51820")
@@ -645,7 +652,7 @@ async def test_t13_multicast_and_broadcast_never_leave(outside: World) -> None:
             packet = ipv4(source, address, 17, udp((source, 4000), (address, port), CANARY.encode()))
             wire.send_ipv4(packet, BROADCAST)
             wire.send_ipv4(packet, b"\x01\x00\x5e" + socket.inet_aton(address)[1:])
-            wire.send_ipv4(packet, hardware_of(guest))
+            wire.send_ipv4(packet, guest.gateway_hardware)
         await settle(outside, guest)
         assert not [frame for frame in world.received() if CANARY.encode() in frame]
         with pytest.raises(BlockingIOError):
@@ -670,7 +677,7 @@ async def test_t13_a_datagram_that_may_leave_is_answered_from_where_it_went(outs
     # One flow, one port outside: a server that knows its clients by their ports sees one client.
     assert len({datagram["peer"] for datagram in outside.origins.seen().datagrams}) == 4
     await guest.policy("deny-all")
-    assert (await guest.datagram(EVIL, 123)).end == "EHOSTUNREACH"
+    assert (await guest.datagram(EVIL, 123)).end == "ECONNREFUSED"
     for address in (EVIL, SHARED):
         record = await guest.audited(kind="revoke", origDst=f"{address}:123")
         assert (record["decision"], record["reason"], record["up"], record["down"]) == ("revoked", "deny_all", 3, 18)
@@ -691,7 +698,7 @@ async def test_t14_icmp_carries_nothing(outside: World, policy: object) -> None:
     guest = await outside.guest(policy)
     source = guest.network.guest_address
     with guest.wire() as wire, outside.origins.wire() as world:
-        to = hardware_of(guest)
+        to = guest.gateway_hardware
         for kind in (8, 0, 13, 15, 17, 5, 3, 11):
             for address in (EVIL, API, guest.network.host_address, OURS):
                 message = struct.pack("!BBHHH", kind, 4 if kind == 3 else 0, 0, 1, 1) + CANARY.encode()
@@ -716,7 +723,7 @@ async def test_t15_only_tcp_and_udp_exist(outside: World, policy: object) -> Non
     with guest.wire() as wire, outside.origins.wire() as world, other.wire() as neighbour:
         for number in numbers:
             for address in (EVIL, other.network.guest_address):
-                wire.send_ipv4(ipv4(source, address, number, inner), hardware_of(guest))
+                wire.send_ipv4(ipv4(source, address, number, inner), guest.gateway_hardware)
         await settle(outside, guest)
         assert not [frame for frame in world.received() + neighbour.received() if CANARY.encode() in frame]
         refusals = {packet[29 + 8] for packet in parts(wire.received()) if packet[9] == 1 and packet[20:22] == b"\x03\x0d"}
@@ -733,7 +740,7 @@ async def test_t16_the_other_side_sees_only_what_the_gateway_wrote(outside: Worl
     outside.origins.script(f"{EVIL}:8080", echo=True)
     source = guest.network.guest_address
     with guest.wire() as wire, outside.origins.wire() as world:
-        to = hardware_of(guest)
+        to = guest.gateway_hardware
         for flags in (SYN, SYN | packets.PUSH, SYN | packets.FIN, SYN | packets.RST, 0, packets.FIN, ACK, SYN | ACK, 0xFF):
             wire.send_ipv4(ipv4(source, EVIL, 6, tcp((source, 4000 + flags), (EVIL, 8080), flags, CANARY.encode())), to)
         loop = asyncio.get_running_loop()
@@ -757,6 +764,77 @@ async def test_t16_the_other_side_sees_only_what_the_gateway_wrote(outside: Worl
                 assert not head[13] & 0x20, "urgent data"
                 assert not (head[13] & SYN and len(packet) > 20 + (head[12] >> 4) * 4), "data in a SYN"
     assert CANARY.encode() not in outside.origins.seen().data
+
+
+class Raw:
+    """A connection of a guest segment by segment, whose own kernel knows nothing of it."""
+
+    def __init__(self, wire: packets.Link, guest: Guest, port: int, to: tuple[str, int]) -> None:
+        self.wire = wire
+        self.ours = (guest.network.guest_address, port)
+        self.theirs = to
+        self.hardware = guest.gateway_hardware
+        self.sequence, self.acknowledged = 1000, 0
+
+    def send(self, flags: int, payload: bytes = b"") -> None:
+        segment = tcp(self.ours, self.theirs, flags, payload, self.sequence, self.acknowledged)
+        self.wire.send_ipv4(ipv4(self.ours[0], self.theirs[0], 6, segment), self.hardware)
+        self.sequence += len(payload) + bool(flags & (SYN | packets.FIN))
+
+    async def received(self) -> tuple[int, bytes]:
+        """Flags and payload of the next segment to it."""
+        async with asyncio.timeout(5):
+            while True:
+                for packet in parts(self.wire.received()):
+                    if packet[9] == 6 and packet[20:24] == struct.pack("!HH", self.theirs[1], self.ours[1]):
+                        flags, sequence, _, payload = packets.read_tcp(packet)
+                        self.acknowledged = sequence + len(payload) + bool(flags & (SYN | packets.FIN))
+                        return flags, payload
+                await asyncio.sleep(0.001)
+
+    async def open(self) -> None:
+        self.send(SYN)
+        flags, _ = await self.received()
+        assert flags & (SYN | ACK) == SYN | ACK
+        self.send(ACK)
+
+
+async def test_t16_both_sides_opening_is_no_way_in(outside: World) -> None:
+    guest = await outside.guest({"subnets": {"allow": [f"{SHARED}/32"]}})
+    await guest.silence()
+    with guest.wire() as wire, outside.origins.wire() as world:
+        refused = Raw(wire, guest, 4001, (EVIL, 8080))
+        refused.send(SYN)
+        flags, _ = await refused.received()
+        assert flags & (SYN | ACK) == SYN | ACK
+        # As if both had begun: in place of the last segment of a handshake an answer to the other side's first one.
+        refused.sequence -= 1
+        refused.send(SYN | ACK, CANARY.encode())
+        await refused.received()
+        # And an answer to what nobody asked, where connections are allowed.
+        allowed = Raw(wire, guest, 4002, (SHARED, 80))
+        allowed.send(SYN | ACK, CANARY.encode())
+        assert (await allowed.received())[0] & packets.RST
+        await settle(outside, guest)
+        gone = [packet for packet in parts(world.received()) if packet[9] == 6]
+    assert [packet for packet in gone if packet[16:20] in map(socket.inet_aton, (EVIL, SHARED))] == []
+    assert outside.origins.seen().connections == []
+
+
+async def test_t16_nothing_after_the_end_arrives(outside: World) -> None:
+    guest = await outside.guest(RANGE)
+    await guest.silence()
+    outside.origins.script(f"{EVIL}:8080", echo=True)
+    with guest.wire() as wire:
+        for port, end in enumerate((packets.FIN | ACK, packets.RST | ACK), 4010):
+            raw = Raw(wire, guest, port, (EVIL, 8080))
+            await raw.open()
+            raw.send(PUSH | ACK, b"before")
+            await outside.origins.wait(lambda seen: b"before" in seen.data, "the connection is not open")
+            raw.send(end)
+            raw.send(PUSH | ACK, CANARY.encode())
+            await outside.origins.wait(lambda seen: all(c["ended"] for c in seen.to(EVIL)), "the end did not arrive")
+    assert outside.origins.seen().data == b"before" * 2
 
 
 @pytest.mark.defence("unnamed-flows")
@@ -919,7 +997,7 @@ async def test_t22_a_network_is_closed_before_anybody_knows_it(outside: World) -
             *(early.connect(EVIL, port, HTTP) for port in (80, 443, 8080)), early.connect(API, 443, HTTP)
         )
         assert {outcome.end for outcome in found} <= REFUSED
-        assert (await early.datagram(EVIL, 123, wait_s=0.2)).end in {"timeout", "EHOSTUNREACH"}
+        assert (await early.datagram(EVIL, 123, wait_s=0.2)).end in {"timeout", "ECONNREFUSED"}
         assert await early.ask(question("api.test"), wait_s=0.2) is None
         seen = outside.origins.seen()
         assert seen.is_silent
@@ -936,7 +1014,7 @@ async def test_t22_before_there_is_a_gateway_everything_is_refused(outside: Worl
     found = await guest.connect(EVIL, 8080, HTTP)
     assert (found.end, found.took_s < AT_ONCE_S) == ("ECONNREFUSED", True)
     found = await guest.datagram(EVIL, 123)
-    assert (found.end, found.took_s < AT_ONCE_S) == ("EHOSTUNREACH", True)
+    assert (found.end, found.took_s < AT_ONCE_S) == ("ECONNREFUSED", True)
     assert outside.origins.seen().is_silent
 
 
@@ -977,7 +1055,7 @@ async def test_t23_a_guest_that_edits_its_own_network_changes_nothing(outside: W
     nft add rule ip t o ip daddr {EVIL} dnat to {API}
     nft flush ruleset
     ip addr add 198.51.100.99/24 dev eth0
-    ip neigh replace {here} lladdr {hardware_of(guest).hex(":")} dev eth0
+    ip neigh replace {here} lladdr {guest.gateway_hardware.hex(":")} dev eth0
     ip route replace {EVIL} via {here} src 198.51.100.99
     ip rule add pref 10 lookup main
     echo 1 > /proc/sys/net/ipv4/ip_forward

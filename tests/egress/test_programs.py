@@ -23,15 +23,17 @@ from cryptography.hazmat.primitives import serialization
 from hutch.client import Client
 from hutch.host import kernel
 from tests import leaks
-from tests.conftest import RunningServer, start_server, stop_server, wait_until
+from tests.conftest import CHECKOUT, RunningServer, start_server, stop_server, wait_until
 from tests.egress.world import CANARY, NAME_SERVER, Origins, _certificate, _write
 
 pytestmark = [pytest.mark.root, pytest.mark.sandbox]
 
-WEB, SOCKETS = "198.51.100.20", "198.51.100.21"
+WEB, SOCKETS, GRPC = "198.51.100.20", "198.51.100.21", "198.51.100.22"
 NAMES = ("git.test", "registry.test", "pypi.test", "files.test", "apt.test")
 SITE_PACKAGES = Path(httpx.__file__).parents[1]
 HTTPX = ("httpx", "httpcore", "h11", "anyio", "certifi", "idna", "sniffio", "typing_extensions.py")
+GUEST_PYTHON, JAVA = (CHECKOUT / ".hutch" / name for name in ("guest-python", "java"))
+"""Made by `scripts/setup/run test-tools`."""
 SETTLE_S = 20.0
 
 
@@ -108,10 +110,10 @@ def services(origins: Origins, tmp_path_factory: pytest.TempPathFactory) -> Iter
     _apt(files / "apt.test")
     (files / "files.test" / "hello.txt").write_text("hello from files.test\n")
     root_key, root = _certificate("Root of the services", None, None, names=())
-    _write(scratch / "services.pem", *_certificate("services", root_key, root, names=(*NAMES, "ws.test")))
+    _write(scratch / "services.pem", *_certificate("services", root_key, root, names=(*NAMES, "ws.test", "grpc.test")))
     roots = scratch / "roots.pem"
     roots.write_bytes(origins.ca.read_bytes() + root.public_bytes(serialization.Encoding.PEM))
-    for address in (WEB, SOCKETS):
+    for address in (WEB, SOCKETS, GRPC):
         kernel.run(["ip", "-n", origins.namespace, "addr", "add", f"{address}/32", "dev", "eth0"])
     process = subprocess.Popen(
         [
@@ -153,6 +155,17 @@ class Box:
     async def policy(self, policy: Any) -> None:
         await self.client.sandboxes.set_network_policy(self.session, policy)
 
+    async def upload(self, directory: Path, target: str) -> None:
+        """A directory of the host, links followed, as `target` in the guest's `/vercel`."""
+
+        async def packed() -> AsyncIterator[bytes]:
+            yield archive.getvalue()
+
+        archive = io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w", dereference=True) as tar:
+            tar.add(directory.resolve(), target)
+        await self.client.files.write_archive(self.session, packed(), cwd="/vercel")
+
     async def shell(self, script: str) -> tuple[int, str]:
         """Exit code and everything that was printed."""
         code, out, err = await self.client.commands.run(self.session, ["sh", "-c", script])
@@ -165,6 +178,7 @@ async def box(services: Services) -> AsyncIterator[Box]:
     for name in NAMES:
         services.origins.answer(name, WEB)
     services.origins.answer("ws.test", SOCKETS)
+    services.origins.answer("grpc.test", GRPC)
     async with Client(services.server.where) as client:
         made = await client.sandboxes.create(persistent=False)
         yield Box(client, services, made.sandbox.name, made.session.id)
@@ -187,6 +201,9 @@ PIP = (
     "rm -rf p && pip install -q --no-cache-dir --retries 0 --timeout 15 --target p --index-url https://pypi.test/simple/ tinypkg "
     "&& PYTHONPATH=p python3 -c 'import tinypkg; print(tinypkg.TEXT)'"
 )
+GRPC_CLIENT = Path(__file__).with_name("grpc_client.py")
+JAVA_SOURCE = Path(__file__).with_name("Fetch.java")
+KEYED = {"transform": [{"headers": {"x-key": CANARY}}]}
 OPENSSL = "openssl s_client -servername api.test -connect api.test:443"
 PROGRAMS = {
     "curl": ("files.test", "curl -sSf --max-time 15 https://files.test/hello.txt", "hello from files.test"),
@@ -245,6 +262,113 @@ async def test_httpx_is_allowed_denied_and_given_a_credential(box: Box) -> None:
         assert ("hello from files.test" in text) is allowed, text
         assert (code == 0) is allowed
     assert box.services.requests("files.test")[-1]["headers"]["x-key"] == CANARY
+
+
+async def test_grpc_is_allowed_denied_and_given_a_credential(box: Box) -> None:
+    """Unary calls, streams in one and both directions, trailers, statuses, deadlines, cancellation; spliced and intercepted."""
+    await box.upload(GUEST_PYTHON, "lib")
+    await box.client.files.put(box.session, {"call.py": GRPC_CLIENT.read_bytes()}, cwd="/vercel")
+
+    def begun() -> list[dict[str, Any]]:
+        return [call for call in box.services.requests("grpc.test") if "headers" in call]
+
+    def ended() -> list[dict[str, Any]]:
+        """Calls that the server was told nobody waits for any more."""
+        return [call for call in box.services.requests("grpc.test") if "gone" in call]
+
+    script = "PYTHONPATH=/vercel/lib python3 /vercel/call.py"
+    for policy, key in (({"allow": ["grpc.test"]}, None), ({"allow": {"grpc.test": [KEYED]}}, CANARY)):
+        before, gone = len(begun()), len(ended())
+        await box.policy(policy)
+        code, text = await box.shell(f"{script} --more")
+        assert code == 0, text
+        assert CANARY not in text
+        found = json.loads(text)
+        masked = "nothing" if key is None else "*" * len(CANARY)
+        assert found["say"] == {
+            "code": "OK",
+            "details": "",
+            "replies": ["hello"],
+            "trailing": {"x-ended": "Say", "x-given": masked},
+        }
+        assert found["count"]["replies"] == ["0", "1", "2"]
+        assert found["chat"]["replies"] == ["one", "two", "three"]
+        assert {found[name]["code"] for name in ("count", "chat")} == {"OK"}
+        assert (found["count"]["trailing"]["x-ended"], found["chat"]["trailing"]["x-ended"]) == ("Count", "Chat")
+        assert (found["fail"]["code"], found["fail"]["details"]) == ("NOT_FOUND", "no such thing")
+        # Compressed messages can't be searched, and this server compresses whatever its client takes.
+        assert found["squeeze"]["code"] == ("OK" if key is None else "UNAVAILABLE")
+        assert found["wait"]["code"] == "CANCELLED"
+        async with asyncio.timeout(SETTLE_S):
+            while len(ended()) == gone:
+                await asyncio.sleep(0.02)
+        calls = begun()[before:]
+        assert {call["headers"].get("x-key") for call in calls} == {key}
+        assert all(0 < call["left_s"] < 60 for call in calls), calls
+
+    # Still with the credential: a call that goes on while the name is closed.
+    before = len(begun())
+    waiting = asyncio.create_task(box.shell(f"{script} --wait"))
+    async with asyncio.timeout(SETTLE_S):
+        while len(begun()) == before:
+            await asyncio.sleep(0.02)
+    await box.policy({"allow": ["other.test"]})
+    code, text = await waiting
+    assert (code, json.loads(text)["wait"]["code"]) == (0, "UNAVAILABLE"), text
+    before = len(begun())
+    code, text = await box.shell(script)
+    assert (code, json.loads(text)["say"]["code"]) == (0, "UNAVAILABLE"), text
+    refused = {"match": {"path": {"exact": "/test.Echo/Say"}}, "response": {"statusCode": 403}}
+    await box.policy({"allow": {"grpc.test": [refused]}})
+    code, text = await box.shell(script)
+    assert (code, json.loads(text)["say"]["code"]) == (0, "PERMISSION_DENIED"), text
+    assert len(begun()) == before
+
+
+async def test_java_is_allowed_denied_and_given_a_credential(box: Box, tmp_path: Path) -> None:
+    """Both clients of a JDK verify servers with the store that the variable names, and with a link to it as Debian's JDK has one.
+    With the JDK's own, which knows neither of our authorities, they reach nothing."""
+    subprocess.run(["javac", "-d", str(tmp_path), str(JAVA_SOURCE)], check=True)
+    await box.upload(tmp_path, "classes")
+    await box.upload(JAVA, "java")
+    java = "/vercel/java/bin/java -XX:TieredStopAtLevel=1 -cp /vercel/classes Fetch https://files.test/hello.txt"
+    own = f"env -u JAVA_TOOL_OPTIONS {java}"
+    inject = {"allow": {"files.test": [KEYED]}}
+
+    await box.policy({"allow": ["files.test"]})
+    code, text = await box.shell(own)
+    assert (code, text.count("unable to find valid certification path")) == (1, 2), text
+    code, text = await box.shell(java)
+    assert code == 0, text
+    assert text.count("CN=Root of the services hello from files.test") == 2, text
+    assert box.services.requests("files.test")[-1]["headers"].get("x-key") is None
+    await box.policy(inject)
+    code, text = await box.shell(java)
+    assert (code, text.count("CN=Hutch egress "), text.count("hello from files.test")) == (0, 2, 2), text
+    assert CANARY not in text
+    asked = box.services.requests("files.test")
+    assert [request["headers"]["x-key"] for request in asked[-2:]] == [CANARY, CANARY]
+
+    await box.shell("ln -sf /etc/ssl/certs/java/cacerts /vercel/java/lib/security/cacerts")
+    code, text = await box.shell(own)
+    assert (code, text.count("CN=Hutch egress ")) == (0, 2), text
+
+    before = len(box.services.requests("files.test"))
+    await box.policy({"allow": ["other.test"]})
+    code, text = await box.shell(java)
+    assert (code, text.count("Exception")) == (1, 2), text
+    assert len(box.services.requests("files.test")) == before
+
+
+async def test_a_datagram_that_is_not_admitted_is_refused_at_once(box: Box) -> None:
+    """gVisor tells a socket of one kind of refusal only; QUIC and DNS clients that are told of none wait for seconds."""
+    program = (
+        "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.settimeout(15); s.connect(('198.51.100.20', 443)); "
+        "s.send(b'x' * 1200); s.recv(1)"
+    )
+    await box.policy({"allow": ["files.test"]})
+    _, text = await box.shell(f'python3 -c "{program}"')
+    assert "ConnectionRefusedError" in text
 
 
 async def test_apt_over_plain_http_only_with_the_rule_for_it(box: Box) -> None:

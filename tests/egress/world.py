@@ -374,6 +374,18 @@ class Guest:
         """The guest's interface, frame by frame."""
         return Link(self.network.namespace_path)
 
+    @property
+    def gateway_hardware(self) -> bytes:
+        """The hardware address of the host's end of the link."""
+        (shown,) = json.loads(kernel.run(["ip", "-j", "link", "show", "dev", self.network.link]))
+        return bytes.fromhex(shown["address"].replace(":", ""))
+
+    async def silence(self) -> None:
+        """Its kernel says nothing of TCP by itself any more: only what a test writes on the wire goes out."""
+        rules = b"table ip silent { chain out { type filter hook output priority 0; ip protocol tcp drop; }; }"
+        ran = await self.run("nft", "-f", "-", stdin=rules)
+        assert ran.code == 0, ran
+
     async def connect(self, address: str, port: int, send: bytes = b"", wait_s: float = 5.0) -> Outcome:
         """What becomes of a TCP connection on which `send` is written."""
         loop = asyncio.get_running_loop()
@@ -549,6 +561,12 @@ class World:
     def gateway_pid(self) -> int:
         """The process id of the gateway that runs now."""
         return int((self.directory / "gateway" / "process").read_text().split()[0])
+
+    @property
+    def gateway_memory_kib(self) -> int:
+        """What the gateway has in memory."""
+        status = Path(f"/proc/{self.gateway_pid}/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
 
     def places_of(self, secret: str) -> list[str]:
         """Where on this side of the origin a secret is to be found, in whatever case: output of guests, files of host and gateway

@@ -26,3 +26,4 @@ parser.add_argument("--data-dir", type=Path, required=True)
 if os.environ.get("STUB_HOST_FAILS"):
     raise SystemExit(3)
 asyncio.run(serve(load(flags={"server.data_dir": parser.parse_args().data_dir}).host_socket))
+raise SystemExit(int(os.environ.get("STUB_HOST_ENDS_WITH", "0")))

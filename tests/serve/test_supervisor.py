@@ -79,6 +79,13 @@ def test_sigterm_ends_everything_with_0_and_takes_the_files_along(start: Start) 
     assert not (server.data_dir / "run" / "server.json").exists()
 
 
+def test_a_host_that_could_not_end_cleanly_is_not_called_well(start: Start) -> None:
+    server = start(STUB_HOST_ENDS_WITH="3")
+    server.process.terminate()
+    assert server.process.wait(DEADLINE_S) == 1, server.log.read_text()
+    assert "the host ended with exit code 3 when it was stopped" in server.log.read_text()
+
+
 def test_a_request_that_runs_is_answered_before_the_end(start: Start) -> None:
     server = start(HUTCH_SERVER__SHUTDOWN_GRACE_S="20")
     url = server.ready["url"]

@@ -102,11 +102,12 @@ fn ip_head(from: Ipv4Addr, to: Ipv4Addr, length: usize, number: u16, fragment: u
     head
 }
 
-/// An ICMP message that says that a datagram was refused: type 3, code 13, with the head of the datagram.
+/// An ICMP message that says that a datagram was refused, with its head: type 3, code 3. gVisor tells sockets of datagrams of
+/// no other code, and a program that is told nothing waits.
 fn unreachable(from: SocketAddrV4, to: SocketAddrV4, bytes: usize) -> Vec<u8> {
-    const PROHIBITED: [u8; 8] = [3, 13, 0, 0, 0, 0, 0, 0];
+    const PORT_UNREACHABLE: [u8; 8] = [3, 3, 0, 0, 0, 0, 0, 0];
     let length = u16::try_from(bytes + UDP_HEAD).unwrap_or(u16::MAX);
-    let mut message = PROHIBITED.to_vec();
+    let mut message = PORT_UNREACHABLE.to_vec();
     message.extend_from_slice(&ip_head(*from.ip(), *to.ip(), usize::from(length), 0, 0));
     message.extend_from_slice(&udp_head(from, to, length));
     let sum = checksum(&message);

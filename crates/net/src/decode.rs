@@ -25,6 +25,9 @@ const FREE_BYTES: u64 = 64 * 1024;
 /// Taken at once: deflate makes up to 1,032 bytes of one, so that this is at most half a megabyte before anybody counts.
 const STEP_BYTES: usize = 512;
 
+/// Where gRPC and Connect declare what each message within a body is compressed with. None of that can be decoded here.
+const OF_MESSAGES: [&str; 2] = ["grpc-encoding", "connect-content-encoding"];
+
 /// How a body is encoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
@@ -38,6 +41,10 @@ pub enum Encoding {
 
 /// The encoding that headers declare; `None` for one that cannot be decoded, or several.
 pub fn declared(headers: &HeaderMap) -> Option<Encoding> {
+    let mut of_messages = OF_MESSAGES.iter().flat_map(|name| headers.get_all(*name));
+    if of_messages.any(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return None;
+    }
     let mut found = Encoding::Identity;
     for value in headers.get_all(CONTENT_ENCODING) {
         for token in value.as_bytes().split(|&byte| byte == b',') {
@@ -273,7 +280,7 @@ where
 mod tests {
     use flate2::Compression;
     use flate2::write::{DeflateEncoder, GzEncoder, ZlibEncoder};
-    use http::HeaderValue;
+    use http::{HeaderName, HeaderValue};
 
     use super::*;
 
@@ -354,6 +361,15 @@ mod tests {
             &["gzip;q=1"],
         ] {
             assert_eq!(declared(others), None, "{others:?}");
+        }
+    }
+
+    #[test]
+    fn compressed_messages_are_not_accepted() {
+        for name in ["grpc-encoding", "connect-content-encoding"] {
+            let with = |value| HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_static(value))]);
+            assert_eq!(declared(&with("identity")), Some(Encoding::Identity));
+            assert_eq!(declared(&with("gzip")), None, "{name}");
         }
     }
 }

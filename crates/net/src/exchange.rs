@@ -592,7 +592,9 @@ impl Work<'_> {
             // Nobody need ask for a body that is not there.
             guarded.finished();
         }
-        let body = match (needles, encoding) {
+        // A search would not know that nothing comes, and the client would get an empty frame of data: gRPC takes none where
+        // the status came with the head.
+        let body = match (needles.filter(|_| !is_over), encoding) {
             (None, _) => guarded.boxed_unsync(),
             (Some(needles), Encoding::Identity) => searched(guarded, &needles, log),
             (Some(needles), encoding) => {

@@ -12,6 +12,8 @@ use crate::sandbox::Current;
 
 /// Headers that make a response unsearchable. The plan has dropped them where a rule injects.
 const UNSEARCHABLE: [&str; 3] = ["if-range", "range", "sec-websocket-extensions"];
+/// Where clients of gRPC and Connect say which compression of messages they take.
+const ACCEPT_OF_MESSAGES: [&str; 2] = ["grpc-accept-encoding", "connect-accept-encoding"];
 
 /// Something could not be put into a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,6 +116,11 @@ pub fn build(
             headers.remove(name);
         }
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        for name in ACCEPT_OF_MESSAGES {
+            if headers.contains_key(name) {
+                headers.insert(name, HeaderValue::from_static("identity"));
+            }
+        }
     }
     if plan.trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));

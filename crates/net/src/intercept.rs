@@ -12,8 +12,7 @@ use http::{HeaderMap, Method, StatusCode};
 use http_body::{Body as HttpBody, Frame};
 use http_body_util::BodyExt;
 use hutch_policy::{Defence, Handling, Reason};
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -26,6 +25,7 @@ use crate::exchange::{Admitted, Answer, Asked, Log, exchange, refusal};
 use crate::flow::Kill;
 use crate::hello::ClientHello;
 use crate::http1::{self, BodyDecoder, BodyKind, Decoded, Framing, Head, HeadLimits, Version};
+use crate::http2;
 use crate::relay::{self, Meter, relay};
 use crate::report;
 use crate::scrub::Needles;
@@ -42,8 +42,6 @@ const MAX_HELD_BYTES: usize = 64 * 1024;
 /// For a client that is still sending when its request was answered.
 const LINGER: Duration = Duration::from_secs(2);
 const MAX_LINGER_BYTES: usize = 64 << 20;
-const STREAMS: u32 = 128;
-const HEADER_LIST_BYTES: u32 = 64 * 1024;
 
 /// Serve an intercepted flow to its end. The error is why it was refused as a whole.
 pub async fn serve(served: Served, hello: Option<&ClientHello>, guest: GuestStream) -> Result<(), Reason> {
@@ -117,36 +115,17 @@ pub async fn http2_connection<S>(served: &Served, stream: S) -> Result<(), Reaso
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = service_fn(|request: http::Request<hyper::body::Incoming>| {
+    let handle = |request, has_place| {
         let served = served.clone();
-        async move { http2_request(&served, request).await }
-    });
-    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-    builder
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS)
-        .max_header_list_size(HEADER_LIST_BYTES)
-        .max_pending_accept_reset_streams(100)
-        .max_local_error_reset_streams(100)
-        .keep_alive_interval(Some(Duration::from_secs(30)))
-        .keep_alive_timeout(Duration::from_secs(20));
-    match builder.serve_connection(TokioIo::new(stream), service).await {
-        Err(error) if breaks_http2(&error) => Err(Reason::ProtocolViolation),
-        // How else a connection ended is nothing to refuse it for; its requests have their records.
-        _ => Ok(()),
-    }
-}
-
-/// Whether the client did not keep to what it had negotiated. One that merely goes away does not.
-fn breaks_http2(error: &hyper::Error) -> bool {
-    std::error::Error::source(error)
-        .and_then(|source| source.downcast_ref::<h2::Error>())
-        .is_some_and(|error| !error.is_io() && !error.is_remote() && error.reason() != Some(h2::Reason::NO_ERROR))
+        async move { http2_request(&served, request, has_place).await }
+    };
+    http2::serve(stream, &served.sandbox.places, handle).await
 }
 
 async fn http2_request(
     served: &Served,
-    request: http::Request<hyper::body::Incoming>,
+    request: http::Request<http2::Lingering>,
+    has_place: bool,
 ) -> Result<http::Response<Body>, BodyError> {
     let (parts, incoming) = request.into_parts();
     let mut headers = Vec::with_capacity(parts.headers.len());
@@ -187,7 +166,10 @@ async fn http2_request(
         admitted: None,
         http2: true,
     };
-    let answer = if is_https {
+    let answer = if !has_place {
+        served.unreadable(Reason::Limit, 429);
+        refusal(429, Reason::Limit, false)
+    } else if is_https {
         exchange(served, asked).await
     } else {
         served.unreadable(Reason::ProtocolViolation, 400);

@@ -14,9 +14,9 @@
 //!
 //! * without I/O: `hello`, `http1`, `scrub`, `decode`, `audit`, `head`
 //! * state: `gateway`, `sandbox`, `flow`, `report`
-//! * sockets: `tcp`, `udp`, `datagram`, `dns`, `intercept`, `exchange`, `upstream`, `relay`, `tunnel`, `control`
+//! * sockets: `tcp`, `udp`, `datagram`, `dns`, `intercept`, `http2`, `exchange`, `upstream`, `relay`, `tunnel`, `control`
 //! * `tls`: the sandbox's authority, and how servers are verified; `identity`: tokens for `forwardURL`
-//! * `confine`: what the process gives up
+//! * `confine`: what the process gives up; `syscalls`: the system calls that it keeps
 
 #![forbid(unsafe_code)]
 
@@ -34,6 +34,7 @@ pub mod gateway;
 pub mod head;
 pub mod hello;
 pub mod http1;
+pub mod http2;
 pub mod identity;
 pub mod intercept;
 pub mod locks;
@@ -41,6 +42,7 @@ pub mod relay;
 pub mod report;
 pub mod sandbox;
 pub mod scrub;
+pub mod syscalls;
 pub mod tcp;
 pub mod tls;
 pub mod tunnel;

@@ -11,9 +11,9 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 
-use hutch_net::{confine, control, gateway::Gateway, tcp, udp};
+use hutch_net::{confine, control, datagram::Speaker, gateway::Gateway, syscalls, tcp, udp};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 /// A request makes about a hundred small allocations.
@@ -44,19 +44,24 @@ fn run() -> io::Result<()> {
         .map_err(|_| usage("three descriptors are expected on standard input"))?;
     let _ = rustls::crypto::ring::default_provider().install_default();
     confine::confine(&root, user)?;
+    let speaker = Speaker::new()?;
+    confine::renounce()?;
     let gateway = Arc::new(Gateway::default());
     let tcp_listener = std::net::TcpListener::from(tcp_listener);
     tcp_listener.set_nonblocking(true)?;
     // A connection stays on the thread that accepted it, with all that it wakes: that halves the cost of a request.
-    for _ in 0..std::thread::available_parallelism()
+    let threads = std::thread::available_parallelism()
         .map_or(2, usize::from)
-        .min(MAX_THREADS)
-    {
+        .min(MAX_THREADS);
+    let started = Arc::new(Barrier::new(threads + 1));
+    for _ in 0..threads {
         let (gateway, listener) = (Arc::clone(&gateway), tcp_listener.try_clone()?);
+        let started = Arc::clone(&started);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::Builder::new()
             .name("hutch-net".to_owned())
             .spawn(move || {
+                started.wait();
                 runtime.block_on(async move {
                     // Connections wait in the kernel until the host has said who its sandboxes are.
                     gateway.opened().await;
@@ -69,6 +74,9 @@ fn run() -> io::Result<()> {
     }
     drop(tcp_listener);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // The start of a thread takes calls that none makes later.
+    started.wait();
+    syscalls::restrict()?;
     runtime.block_on(async {
         let control_listener = std::os::unix::net::UnixListener::from(control_listener);
         control_listener.set_nonblocking(true)?;
@@ -76,7 +84,7 @@ fn run() -> io::Result<()> {
         tokio::spawn(Arc::clone(&gateway).flush_for_ever());
         let requests = tokio::spawn(control::serve(Arc::clone(&gateway), control_listener));
         gateway.opened().await;
-        tokio::spawn(udp::serve(gateway, datagrams.into()));
+        tokio::spawn(udp::serve(gateway, datagrams.into(), speaker));
         requests.await.map_err(io::Error::other)
     })
 }

@@ -46,14 +46,14 @@ struct Datagram {
     bytes: Vec<u8>,
 }
 
-/// Take datagrams for ever.
-pub async fn serve(gateway: Arc<Gateway>, socket: std::net::UdpSocket) -> io::Result<()> {
+/// Take datagrams for ever, and answer by `speaker`.
+pub async fn serve(gateway: Arc<Gateway>, socket: std::net::UdpSocket, speaker: Speaker) -> io::Result<()> {
     socket.set_nonblocking(true)?;
     let socket = UdpSocket::from_std(socket)?;
     let relay = Arc::new(Relay {
         gateway,
         flows: Mutex::default(),
-        speaker: Arc::new(Speaker::new()?),
+        speaker: Arc::new(speaker),
     });
     let questions = Arc::new(Semaphore::new(MAX_QUESTIONS));
     let mut buffer = vec![0; DATAGRAM_BYTES];

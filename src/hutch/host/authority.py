@@ -6,9 +6,13 @@ was started again has the same one, and nobody who has a sandbox's files or a sn
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import io
+import re
+import ssl
 import tarfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +21,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import NameOID
+
+from hutch.host.java_store import JavaStore
 
 HOST_BUNDLES = (
     Path("/etc/ssl/certs/ca-certificates.crt"),
@@ -30,6 +36,8 @@ GUEST_ALIASES = (
     "/etc/pki/ca-trust/source/anchors/vercel-proxy-ca.pem",
 )
 """Where else programs written for the vendor's sandboxes look for the authority."""
+GUEST_JAVA_STORE = "/etc/ssl/certs/java/cacerts"
+"""Where the JDKs of Debian and Ubuntu look by themselves."""
 VARIABLES = (
     "AWS_CA_BUNDLE",
     "CARGO_HTTP_CAINFO",
@@ -53,8 +61,13 @@ _ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 
 def variables() -> dict[str, str]:
-    """The environment that makes a guest's programs use the bundle."""
-    return dict.fromkeys(VARIABLES, GUEST_BUNDLE) | {"NODE_USE_SYSTEM_CA": "1"}
+    """The environment that makes a guest's programs use the bundle, and its Java the store.
+
+    Of the variables that a JVM reads, this is the one that every program with a JVM in it heeds, not only `java`. There is none
+    that a JVM would not name on standard error.
+    """
+    java = {"JAVA_TOOL_OPTIONS": f"-Djavax.net.ssl.trustStore={GUEST_JAVA_STORE}"}
+    return dict.fromkeys(VARIABLES, GUEST_BUNDLE) | {"NODE_USE_SYSTEM_CA": "1"} | java
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +133,13 @@ class TrustStore:
             looked = ", ".join(map(str, HOST_BUNDLES))
             raise FileNotFoundError(f"This host has no trust store (looked at {looked}). Install ca-certificates.")
         self.pem = b"\n".join(text.rstrip() for text in texts) + b"\n"
+        self._java = JavaStore(_certificates(self.pem))
 
     def archive(self, authority: Authority) -> bytes:
         """A tar of what a guest must have to trust these roots and its own authority."""
         files = {GUEST_BUNDLE: self.pem + authority.certificate_pem}
         files |= dict.fromkeys((GUEST_AUTHORITY, *GUEST_ALIASES), authority.certificate_pem)
+        files[GUEST_JAVA_STORE] = self._java.with_authority(ssl.PEM_cert_to_DER_cert(authority.certificate_pem.decode("ascii")))
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for path, content in files.items():
@@ -132,3 +147,12 @@ class TrustStore:
                 entry.size, entry.mode = len(content), 0o644
                 tar.addfile(entry, io.BytesIO(content))
         return packed.getvalue()
+
+
+def _certificates(pem: bytes) -> list[bytes]:
+    """The certificates (DER) of a bundle, in order, without those that can't be read: Java would take no store with one."""
+    found = []
+    for block in re.findall(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", pem, re.DOTALL):
+        with contextlib.suppress(ValueError), warnings.catch_warnings(action="ignore"):
+            found.append(x509.load_pem_x509_certificate(block).public_bytes(serialization.Encoding.DER))
+    return found

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_BIND, MS_PRIVATE = 1, 2, 4, 4096, 1 << 18
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE, MS_SHARED = 1, 2, 4, 4096, 1 << 14, 1 << 18, 1 << 20
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 CLONE_NEWNET = 0x40000000
 
@@ -72,6 +72,24 @@ def unmount(target: Path) -> None:
         number = ctypes.get_errno()
         if number not in (errno.ENOENT, errno.EINVAL):
             raise OSError(number, f"umount {target}: {os.strerror(number)}")
+
+
+def share_mounts(directory: Path) -> None:
+    """Have what is mounted below `directory` seen by all who share it, as `ip netns` does before it mounts its first.
+
+    It does so by mounting the directory over itself: what we mounted there earlier would lie below, out of reach.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with _directory(directory) as descriptor:
+        # Against `ip netns` at the same moment, which takes this lock too.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            mount("", directory, "none", MS_SHARED | MS_REC)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            mount(os.fspath(directory), directory, "none", MS_BIND | MS_REC)
+            mount("", directory, "none", MS_SHARED | MS_REC)
 
 
 def mounts_below(directory: Path) -> list[Path]:

@@ -152,26 +152,25 @@ async def _opened(settings: Settings, directory: Path, *, end_all: bool) -> Asyn
         await journal.put_meta("host_id", host_id)
         yield service
     finally:
-        if end_all:
-            await supervisor.drain()
-            await gateway.close()
-        else:
-            await supervisor.leave()
-            await gateway.leave()
-        await asyncio.to_thread(executor.shutdown)
-        await asyncio.to_thread(journal.close)
-        if end_all:
-            await asyncio.to_thread(_close, networks, isolation, layers, names)
-        networks.release()
+        # What could not be ended keeps nothing else from it.
+        async with contextlib.AsyncExitStack() as last_first:
+            last_first.callback(networks.release)
+            if end_all:
+                last_first.push_async_callback(asyncio.to_thread, _close, networks, isolation, layers, names)
+            last_first.push_async_callback(asyncio.to_thread, journal.close)
+            last_first.push_async_callback(asyncio.to_thread, executor.shutdown)
+            last_first.push_async_callback(gateway.close if end_all else gateway.leave)
+            last_first.push_async_callback(supervisor.drain if end_all else supervisor.leave)
 
 
 def _close(networks: Networks, isolation: Isolation, layers: storage.WritableLayers, names: Names) -> None:
-    networks.close()
-    isolation.close()
-    layers.close()
-    isolation.cgroups.remove(names.cgroup_parent)
-    # The parent of all instances; another one may still need it.
-    isolation.cgroups.remove(str(Path(names.cgroup_parent).parent))
+    with contextlib.ExitStack() as last_first:
+        # The parent of all instances; another one may still need it.
+        last_first.callback(isolation.cgroups.remove, str(Path(names.cgroup_parent).parent))
+        last_first.callback(isolation.cgroups.remove, names.cgroup_parent)
+        last_first.callback(layers.close)
+        last_first.callback(isolation.close)
+        last_first.callback(networks.close)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ table inet {table} {{
   }}
   chain answer {{
     ip protocol tcp reject with tcp reset
+    ip protocol udp reject with icmp type port-unreachable
     reject with icmp type admin-prohibited
   }}
   chain input {{
@@ -169,6 +170,7 @@ class Networks:
         """
         self.block = self._take_block(preferred_block)
         self._used = set(keep)
+        kernel.share_mounts(NAMESPACE_DIR)
         self._route()
         existing = self._existing()
         if not existing & keep or not self._has_table():
@@ -189,16 +191,20 @@ class Networks:
         return self.block
 
     def close(self) -> None:
-        """Remove what is left, the table too. Blocks."""
-        for number in sorted(self._existing()):
-            self._remove(self.network(number))
-        for family in ("inet", "arp"):
-            with contextlib.suppress(kernel.CommandFailed):
-                kernel.run(["nft", "delete", "table", family, self._names.table])
-        self._unroute()
-        if self._block_file is not None:
-            os.ftruncate(self._block_file, 0)
-        self.release()
+        """Remove what is left, the table too. Blocks. All is tried before an error is raised."""
+        with contextlib.ExitStack() as last_first:
+            last_first.callback(self.release)
+            if self._block_file is not None:
+                last_first.callback(os.ftruncate, self._block_file, 0)
+            last_first.callback(self._unroute)
+            for family in ("inet", "arp"):
+                last_first.callback(self._remove_table, family)
+            for number in self._existing():
+                last_first.callback(self._remove, self.network(number))
+
+    def _remove_table(self, family: str) -> None:
+        with contextlib.suppress(kernel.CommandFailed):
+            kernel.run(["nft", "delete", "table", family, self._names.table])
 
     # -- the gateway -------------------------------------------------------------------------------
 
@@ -335,7 +341,6 @@ class Networks:
     def _make(self, number: int) -> Network:
         network = self.network(number)
         try:
-            NAMESPACE_DIR.mkdir(parents=True, exist_ok=True)
             kernel.make_network_namespace(network.namespace_path)
             # The rule stands before the link is up.
             self._bind(network)

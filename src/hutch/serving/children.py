@@ -95,7 +95,7 @@ class Child:
             pause = min(pause * 2, LONGEST_PAUSE_S)
 
     async def stop(self, grace_s: float) -> bool:
-        """SIGTERM, and SIGKILL after `grace_s` seconds. False when it had to be killed."""
+        """SIGTERM, and SIGKILL after `grace_s` seconds. False when it had to be killed, or could not end cleanly."""
         self._stopping = True
         process = self.process
         if process is None or process.returncode is not None:
@@ -108,7 +108,11 @@ class Child:
             process.kill()
             await process.wait()
             return False
-        return True
+        # By the signal itself, before it listens to it or after it has done what it had to.
+        clean = process.returncode in (0, -signal.SIGTERM)
+        if not clean:
+            log.error("%s ended with %s when it was stopped", self.name, _cause(process.returncode or 0))
+        return clean
 
 
 StartChild = Callable[[Child], Awaitable[Process]]
