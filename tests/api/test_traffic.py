@@ -80,6 +80,32 @@ async def test_another_team_s_sandbox_is_not_found(api: Api) -> None:
     assert (await api.client("").get(PATH)).status_code in (401, 403)
 
 
+@pytest.mark.parametrize("query", [{"projectId": "../x"}, {"projectId": "p" * 5000}, {"projectId": "none\0"}])
+async def test_a_project_that_is_none(api: Api, query: dict[str, str]) -> None:
+    await api.create(name="one")
+    assert (await api.http.get(PATH, params=query)).status_code in (400, 403, 404)
+
+
+async def test_what_else_is_asked_for_is_not_looked_at(api: Api) -> None:
+    await api.create(name="one")
+    answer = await api.http.get(PATH, params={"sessionId": "sbx_other", "after": "-1", "limit": "x"})
+    assert answer.json() == (await api.http.get(PATH)).json()
+
+
+async def test_a_session_that_the_host_has_forgotten_is_404(api: Api) -> None:
+    created = await api.create(name="one")
+    del api.host.sessions[created["session"]["id"]]
+    answer = await api.http.get(PATH)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "session_not_found")
+
+
+async def test_a_host_that_is_away_is_503(api: Api) -> None:
+    await api.create(name="one")
+    await api.host.stop()
+    assert (await api.http.get(PATH)).status_code == 503
+    await api.host.start()
+
+
 async def test_only_get(api: Api) -> None:
     await api.create(name="one")
     for method in ("POST", "PUT", "PATCH", "DELETE"):

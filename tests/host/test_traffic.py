@@ -62,7 +62,7 @@ async def journal(tmp_path: Path) -> AsyncIterator[Journal]:
 def interface(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """What the session's interface counted: from and to the guest."""
     counted = [0, 0]
-    monkeypatch.setattr(traffic, "interface_bytes", lambda network: (counted[0], counted[1]))
+    monkeypatch.setattr(traffic, "interface_bytes", lambda: {NETWORK.link: (counted[0], counted[1])})
     return counted
 
 
@@ -104,6 +104,19 @@ async def test_a_session_that_ends_without_a_gateway_has_what_the_last_one_told(
         await made.read("s", NETWORK)
     final = await made.end("s", NETWORK)
     assert (final.up_bytes, final.egress_bytes) == (10, 7)
+
+
+async def test_an_interface_that_is_gone_keeps_what_it_counted(
+    gateway: CountingGateway, journal: Journal, interface: list[int]
+) -> None:
+    made = meter(gateway, journal)
+    made.begin("s")
+    interface[:] = [100, 50]
+    await made.flush([("s", NETWORK)])
+    # The machine that all ran on was started again: no gateway, no interface.
+    gateway.away, interface[:] = True, [0, 0]
+    final = await meter(gateway, journal).end("s", NETWORK)
+    assert (final.egress_bytes, final.ingress_bytes) == (100, 50)
 
 
 async def test_what_was_read_before_the_end_does_not_replace_it(

@@ -403,7 +403,7 @@ fn find(gateway: &Gateway, address: Ipv4Addr) -> Result<Arc<Sandbox>, ErrorMessa
 async fn add(gateway: &Arc<Gateway>, add: Add) -> Outcome {
     let key = Zeroizing::new(unhex(&add.ca_key)?);
     let authority = Authority::new(&add.ca_name, &key, &unhex(&add.ca_key_id)?).map_err(bad)?;
-    let sandbox = Sandbox::new(
+    let mut sandbox = Sandbox::new(
         add.address,
         add.gateway,
         authority,
@@ -411,8 +411,8 @@ async fn add(gateway: &Arc<Gateway>, add: Add) -> Outcome {
         gateway.closed(),
         gateway.settings().flows,
         Arc::clone(&gateway.reports),
-        Counters::resume(add.counted),
     );
+    sandbox.counters = Counters::resume(add.counted);
     if let Some(former) = gateway.add(Arc::new(sandbox)) {
         former.close(gateway.closed()).await;
         gateway.ended(&former);

@@ -165,14 +165,34 @@ struct Lines(HashMap<String, Line>);
 
 impl Lines {
     fn of(&mut self, key: &str, others: &str) -> &mut Line {
+        if self.0.len() >= MAX_TALLIES && !self.0.contains_key(key) {
+            self.fold(others);
+        }
         let known = self.0.contains_key(key) || self.0.len() < MAX_TALLIES;
         self.0.entry(if known { key } else { others }.to_owned()).or_default()
+    }
+
+    /// Make room: of lines that nothing counts on, those with the fewest bytes go into the sum of the others. So a guest
+    /// can't have what it moves counted there by saying many names before.
+    fn fold(&mut self, others: &str) {
+        let idle = self.0.iter_mut().filter_map(|(key, line)| {
+            let unused = Arc::get_mut(&mut line.passed).is_some();
+            unused.then(|| (line.read().weight(), key.clone()))
+        });
+        let mut light: Vec<_> = idle.collect();
+        light.sort_unstable();
+        light.truncate(MAX_TALLIES / 2);
+        for (_, key) in light.iter().filter(|(_, key)| key != others) {
+            if let Some(line) = self.0.remove(key) {
+                self.0.entry(others.to_owned()).or_default().tally.add(&line.read());
+            }
+        }
     }
 
     /// Those with the most bytes, and the sum of the others.
     fn read(&self, others: &str) -> BTreeMap<String, Tally> {
         let mut lines: Vec<(&String, Tally)> = self.0.iter().map(|(key, line)| (key, line.read())).collect();
-        lines.sort_unstable_by_key(|(key, tally)| (std::cmp::Reverse(tally.weight()), *key));
+        lines.sort_unstable_by_key(|(key, tally)| (*key == others, std::cmp::Reverse(tally.weight()), *key));
         let mut told = BTreeMap::<String, Tally>::new();
         for (place, (key, tally)) in lines.into_iter().enumerate() {
             let key = if place < MAX_TOLD { key } else { others };
@@ -194,7 +214,7 @@ pub struct Counters {
     rules: Mutex<HashMap<RuleId, Arc<Bytes>>>,
 }
 
-/// Distinct names, and rules; beyond, they are counted together.
+/// Lines of names, and of rules; beyond, those with the fewest bytes are counted together.
 const MAX_TALLIES: usize = 1024;
 /// Names, and rules, that the host is told of: with the longest names in less than a frame.
 const MAX_TOLD: usize = 128;
@@ -381,7 +401,6 @@ impl Sandbox {
         policy: EffectivePolicy,
         limits: FlowLimits,
         reports: Arc<Reports>,
-        counters: Counters,
     ) -> Self {
         let current = Current {
             version: 0,
@@ -401,7 +420,7 @@ impl Sandbox {
             flows: Arc::default(),
             cache: Cache::default(),
             dns: Mutex::default(),
-            counters,
+            counters: Counters::default(),
             arrivals: Mutex::new(Bucket::new(
                 limits.per_second.into(),
                 f64::from(limits.per_second) * FLOWS_BURST,
@@ -651,13 +670,22 @@ mod tests {
     }
 
     #[test]
-    fn the_names_with_the_most_bytes_are_told() {
+    fn the_names_with_the_most_bytes_are_told_whenever_they_come() {
         let counters = Counters::default();
-        for number in 0..MAX_TALLIES as u64 - 1 {
+        let held = counters.passing("held.test");
+        let names = MAX_TALLIES as u64 * 3;
+        for number in 0..names {
             counters.tally(&format!("{number}.test"), |tally| tally.denied += 1);
         }
-        counters.passing("z.test").up.fetch_add(1, Ordering::Relaxed);
-        assert_eq!(counters.counted().tallies["z.test"].up_bytes, 1);
+        counters.passing("late.test").up.fetch_add(1, Ordering::Relaxed);
+        for number in 0..names {
+            counters.tally(&format!("{number}.example"), |tally| tally.denied += 1);
+        }
+        held.up.fetch_add(2, Ordering::Relaxed);
+        let counted = counters.counted();
+        assert_eq!(counted.tallies["late.test"].up_bytes, 1);
+        assert_eq!(counted.tallies["held.test"].up_bytes, 2);
+        assert_eq!(sums(&counted, false).denied, 2 * names);
     }
 
     #[test]

@@ -393,14 +393,9 @@ def _dotted(address: int) -> str:
     return ".".join(str(address >> shift & 255) for shift in (24, 16, 8, 0))
 
 
-def interface_bytes(network: Network) -> tuple[int, int]:
-    """What the host's end of a link has had from the guest and sent to it."""
-    statistics = Path("/sys/class/net") / network.link / "statistics"
-    return _counter(statistics / "rx_bytes"), _counter(statistics / "tx_bytes")
-
-
-def _counter(path: Path) -> int:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return 0
+def interface_bytes() -> dict[str, tuple[int, int]]:
+    """What the host's ends of links, by their names, have had from guests and sent to them."""
+    # Of the network that we are in; `/sys` may have been mounted in another one.
+    lines = Path("/proc/self/net/dev").read_text().splitlines()[2:]
+    links = {link.strip(): fields.split() for link, _, fields in (line.partition(":") for line in lines)}
+    return {link: (int(fields[0]), int(fields[8])) for link, fields in links.items()}

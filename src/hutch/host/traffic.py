@@ -24,6 +24,7 @@ from hutch.host.protocol import Traffic
 log = logging.getLogger(__name__)
 
 FLUSH_EVERY_S = 2.0
+NOTHING = (0, 0)
 
 
 class Totals(msgspec.Struct, frozen=True):
@@ -65,18 +66,20 @@ class TrafficMeter:
     async def read(self, session_id: str, network: Network) -> Traffic:
         """What passed for a running session until now. Raises `HutchError`."""
         counters = await self._gateway.counters(network)
-        totals = Totals(counters.counted, *interface_bytes(network))
+        totals = self._totals(session_id, counters.counted, await _carried(network))
         await self._keep(session_id, totals)
         return totals.traffic(counters.flows)
 
     async def flush(self, sessions: Sequence[tuple[str, Network]]) -> None:
         """Keep the totals of running sessions. One on whose interface nothing moved since the last two readings has no others."""
-        moved = await asyncio.to_thread(lambda: [interface_bytes(network) for _, network in sessions])
-        for (session_id, network), (egress, ingress) in zip(sessions, moved, strict=True):
+        links = await asyncio.to_thread(interface_bytes)
+        for session_id, network in sessions:
+            carried = links.get(network.link, NOTHING)
             before = self._live.get(session_id, Totals())
-            moving = (egress, ingress) != (before.egress_bytes, before.ingress_bytes)
+            moving = carried != (before.egress_bytes, before.ingress_bytes)
             if moving or self._moving.get(session_id, True):
-                await self._keep(session_id, await self._read(session_id, network))
+                counted = await self._counted(session_id, network)
+                await self._keep(session_id, self._totals(session_id, counted, carried))
             if session_id in self._live:
                 self._moving[session_id] = moving
 
@@ -84,7 +87,8 @@ class TrafficMeter:
         """The final totals of a session whose machine is dead and whose interface is still there."""
         if session_id not in self._live:
             self._live[session_id] = await self.last(session_id) or Totals()
-        totals = await self._read(session_id, network)
+        counted, carried = await self._counted(session_id, network), await _carried(network)
+        totals = self._totals(session_id, counted, carried)
         # From here on nothing that was read before is kept.
         self._live.pop(session_id)
         self._moving.pop(session_id, None)
@@ -96,14 +100,19 @@ class TrafficMeter:
         kept = await self._journal.traffic(session_id)
         return msgspec.msgpack.decode(kept, type=Totals) if kept is not None else None
 
-    async def _read(self, session_id: str, network: Network) -> Totals:
-        """What passed until now; without a gateway what the last one told."""
+    async def _counted(self, session_id: str, network: Network) -> Counted:
+        """What the gateway counted until now; without one what the last one told."""
         try:
-            counted = (await self._gateway.counters(network)).counted
+            return (await self._gateway.counters(network)).counted
         except HutchError as error:
             log.warning("the traffic of session %s could not be read: %s", session_id, error.message)
-            counted = self._live.get(session_id, Totals()).counted
-        return Totals(counted, *interface_bytes(network))
+            return self._live.get(session_id, Totals()).counted
+
+    def _totals(self, session_id: str, counted: Counted, carried: tuple[int, int]) -> Totals:
+        """An interface that is gone has carried what it had when it was last seen."""
+        before = self._live.get(session_id, Totals())
+        egress, ingress = carried
+        return Totals(counted, max(egress, before.egress_bytes), max(ingress, before.ingress_bytes))
 
     async def _keep(self, session_id: str, totals: Totals) -> None:
         before = self._live.get(session_id)
@@ -118,3 +127,8 @@ class TrafficMeter:
             await self._journal.put_traffic(session_id, msgspec.msgpack.encode(totals))
         except sqlite3.Error as error:
             log.error("the traffic of session %s could not be written: %s", session_id, error)
+
+
+async def _carried(network: Network) -> tuple[int, int]:
+    links = await asyncio.to_thread(interface_bytes)
+    return links.get(network.link, NOTHING)
