@@ -87,8 +87,9 @@ async def test_a_host_that_was_killed_goes_on_from_what_was_flushed(
     # The gateway's totals are what counts, not their sum with those that were kept.
     gateway.counted = passed(12)
     assert (await second.read("s", NETWORK)).up_bytes == 12
+    gateway.counted = passed(13)
     final = await second.end("s", NETWORK)
-    assert (final.up_bytes, final.egress_bytes, final.ingress_bytes, final.flows) == (12, 100, 50, 0)
+    assert (final.up_bytes, final.egress_bytes, final.ingress_bytes, final.flows) == (13, 100, 50, 0)
     assert (await meter(gateway, journal).last("s") or traffic.Totals()).traffic() == final
 
 
