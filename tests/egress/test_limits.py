@@ -563,6 +563,33 @@ async def test_t98_websockets_are_under_the_rule_s_limit(outside: World) -> None
     assert sent <= record["up"] <= limit
 
 
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+async def test_t98_a_request_s_body_is_bounded_whether_its_length_is_said_or_not(
+    origins: Origins, tmp_path: Path, version: str
+) -> None:
+    most = 100_000
+    directory = tmp_path / "small"
+    directory.mkdir()
+    async with world(directory, origins, max_upload_bytes=most) as outside:
+        guest = await outside.guest({"allow": {"api.test": [RULE]}})
+        outside.origins.script("api.test", OK + b"content-length: 0\r\n\r\n", whole=True)
+        body = guest.directory / "body"
+        for unsaid in (False, True):
+            # From a pipe, whose length nobody knows.
+            source = f"cat {body} | curl -T -" if unsaid else f"curl -T {body}"
+            upload = f"{source} -sS {version} -H expect: -o /dev/null -w '%{{http_code}}' https://api.test/{unsaid}"
+            body.write_bytes(b"x" * most)
+            assert (await guest.run("sh", "-c", upload)).out == "200"
+            passed = outside.origins.seen().data.count(b"x")
+            body.write_bytes(b"x" * (most + 1))
+            assert (await guest.run("sh", "-c", upload)).out == "413"
+            record = await guest.audited(kind="http", path=f"/{unsaid}", reason="limit")
+            assert (record["decision"], record["status"]) == ("deny", 413)
+            # What is too long from the start is not begun.
+            assert 0 < record["up"] <= most if unsaid else record["up"] == 0
+            assert outside.origins.seen().data.count(b"x") - passed <= most
+
+
 async def killed(outside: World) -> None:
     """Kill the gateway; when this returns another one serves everybody."""
     restarts = outside.gateway.restarts

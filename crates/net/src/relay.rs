@@ -1,8 +1,8 @@
 //! Bytes between two sockets, unseen.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hutch_policy::{Defence, Limits, Reason, RuleId};
@@ -37,7 +37,7 @@ pub struct Meter {
     rule: Option<Arc<Bytes>>,
     tallied: [Option<Arc<Bytes>>; 2],
     limits: Limits,
-    exceeded: Arc<AtomicBool>,
+    exceeded: Arc<OnceLock<Reason>>,
 }
 
 impl Meter {
@@ -60,9 +60,14 @@ impl Meter {
         }
     }
 
-    /// Whether something did not pass because a limit was used up.
-    pub fn is_exceeded(&self) -> bool {
-        self.exceeded.load(Ordering::Relaxed)
+    /// Why something did not pass, if it was more than may pass.
+    pub fn exceeded(&self) -> Option<Reason> {
+        self.exceeded.get().copied()
+    }
+
+    /// Something did not pass because it was more than may pass; the first reason counts.
+    pub fn exceed(&self, reason: Reason) {
+        let _ = self.exceeded.set(reason);
     }
 
     /// What this meter counted: bytes from and to the sandbox.
@@ -99,7 +104,7 @@ impl Meter {
             if let Some(counter) = rule.filter(|_| fits) {
                 counter.fetch_sub(bytes, Ordering::Relaxed);
             }
-            self.exceeded.store(true, Ordering::Relaxed);
+            self.exceed(Reason::ByteLimit);
             return false;
         }
         true

@@ -297,6 +297,7 @@ class Gateway:
                 "only_denials": egress.audit == "denials",
                 "max_flows": egress.max_flows,
                 "flows_per_second": egress.flows_per_second,
+                "max_upload_bytes": egress.max_upload_bytes,
                 **self._identity,
             },
         )
