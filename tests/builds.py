@@ -56,5 +56,5 @@ DEFENCES_OFF = Build(
         *("--features", _FEATURES, "--message-format=json"),
     ],
 )
-FUZZERS = Build("fuzzers", ["scripts/fuzz", "--build"])
+FUZZERS = Build("fuzzers", [str(CHECKOUT / "scripts" / "fuzz"), "--build"])
 ALL = (DEFENCES_OFF, FUZZERS)

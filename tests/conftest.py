@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from hutch.client import Client, Server
@@ -23,6 +24,10 @@ SETTLE_S = 20.0
 POLL_S = 0.02
 POOL_SIZE = 2
 CHECKOUT = Path(__file__).resolve().parents[1]
+
+# How fast a machine is decides no test.
+hypothesis.settings.register_profile("hutch", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("hutch")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

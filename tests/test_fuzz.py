@@ -8,7 +8,7 @@ import tomllib
 
 import pytest
 
-from scripts.setup.shell import CHECKOUT
+from tests.builds import CHECKOUT, FUZZERS
 
 FUZZ = CHECKOUT / "fuzz"
 TARGETS = sorted(path.stem for path in (FUZZ / "fuzz_targets").glob("*.rs"))
@@ -17,12 +17,12 @@ SECONDS = int(os.environ.get("FUZZ_SECONDS", "600"))
 
 
 @pytest.fixture(scope="session")
-def built() -> None:
-    """The targets, compiled: most of the time when nothing is yet."""
-    subprocess.run([CHECKOUT / "scripts" / "fuzz", "--build"], check=True, stdin=subprocess.DEVNULL)
+def fuzzers() -> None:
+    """The targets, compiled."""
+    FUZZERS.output()
 
 
-@pytest.mark.usefixtures("built")
+@pytest.mark.usefixtures("fuzzers")
 @pytest.mark.timeout(SECONDS + 120 if FULL else 300)
 @pytest.mark.parametrize("target", TARGETS)
 def test_no_input_breaks_what_the_target_asserts(target: str) -> None:

@@ -66,6 +66,8 @@ class Script:
     step: int = 0
     repeat: bytes = b""
     every_s: float = 0.01
+    # The request after so many on a connection is not answered: the connection ends.
+    answers: int | None = None
 
 
 @dataclass(slots=True)
@@ -167,6 +169,9 @@ class World:
                 waiting += chunk
                 while b"\r\n\r\n" in waiting or (script.raw and waiting):
                     head, _, waiting = (waiting, b"", b"") if script.raw else waiting.partition(b"\r\n\r\n")
+                    if connection.heads == script.answers:
+                        connection.ended = "by us"
+                        return
                     reply = script.replies[min(connection.heads, len(script.replies) - 1)]
                     connection.heads += 1
                     await self.reply(script, head, reply, writer)

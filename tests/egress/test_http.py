@@ -770,6 +770,35 @@ RESPONSES: dict[str, tuple[bytes, int | None, str]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("how", "again"),
+    [("GET", 1), ("HEAD", 1), ("DELETE", 0), ("POST", 0), ("GET with a body", 0)],
+)
+async def test_a_kept_connection_that_ends_unanswered_is_replaced_once(outside: World, how: str, again: int) -> None:
+    guest = await outside.guest({"allow": {"api.test": [INJECT]}})
+    method = how.split(maxsplit=1)[0]
+    with_body = ["Content-Length: 5"] if how.endswith("body") else []
+    second = get("/again", *with_body, method=method) + b"hello" * len(with_body)
+    program = """
+    import base64
+    with tls(sys.argv[1], "api.test", alpn=["http/1.1"]) as stream:
+        wire, answers = Wire(stream), []
+        for request in sys.argv[2:]:
+            request = base64.b64decode(request)
+            wire.send(request)
+            answers.append(wire.answer(request.split()[0].decode())["status"])
+        say(answers)
+    """
+    arguments = [base64.b64encode(request).decode() for request in (get(), second)]
+    outside.origins.script("api.test", answers=1)
+    assert (await guest.python(program, API, *arguments)).json() == [200, 200 if again else 502]
+    assert len(outside.origins.seen().to("api.test")) == 1 + again
+    assert outside.origins.seen().data.count(b"/again ") == 1 + again
+    # A connection of its own that ends so is an answer.
+    outside.origins.script("api.test", answers=0)
+    assert (await guest.python(program, API, arguments[1])).json() == [502]
+
+
 @pytest.mark.defence("response-framing")
 async def test_t72_a_response_has_one_reading_or_is_none(outside: World) -> None:
     guest = await outside.guest({"allow": {"api.test": [INJECT]}})

@@ -47,7 +47,7 @@ async def test_a_late_reader_gets_everything_in_order(tmp_path: Path, pieces: li
     assert output.end == sum(len(data) for _, data in pieces)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=60)
 @given(pieces=PIECES, cap=st.integers(1, 3000), turns=st.lists(st.integers(0, 5), min_size=1, max_size=40))
 async def test_an_attached_reader_gets_everything_past_the_cap(
     tmp_path: Path, pieces: list[Piece], cap: int, turns: list[int]

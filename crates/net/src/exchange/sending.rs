@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use http::Uri;
 use http::header::HeaderValue;
+use http::{HeaderMap, Method, Uri};
+use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use hutch_policy::{Defence, Flow, Reason};
 use hyper::body::Incoming;
@@ -14,7 +15,7 @@ use tokio::time::timeout;
 
 use super::Work;
 use super::bodies::{Kills, Returning, Until};
-use crate::body::{Body, Counted};
+use crate::body::{self, Body, Counted};
 use crate::head::Head;
 use crate::relay::Way;
 use crate::tcp;
@@ -73,6 +74,7 @@ impl Work<'_> {
         let mut pooled = pool.take(&key);
         loop {
             let fresh = pooled.is_none();
+            let again = if fresh { None } else { Repeatable::of(&request) };
             let sender = if let Some(sender) = pooled.take() {
                 sender
             } else {
@@ -80,7 +82,7 @@ impl Work<'_> {
                 self.served.dialled(address);
                 pool.begin(&key, stream, &self.served.sandbox.verifiers, epoch).await?
             };
-            let (failed, returning) = match sender {
+            let (unsent, gone) = match sender {
                 Sender::Http1(mut sender) => {
                     if let Some(authority) = request.uri().authority() {
                         // A server that does not speak HTTP/2 gets the form of HTTP/1.
@@ -100,7 +102,7 @@ impl Work<'_> {
                             };
                             return Ok((response, Some(returning)));
                         }
-                        Ok(Err(mut failed)) => (failed.take_message(), None::<Returning>),
+                        Ok(Err(mut failed)) => (failed.take_message(), is_gone(failed.error())),
                     }
                 }
                 Sender::Http2(mut sender) => {
@@ -109,16 +111,16 @@ impl Work<'_> {
                     match timeout(RESPONSE_HEAD, sender.try_send_request(request)).await {
                         Err(_) => return Err(Reason::UpstreamTimeout),
                         Ok(Ok(response)) => return Ok((response, None)),
-                        Ok(Err(mut failed)) => (failed.take_message(), None),
+                        Ok(Err(mut failed)) => (failed.take_message(), is_gone(failed.error())),
                     }
                 }
             };
-            drop(returning);
-            // A kept connection that the server had closed: nothing of the request was sent.
-            match failed {
-                Some(unsent) if !fresh => request = unsent,
+            // A kept connection that the server had closed. What it may have seen goes out once more, if that changes nothing.
+            request = match (unsent, again) {
+                (Some(unsent), _) if !fresh => unsent,
+                (None, Some(again)) if gone => again.request(),
                 _ => return Err(Reason::UpstreamProtocol),
-            }
+            };
         }
     }
 
@@ -192,4 +194,36 @@ impl Work<'_> {
         .await?;
         tcp::dial(&addresses, key.port).await
     }
+}
+
+/// A request that may be sent twice: RFC 9110 §9.2.2, without those that have a body.
+struct Repeatable {
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+}
+
+impl Repeatable {
+    fn of(request: &http::Request<Body>) -> Option<Self> {
+        let safe = matches!(*request.method(), Method::GET | Method::HEAD);
+        (safe && request.body().is_end_stream()).then(|| Self {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            headers: request.headers().clone(),
+        })
+    }
+
+    fn request(self) -> http::Request<Body> {
+        let mut request = http::Request::new(body::empty());
+        *request.method_mut() = self.method;
+        *request.uri_mut() = self.uri;
+        *request.headers_mut() = self.headers;
+        request
+    }
+}
+
+/// Whether the connection ended without an answer. One that is no HTTP is an answer.
+fn is_gone(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error);
+    error.is_incomplete_message() || source.is_some_and(<dyn std::error::Error>::is::<std::io::Error>)
 }
