@@ -86,7 +86,7 @@ impl Default for Gateway {
             roots: Arc::new(RootCertStore::empty()),
             resolver: Resolver::new(Vec::new()),
             flows: FlowLimits::default(),
-            max_upload_bytes: 0,
+            max_upload_bytes: u64::MAX,
             signer: None,
         };
         Self {
