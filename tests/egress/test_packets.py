@@ -799,7 +799,7 @@ class Raw:
         self.send(ACK)
 
 
-@pytest.mark.defence("kernel-drop", "kernel-hand")
+@pytest.mark.defence("kernel-drop", "kernel-hand-others")
 async def test_t16_both_sides_opening_is_no_way_in(outside: World) -> None:
     guest = await outside.guest({"subnets": {"allow": [f"{SHARED}/32"]}})
     await guest.silence()
@@ -822,7 +822,7 @@ async def test_t16_both_sides_opening_is_no_way_in(outside: World) -> None:
     assert outside.origins.seen().connections == []
 
 
-@pytest.mark.defence("kernel-drop", "kernel-hand")
+@pytest.mark.defence("kernel-drop", "kernel-hand-others")
 async def test_t16_nothing_after_the_end_arrives(outside: World) -> None:
     guest = await outside.guest(RANGE)
     await guest.silence()
