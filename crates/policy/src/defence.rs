@@ -120,6 +120,11 @@ defences! {
     Trailers "trailers" "Trailers of a request end here.";
     WholeAnswers "whole-answers" "An answer that was cut off does not look whole.";
     OrderedUpdates "ordered-updates" "Updates are compiled one after the other.";
+    Resets "resets" "A client that takes its requests back for ever is ended.";
+    RequestPlaces "request-places" "Requests beside each other count as connections.";
+    SmallSendBuffers "small-send-buffers" "Little waits for a client that does not read.";
+    SystemCalls "system-calls" "The process keeps the system calls that it needs.";
+    NoSwap "no-swap" "What is in memory is not written to swap.";
     StampedGenerations "stamped-generations" "A record says under which policy something was decided.";
 }
 
