@@ -140,6 +140,12 @@ def _forgotten_policies() -> None:
     Gateway._sync = forgetful  # type: ignore[method-assign]
 
 
+def _counting_anew() -> None:
+    from hutch.host.gateway import Gateway
+
+    Gateway.resume_counters = lambda *_: None  # type: ignore[method-assign]
+
+
 HOST: dict[str, Callable[[], None]] = {
     "kernel-source": _without("iifname . ip saddr != @bound"),
     "kernel-ipv4-only": _links_with_ipv6,
@@ -153,6 +159,7 @@ HOST: dict[str, Callable[[], None]] = {
     "kernel-gateway": _gateway_goes_anywhere,
     "syn-cookies": _without_cookies,
     "own-authority": _one_authority,
+    "counters-again": _counting_anew,
     "policies-again": _forgotten_policies,
     "update-order": _updates_without_order,
 }

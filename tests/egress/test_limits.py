@@ -580,6 +580,7 @@ async def test_t98_websockets_are_under_the_rule_s_limit(outside: World) -> None
     assert sent <= record["up"] <= limit
 
 
+@pytest.mark.defence("body-size")
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
 async def test_t98_a_request_s_body_is_bounded_whether_its_length_is_said_or_not(
     origins: Origins, tmp_path: Path, version: str
@@ -615,6 +616,7 @@ async def killed(outside: World) -> None:
         await asyncio.sleep(0.01)
 
 
+@pytest.mark.defence("counters-again")
 @pytest.mark.parametrize("host", ["runs on", "starts again"])
 async def test_t98_what_was_counted_counts_on_in_the_next_gateway(outside: World, host: str) -> None:
     limit = 100_000
@@ -644,6 +646,7 @@ async def test_t98_what_was_counted_counts_on_in_the_next_gateway(outside: World
     assert outside.origins.seen().data.count(b"x") <= limit
 
 
+@pytest.mark.defence("bounded-lines")
 async def test_t98_names_without_end_are_so_many_lines_and_no_more(outside: World) -> None:
     guest = await outside.guest({"allow": {"api.test": [RULE]}})
     outside.origins.script("api.test", OK + b"content-length: 0\r\n\r\n")

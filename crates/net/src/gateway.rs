@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
-use hutch_policy::{Cidr, Context, EffectivePolicy, HardDeny, HardDenySettings, Policy, Role, compile};
+use hutch_policy::{Cidr, Context, Defence, EffectivePolicy, HardDeny, HardDenySettings, Policy, Role, compile};
 use rustls::RootCertStore;
 use serde::Deserialize;
 
@@ -132,7 +132,11 @@ impl Gateway {
                 at_once: configuration.max_flows,
                 per_second: configuration.flows_per_second,
             },
-            max_upload_bytes: configuration.max_upload_bytes,
+            max_upload_bytes: if Defence::BodySize.holds() {
+                configuration.max_upload_bytes
+            } else {
+                u64::MAX
+            },
             signer: signer.map(Arc::new),
         });
         Ok(())

@@ -165,6 +165,9 @@ struct Lines(HashMap<String, Line>);
 
 impl Lines {
     fn of(&mut self, key: &str, others: &str) -> &mut Line {
+        if !Defence::BoundedLines.holds() {
+            return self.0.entry(key.to_owned()).or_default();
+        }
         if self.0.len() >= MAX_TALLIES && !self.0.contains_key(key) {
             self.fold(others);
         }
@@ -195,7 +198,11 @@ impl Lines {
         lines.sort_unstable_by_key(|(key, tally)| (*key == others, std::cmp::Reverse(tally.weight()), *key));
         let mut told = BTreeMap::<String, Tally>::new();
         for (place, (key, tally)) in lines.into_iter().enumerate() {
-            let key = if place < MAX_TOLD { key } else { others };
+            let key = if place < MAX_TOLD || !Defence::BoundedLines.holds() {
+                key
+            } else {
+                others
+            };
             told.entry(key.to_owned()).or_default().add(&tally);
         }
         told

@@ -75,6 +75,8 @@ defences! {
     SmallCache "small-cache" "Only addresses are remembered.";
     Places "places" "A sandbox has a bounded number of connections.";
     HeadTime "head-time" "A greeting and a head end in time.";
+    BodySize "body-size" "A request's body has a bounded size.";
+    BoundedLines "bounded-lines" "What is counted by name takes a bounded place.";
     HeadSize "head-size" "A head has a bounded size.";
     EscapedRecords "escaped-records" "Nobody writes lines of the audit.";
     CountedRecords "counted-records" "What is not written is counted.";
