@@ -159,6 +159,8 @@ def _dedent(text: str) -> str:
 
 @pytest.mark.parametrize("kind", FLOWS)
 @pytest.mark.defence("sweep")
+@pytest.mark.defence("datagrams-end")
+@pytest.mark.defence("updates-hold")
 async def test_t87_lock_down_ends_every_kind_of_flow(outside: World, kind: str) -> None:
     guest = await outside.guest(EVERYTHING)
     running = await start(guest, kind)
