@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,12 @@ class Build:
     fixture: str
     command: list[str]
     _process: subprocess.Popen[bytes] | None = None
-    _output: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="hutch-build-")))
+    _output: Path = Path()
 
     def start(self) -> None:
         """Begin, if it has not."""
         if self._process is None:
+            self._output = Path(tempfile.mkdtemp(prefix="hutch-build-"))
             with (self._output / "out").open("wb") as out, (self._output / "err").open("wb") as err:
                 self._process = subprocess.Popen(
                     ["nice", "-n", "10", *self.command], cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=out, stderr=err
@@ -39,13 +41,12 @@ class Build:
 
     def end(self) -> None:
         """Not needed any more."""
-        if self._process is not None and self._process.poll() is None:
+        if self._process is None:
+            return
+        if self._process.poll() is None:
             self._process.terminate()
             self._process.wait()
-        for file in self._output.glob("*"):
-            file.unlink()
-        if self._output.exists():
-            self._output.rmdir()
+        shutil.rmtree(self._output)
 
 
 _FEATURES = "hutch-net/defences-off,hutch-python/defences-off"

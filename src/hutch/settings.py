@@ -247,6 +247,12 @@ class EgressSettings(Section):
     flows_per_second: int = Field(
         200, description="New connections of one sandbox per second, five times as many in a burst.", ge=1, le=1_000_000
     )
+    max_upload_bytes: int = Field(
+        4 * 1024**3,
+        description="Largest body of one request to a name with rules; more is refused, or cut where no length was said.",
+        ge=65_536,
+        le=2**50,
+    )
     policy: Path | None = Field(
         None, description="JSON file with a network policy within which all others hold; read when the server starts."
     )

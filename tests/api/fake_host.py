@@ -365,9 +365,8 @@ class FakeHost:
         stream.send_reply(AuditPage(records=records, next=request.after + len(records)))
 
     async def _on_session_traffic(self, stream: Stream) -> None:
-        session_id = stream.params(SessionRef).session_id
-        if self.sessions[session_id].status is not SessionStatus.RUNNING:
-            raise GoneError("sandbox_stopped", "Sandbox is stopped.")
+        if stream.params(SessionRef).session_id not in self.sessions:
+            raise NotFoundError("session_not_found", "The host has no such session.")
         stream.send_reply(self.traffic)
 
     async def _on_events(self, stream: Stream) -> None:

@@ -58,6 +58,8 @@ async def test_a_name_that_none_can_have_never_becomes_a_url(name: str) -> None:
             await made.sandboxes.get(name)
         with pytest.raises(NotFoundError):
             await made.sandboxes.delete(name)
+        with pytest.raises(NotFoundError):
+            await made.audit.traffic(name)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +109,39 @@ async def test_an_answer_that_is_not_understood_is_an_error(body: bytes) -> None
     async with client(answer) as made:
         with pytest.raises(InternalError, match="not understood"):
             await made.sandboxes.create()
+
+
+TRAFFIC = {
+    "sessionId": SESSION,
+    "payload": {"up": 3, "down": 4},
+    "interface": {"egress": 5, "ingress": 6},
+    "flows": 1,
+    "names": [{"name": "a.test", "connections": 1, "requests": 2, "denied": 0, "injected": 0, "up": 3, "down": 4}],
+    "rules": [],
+}
+
+
+async def test_traffic_of_a_sandbox() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert request.url.path == "/api/hutch/v1/sandboxes/one/traffic"
+        assert dict(request.url.params) == {"teamId": "team_1", "projectId": "prj_1"}
+        return httpx.Response(200, json=TRAFFIC)
+
+    async with client(answer) as made:
+        found = await made.audit.traffic("one")
+    assert (found.payload.up, found.payload.down) == (3, 4)
+    assert (found.interface.egress, found.interface.ingress) == (5, 6)
+    assert [(entry.name, entry.up) for entry in found.names] == [("a.test", 3)]
+
+
+@pytest.mark.parametrize("wrong", [{"names": [{"name": "a.test"}]}, {"names": {}}, {"payload": {"up": "3", "down": 4}}])
+async def test_traffic_that_is_not_understood_is_an_error(wrong: dict[str, object]) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=TRAFFIC | wrong)
+
+    async with client(answer) as made:
+        with pytest.raises(InternalError, match="not understood"):
+            await made.audit.traffic("one")
 
 
 async def test_a_server_that_is_down_is_reported_with_its_address() -> None:

@@ -50,6 +50,11 @@ def _never_dropped() -> None:
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
 
 
+def _without_cookies() -> None:
+    """A machine that remembers each connection that somebody begins."""
+    Path("/proc/sys/net/ipv4/tcp_syncookies").write_text("0")
+
+
 def _links_with_ipv6() -> None:
     _without("meta nfproto != ipv4", 'oifname "{links}*" meta nfproto ipv6 drop')()
     from hutch.host.network import Network, Networks
@@ -135,6 +140,12 @@ def _forgotten_policies() -> None:
     Gateway._sync = forgetful  # type: ignore[method-assign]
 
 
+def _counting_anew() -> None:
+    from hutch.host.gateway import Gateway
+
+    Gateway.resume_counters = lambda *_: None  # type: ignore[method-assign]
+
+
 HOST: dict[str, Callable[[], None]] = {
     "kernel-source": _without("iifname . ip saddr != @bound"),
     "kernel-ipv4-only": _links_with_ipv6,
@@ -146,7 +157,9 @@ HOST: dict[str, Callable[[], None]] = {
     "kernel-fragments": _joined_before_they_are_seen,
     "kernel-arp": _any_neighbour,
     "kernel-gateway": _gateway_goes_anywhere,
+    "syn-cookies": _without_cookies,
     "own-authority": _one_authority,
+    "counters-again": _counting_anew,
     "policies-again": _forgotten_policies,
     "update-order": _updates_without_order,
 }

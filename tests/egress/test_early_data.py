@@ -85,6 +85,7 @@ async def server(origins: Origins) -> AsyncIterator[Server]:
         kernel.run(["ip", "-n", origins.namespace, "addr", "del", f"{ADDRESS}/32", "dev", "eth0"])
 
 
+@pytest.mark.defence("interception")
 async def test_t42_early_data_reaches_nobody_once_requests_are_judged(outside: World, tmp_path: Path) -> None:
     """With a ticket of the server's own, which the gateway had no part in. Spliced, the server may take early data."""
     outside.origins.answer("api.test", ADDRESS)

@@ -54,6 +54,7 @@ async def test_t12_http3_is_relayed_where_datagrams_are_admitted(outside: World,
     [{"allow": ["api.test"]}, {"allow": {"api.test": [{"transform": [{"headers": {"x-a": "b"}}]}]}}, "deny-all"],
     ids=["name", "rules", "deny-all"],
 )
+@pytest.mark.defence("datagrams")
 async def test_t12_http3_is_refused_at_once_elsewhere(outside: World, policy: object) -> None:
     """The socket is told: a client that waits for its handshake to time out would print nothing of the kind."""
     guest = await outside.guest(policy)

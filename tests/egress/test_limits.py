@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import stat
 import statistics
 import textwrap
@@ -13,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from hutch.host.gateway import BACKLOG
+from hutch.host.protocol import Tally
 from tests.egress.packets import SYN, ipv4, tcp
-from tests.egress.world import API, CANARY, EVIL, SHARED, Guest, Origins, World, world
+from tests.egress.world import API, CANARY, DEADLINE_S, EVIL, SHARED, Guest, Origins, World, world
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("canary_stays")]
 
@@ -24,6 +27,7 @@ POLICY = {"allow": {"api.test": [RULE], "cdn.test": []}}
 CONNECTIONS = 1024
 FLOODED = {"allow": {"api.test": [RULE], "cdn.test": [RULE]}}
 BUFFER = 64 * 1024
+LINES = 128
 CAP_IPC_LOCK = 14
 
 ATTACKS = {
@@ -133,6 +137,7 @@ FLOODS = {
 }
 """What ends the connection that does it, again and again."""
 
+UNREAD = "answers that are not read"
 STRAINS = {
     "pings": """
     peer.stream.sendall(frame(PING, 0, 0, bytes(8)) * 1000)
@@ -147,7 +152,7 @@ STRAINS = {
             peer.ask(get(name="cdn.test"))
     peer.stream.sendall(b"".join(frame(WINDOW, 0, number, struct.pack("!I", 1)) for number in range(1, 201, 2)))
     """,
-    "answers that are not read": """
+    UNREAD: """
     if turn == 0:
         for number in range(1, 201, 2):
             peer.ask(get(name="cdn.test"))
@@ -184,6 +189,7 @@ say(ended)
 
 
 @pytest.mark.parametrize("flood", FLOODS)
+@pytest.mark.defence("resets")
 async def test_t94_a_flood_of_http2_ends_its_connection(outside: World, flood: str) -> None:
     guest = await outside.guest(FLOODED)
     [turns] = (await guest.python(flooding(FLOODS[flood], turns=TURNS, again=False), SHARED)).json()
@@ -193,7 +199,16 @@ async def test_t94_a_flood_of_http2_ends_its_connection(outside: World, flood: s
     assert len(outside.origins.seen().connections) <= MAX_RESETS + 1
 
 
+async def fill(guest: Guest, other: Guest) -> None:
+    """Until no more comes for who does not read it, while another one is served."""
+    before = -1
+    while (now := (await guest.counters()).down_bytes) > before:
+        before = now
+        await probe(other, 5)
+
+
 @pytest.mark.parametrize("flood", [*FLOODS, *STRAINS])
+@pytest.mark.defence("small-send-buffers")
 async def test_t94_others_are_served_while_one_floods_with_http2(outside: World, flood: str) -> None:
     # The other one is answered by the gateway itself: origins are slower than it.
     attacker, other = (
@@ -209,6 +224,8 @@ async def test_t94_others_are_served_while_one_floods_with_http2(outside: World,
         await attacker.audited(kind="tls", decision="allow")
         # Each of them is answered, which `probe` looks at.
         took = await probe(other, 20)
+        if flood == UNREAD:
+            await fill(attacker, other)
         assert outside.gateway_memory_kib - before < STREAMS * STREAM_KIB
         assert statistics.median(took) < 50 * calm
         assert not running.done(), running.result()
@@ -217,6 +234,7 @@ async def test_t94_others_are_served_while_one_floods_with_http2(outside: World,
         await asyncio.wait([running])
 
 
+@pytest.mark.defence("syn-cookies")
 async def test_t94_half_open_connections_keep_nobody_out(outside: World) -> None:
     attacker, other = await outside.guest(POLICY), await outside.guest(POLICY)
     await attacker.silence()
@@ -230,6 +248,7 @@ async def test_t94_half_open_connections_keep_nobody_out(outside: World) -> None
     assert len(answered) > BACKLOG
 
 
+@pytest.mark.defence("request-places")
 async def test_t94_requests_beside_each_other_count_as_connections(origins: Origins, tmp_path: Path) -> None:
     directory = tmp_path / "few"
     directory.mkdir()
@@ -385,6 +404,7 @@ async def test_t95_a_flood_is_counted_exactly(outside: World) -> None:
 
 
 @pytest.mark.defence("confined")
+@pytest.mark.defence("no-swap")
 async def test_t96_the_process_gives_nothing_away(outside: World) -> None:
     policy = {
         "allow": {
@@ -419,6 +439,7 @@ async def test_t96_the_process_gives_nothing_away(outside: World) -> None:
     assert not [record for record in records if CANARY[::-1] in record]
 
 
+@pytest.mark.defence("system-calls")
 async def test_every_thread_of_the_gateway_has_a_filter_and_one_capability(outside: World) -> None:
     threads = [path.read_text() for path in Path(f"/proc/{outside.gateway_pid}/task").glob("*/status")]
     assert len(threads) > 1
@@ -557,6 +578,123 @@ async def test_t98_websockets_are_under_the_rule_s_limit(outside: World) -> None
     record = await guest.audited(kind="http", status=101)
     assert (record["decision"], record["reason"]) == ("deny", "byte_limit")
     assert sent <= record["up"] <= limit
+
+
+@pytest.mark.defence("body-size")
+@pytest.mark.parametrize("version", ["--http1.1", "--http2"])
+async def test_t98_a_request_s_body_is_bounded_whether_its_length_is_said_or_not(
+    origins: Origins, tmp_path: Path, version: str
+) -> None:
+    most = 100_000
+    directory = tmp_path / "small"
+    directory.mkdir()
+    async with world(directory, origins, max_upload_bytes=most) as outside:
+        guest = await outside.guest({"allow": {"api.test": [RULE]}})
+        outside.origins.script("api.test", OK + b"content-length: 0\r\n\r\n", whole=True)
+        body = guest.directory / "body"
+        for unsaid in (False, True):
+            # From a pipe, whose length nobody knows.
+            source = f"cat {body} | curl -T -" if unsaid else f"curl -T {body}"
+            upload = f"{source} -sS {version} -H expect: -o /dev/null -w '%{{http_code}}' https://api.test/{unsaid}"
+            body.write_bytes(b"x" * most)
+            assert (await guest.run("sh", "-c", upload)).out == "200"
+            passed = outside.origins.seen().data.count(b"x")
+            body.write_bytes(b"x" * (most + 1))
+            assert (await guest.run("sh", "-c", upload)).out == "413"
+            record = await guest.audited(kind="http", path=f"/{unsaid}", reason="limit")
+            assert (record["decision"], record["status"]) == ("deny", 413)
+            # What is too long from the start is not begun.
+            assert 0 < record["up"] <= most if unsaid else record["up"] == 0
+            assert outside.origins.seen().data.count(b"x") - passed <= most
+
+
+async def killed(outside: World) -> None:
+    """Kill the gateway; when this returns another one serves everybody."""
+    restarts = outside.gateway.restarts
+    os.kill(outside.gateway_pid, signal.SIGKILL)
+    while outside.gateway.restarts == restarts or not outside.gateway._ready.is_set():
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.defence("counters-again")
+@pytest.mark.parametrize("host", ["runs on", "starts again"])
+async def test_t98_what_was_counted_counts_on_in_the_next_gateway(outside: World, host: str) -> None:
+    limit = 100_000
+    rule = {**RULE, "limits": {"upBytes": limit}}
+    guest = await outside.guest({"allow": {"api.test": [rule]}, "subnets": {"allow": [f"{EVIL}/32"]}})
+    outside.origins.script("api.test", OK + b"content-length: 0\r\n\r\n", whole=True)
+    outside.origins.script(f"{EVIL}:8080", echo=True)
+    body = guest.directory / "body"
+    body.write_bytes(b"x" * 60_000)
+    upload = ("--http1.1", "-H", "expect:", "-T", str(body), "https://api.test/")
+    assert (await guest.curl(*upload)).out.endswith("200")
+    assert (await guest.python("say(outcome(sys.argv[1], 8080, b'y' * 1000, 5.0)['end'])", EVIL)).json() == "data"
+    before = await guest.counters()
+    if host == "starts again":
+        await outside.start_host_again()
+        outside.gateway.resume_counters(guest.network, before)
+    # Twice: what one gateway is told counts once in the next one.
+    for _ in range(2):
+        await killed(outside)
+        assert await guest.counters() == before
+    assert before.tallies[EVIL].up_bytes == 1000
+    # The rest of the rule's limit, and not all of it again.
+    assert not (await guest.curl(*upload)).out.endswith("200")
+    after = await guest.counters()
+    assert before.tallies["api.test"].up_bytes == 60_000
+    assert 60_000 <= after.tallies["api.test"].up_bytes <= limit
+    assert outside.origins.seen().data.count(b"x") <= limit
+
+
+@pytest.mark.defence("bounded-lines")
+async def test_t98_names_without_end_are_so_many_lines_and_no_more(outside: World) -> None:
+    guest = await outside.guest({"allow": {"api.test": [RULE]}})
+    outside.origins.script("api.test", OK + b"content-length: 0\r\n\r\n")
+    sent = 1500
+    program = """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stream:
+        for number in range(int(sys.argv[1])):
+            stream.sendto(b"x", ("203.0.%d.%d" % divmod(number, 250), 9))
+    """
+    await guest.python(program, str(sent))
+    assert (await guest.curl("https://api.test/")).out.endswith("200")
+    async with asyncio.timeout(DEADLINE_S):
+        while sum(tally.denied for tally in (await guest.counters()).tallies.values()) < sent:
+            await asyncio.sleep(0.02)
+    counted = await guest.counters()
+    # The name that carried bytes, as many refused ones as have a place, the rest of them, and the rule.
+    assert len(counted.tallies) == LINES + 2
+    assert counted.tallies["api.test"].requests == 1
+    assert counted.tallies["*"].denied == sent - (LINES - 1)
+    assert len([key for key in counted.tallies if key.startswith("rule:")]) == 1
+
+
+async def test_t98_bytes_are_counted_by_name_while_they_pass(outside: World) -> None:
+    guest = await outside.guest({"allow": {"api.test": [RULE], "cdn.test": []}})
+    half = bytes(50_000)
+    outside.origins.script("api.test", OK + b"content-length: 100000\r\n\r\n" + half, held=half)
+    program = """
+    stream = tls(sys.argv[1], "api.test", alpn=["http/1.1"])
+    stream.sendall(b"GET / HTTP/1.1\\r\\nhost: api.test\\r\\n\\r\\n")
+    got = b""
+    while len(got) < 50_000:
+        got += stream.recv(100_000)
+    say(len(got))
+    sys.stdout.flush()
+    import signal
+    signal.pause()
+    """
+    running = asyncio.ensure_future(guest.python(program, API))
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            while (counted := await guest.counters()).tallies.get("api.test", Tally()).down_bytes < 50_000:
+                await asyncio.sleep(0.02)
+        assert not running.done()
+        (rule,) = (tally for key, tally in counted.tallies.items() if key.startswith("rule:"))
+        assert rule.down_bytes == 50_000
+    finally:
+        guest.stop()
+        await asyncio.wait([running])
 
 
 async def test_t98_counters_are_what_the_origin_got(outside: World) -> None:

@@ -807,6 +807,7 @@ class Raw:
         self.send(ACK)
 
 
+@pytest.mark.defence("kernel-drop", "kernel-hand-others")
 async def test_t16_both_sides_opening_is_no_way_in(outside: World) -> None:
     guest = await outside.guest({"subnets": {"allow": [f"{SHARED}/32"]}})
     await guest.silence()
@@ -829,19 +830,24 @@ async def test_t16_both_sides_opening_is_no_way_in(outside: World) -> None:
     assert outside.origins.seen().connections == []
 
 
+@pytest.mark.defence("kernel-drop", "kernel-hand-others")
 async def test_t16_nothing_after_the_end_arrives(outside: World) -> None:
     guest = await outside.guest(RANGE)
     await guest.silence()
     outside.origins.script(f"{EVIL}:8080", echo=True)
-    with guest.wire() as wire:
+    with guest.wire() as wire, outside.origins.wire() as world:
         for port, end in enumerate((packets.FIN | ACK, packets.RST | ACK), 4010):
             raw = Raw(wire, guest, port, (EVIL, 8080))
             await raw.open()
             raw.send(PUSH | ACK, b"before")
-            await outside.origins.wait(lambda seen: b"before" in seen.data, "the connection is not open")
+            # It comes back once it has arrived.
+            while (await raw.received())[1] != b"before":
+                pass
             raw.send(end)
             raw.send(PUSH | ACK, CANARY.encode())
-            await outside.origins.wait(lambda seen: all(c["ended"] for c in seen.to(EVIL)), "the end did not arrive")
+            await outside.origins.wait(lambda seen: all(c["ended"] for c in seen.to(EVIL) if c["data"]), "the end did not arrive")
+        await settle(outside, guest)
+        assert not [frame for frame in world.received() if CANARY.encode() in frame]
     assert outside.origins.seen().data == b"before" * 2
 
 

@@ -36,7 +36,7 @@ from hutch.host import authority, kernel
 from hutch.host.audit import AuditStore
 from hutch.host.authority import Authority, TrustStore
 from hutch.host.binaries import gateway_path
-from hutch.host.gateway import Applied, AuditEvent, Counters, Gateway
+from hutch.host.gateway import Applied, AuditEvent, Counted, Gateway
 from hutch.host.names import NAMESPACE_DIR, Names
 from hutch.host.network import Network, Networks
 from hutch.settings import Settings, load
@@ -494,9 +494,9 @@ class Guest:
         """curl, silent but for errors, with the status at the end of its output."""
         return await self.run("curl", "-sS", "--max-time", "15", "-w", "\n%{http_code}", *arguments)
 
-    async def counters(self) -> Counters:
+    async def counters(self) -> Counted:
         """What the gateway counted for it."""
-        return await self.world.gateway.counters(self.network)
+        return (await self.world.gateway.counters(self.network)).counted
 
     async def audit(self, **wanted: Any) -> list[dict[str, Any]]:
         """Audit records whose fields have these values, in order."""

@@ -200,6 +200,34 @@ async def test_live_sessions_are_adopted_with_their_commands(no_leaks: Path) -> 
         assert (await adopted.run("true")).exit_code == 0
 
 
+async def test_what_passed_is_known_after_gateway_host_and_session_ended(no_leaks: Path) -> None:
+    send = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(bytes(500), ('203.0.113.9', 9))"
+    async with real_host(no_leaks, end_all=False) as service:
+        box = await guest(service)
+        assert (await box.run("python3", "-c", send)).exit_code == 0
+        # The datagram is on its way to the gateway when the program ends.
+        while "203.0.113.9" not in (before := await service.supervisor.traffic(box.session_id)).tallies:
+            await asyncio.sleep(0.01)
+        assert before.egress_bytes >= 500
+    # With the gateway that counted it.
+    async with real_host(no_leaks, end_all=False) as again:
+        assert (await again.supervisor.traffic(box.session_id)).tallies == before.tallies
+    os.kill(int((no_leaks / "host" / "gateway" / "process").read_text().split()[0]), signal.SIGKILL)
+    # With another one.
+    async with real_host(no_leaks) as last:
+        adopted = Guest(last.supervisor, box.session_id)
+        assert (await last.supervisor.traffic(box.session_id)).tallies == before.tallies
+        record = await adopted.stop()
+        final = await last.supervisor.traffic(box.session_id)
+        assert final.tallies == before.tallies
+        assert final.egress_bytes == record.egress_bytes
+        assert final.egress_bytes >= before.egress_bytes
+        assert record.stopped_at is not None
+        await last.supervisor.tidy(record.stopped_at + KEEP_RECORDS_MS + 1)
+        with pytest.raises(NotFoundError):
+            await last.supervisor.traffic(box.session_id)
+
+
 async def test_a_session_that_died_while_the_host_was_down_has_failed(no_leaks: Path) -> None:
     async with real_host(no_leaks, end_all=False) as service:
         box = await guest(service)

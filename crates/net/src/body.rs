@@ -155,6 +155,7 @@ pub struct Counted<B> {
     meter: Meter,
     way: Way,
     done: Option<Arc<std::sync::atomic::AtomicBool>>,
+    left: u64,
 }
 
 impl<B> Counted<B> {
@@ -165,6 +166,27 @@ impl<B> Counted<B> {
             meter,
             way,
             done,
+            left: u64::MAX,
+        }
+    }
+
+    /// The same, ended where there are more than `most` bytes.
+    #[must_use]
+    pub fn at_most(mut self, most: u64) -> Self {
+        self.left = most;
+        self
+    }
+
+    fn pass(&mut self, count: usize) -> Result<(), BodyError> {
+        let Some(left) = self.left.checked_sub(count as u64) else {
+            self.meter.exceed(Reason::Limit);
+            return Err(BodyError::Ended(Reason::Limit));
+        };
+        self.left = left;
+        if self.meter.count(self.way, count) {
+            Ok(())
+        } else {
+            Err(BodyError::Ended(Reason::ByteLimit))
         }
     }
 
@@ -194,11 +216,7 @@ where
                 if self.inner.is_end_stream() {
                     self.finished();
                 }
-                if self.meter.count(self.way, count) {
-                    Some(Ok(frame))
-                } else {
-                    Some(Err(BodyError::Ended(Reason::ByteLimit)))
-                }
+                Some(self.pass(count).map(|()| frame))
             }
             Some(Err(_)) if !Defence::WholeAnswers.holds() => None,
             Some(Err(error)) => Some(Err(error.into())),

@@ -44,7 +44,9 @@ pub fn confine(root: &Path, user: u32) -> io::Result<()> {
     set_thread_res_gid(group, group, group)?;
     set_thread_res_uid(user, user, user)?;
     keep(CapabilitySet::NET_RAW | CapabilitySet::IPC_LOCK)?;
-    if let Err(error) = stay_in_memory() {
+    if Defence::NoSwap.holds()
+        && let Err(error) = stay_in_memory()
+    {
         eprintln!("hutch-net: memory may be written to swap: {error}");
     }
     set_no_new_privs(true)?;

@@ -11,7 +11,7 @@
 //! | `sandbox.policy` | [`SetPolicy`] | `{generation, closed_flows, kept_flows}`, when it is enforced |
 //! | `sandbox.remove` | [`Which`] | `{}` |
 //! | `sandbox.list` | | `{sandboxes: [{address, lifecycle, generation}]}` |
-//! | `counters` | [`Which`] | `{up_bytes, down_bytes, flows, tallies}` |
+//! | `counters` | [`Which`] | `{flows, up_bytes, down_bytes, tallies, rules}`, see [`Counted`] |
 //! | `audit` | | events `{number, sandbox_id, seq, record}` for ever |
 //! | `audit.stored` | `{number}` | `{}`: records up to it need not be sent again |
 
@@ -32,7 +32,7 @@ use crate::audit::Chain;
 use crate::audit::{Decision, Kind};
 use crate::gateway::{Configuration, Gateway};
 use crate::report;
-use crate::sandbox::{Identity, Sandbox, Tally};
+use crate::sandbox::{Counted, Counters, Identity, Sandbox, Tally};
 use crate::tls::{Authority, Verifiers};
 
 const MAX_BODY_BYTES: usize = 16 << 20;
@@ -56,6 +56,9 @@ pub struct Add {
     pub ca_key: String,
     /// Its subject key identifier, in hexadecimal digits.
     pub ca_key_id: String,
+    /// What a gateway before this one counted for it.
+    #[serde(default)]
+    pub counted: Counted,
 }
 
 /// What holds for a sandbox from now on.
@@ -142,10 +145,11 @@ struct List {
 
 #[derive(Serialize)]
 struct CountersMessage {
+    flows: u64,
     up_bytes: u64,
     down_bytes: u64,
-    flows: u64,
     tallies: BTreeMap<String, Tally>,
+    rules: BTreeMap<String, (u64, u64)>,
 }
 
 #[derive(Serialize)]
@@ -339,7 +343,7 @@ async fn answer(gateway: &Arc<Gateway>, method: &str, body: &[u8]) -> Outcome {
             gateway.open();
             Ok(NOTHING.to_vec())
         }
-        "sandbox.add" => add(gateway, &read(body)?).await,
+        "sandbox.add" => add(gateway, read(body)?).await,
         "sandbox.policy" => set_policy(gateway, read(body)?).await,
         "sandbox.remove" => {
             let which: Which = read(body)?;
@@ -364,12 +368,13 @@ async fn answer(gateway: &Arc<Gateway>, method: &str, body: &[u8]) -> Outcome {
         "counters" => {
             let which: Which = read(body)?;
             let sandbox = find(gateway, which.address)?;
-            let counters = &sandbox.counters;
+            let counted = sandbox.counters.counted();
             Ok(encode(&CountersMessage {
-                up_bytes: counters.up.load(std::sync::atomic::Ordering::Relaxed),
-                down_bytes: counters.down.load(std::sync::atomic::Ordering::Relaxed),
                 flows: sandbox.flows.len() as u64,
-                tallies: crate::locks::lock(&counters.tallies).clone().into_iter().collect(),
+                up_bytes: counted.up_bytes,
+                down_bytes: counted.down_bytes,
+                tallies: counted.tallies,
+                rules: counted.rules,
             }))
         }
         "audit.stored" => {
@@ -395,10 +400,10 @@ fn find(gateway: &Gateway, address: Ipv4Addr) -> Result<Arc<Sandbox>, ErrorMessa
     })
 }
 
-async fn add(gateway: &Arc<Gateway>, add: &Add) -> Outcome {
+async fn add(gateway: &Arc<Gateway>, add: Add) -> Outcome {
     let key = Zeroizing::new(unhex(&add.ca_key)?);
     let authority = Authority::new(&add.ca_name, &key, &unhex(&add.ca_key_id)?).map_err(bad)?;
-    let sandbox = Sandbox::new(
+    let mut sandbox = Sandbox::new(
         add.address,
         add.gateway,
         authority,
@@ -407,6 +412,7 @@ async fn add(gateway: &Arc<Gateway>, add: &Add) -> Outcome {
         gateway.settings().flows,
         Arc::clone(&gateway.reports),
     );
+    sandbox.counters = Counters::resume(add.counted);
     if let Some(former) = gateway.add(Arc::new(sandbox)) {
         former.close(gateway.closed()).await;
         gateway.ended(&former);

@@ -200,9 +200,9 @@ impl Drop for Log {
         }
         if let Some(reason) = self.kill.reason() {
             record = record.revoked(reason.as_str());
-        } else if self.meter.is_exceeded() {
-            record = record.denied(Reason::ByteLimit.as_str());
-            let mut limit = report::record(&self.current, Kind::Limit, Decision::Deny, Reason::ByteLimit);
+        } else if let Some(reason) = self.meter.exceeded() {
+            record = record.denied(reason.as_str());
+            let mut limit = report::record(&self.current, Kind::Limit, Decision::Deny, reason);
             if let Some(rule) = self.rule {
                 limit = limit.rule(&rule.to_string());
             }
@@ -216,8 +216,6 @@ impl Drop for Log {
             self.sandbox.counters.tally(&key, |tally| {
                 tally.requests += 1;
                 tally.injected += injects;
-                tally.up_bytes += up;
-                tally.down_bytes += down;
             });
         }
     }
@@ -264,9 +262,11 @@ pub async fn exchange(served: &Served, asked: Asked) -> Answer {
             continue;
         };
         let rule = judgement.rule.as_ref().map(|rule| rule.id);
+        let key = name_of(served);
         let meter = Meter::new(
             Arc::clone(&served.sandbox),
             Arc::clone(&served.flow),
+            &key,
             judgement.limits,
             rule,
         );
@@ -275,7 +275,7 @@ pub async fn exchange(served: &Served, asked: Asked) -> Answer {
             sandbox: Arc::clone(&served.sandbox),
             current: Arc::clone(&current),
             record: Some(record),
-            key: name_of(served),
+            key,
             rule,
             began,
             meter: meter.clone(),
@@ -482,6 +482,10 @@ impl Work<'_> {
         if Defence::HeadBytes.holds() && !self.meter.charge(Way::Up, request_bytes(&asked)) {
             return self.fail(403, Reason::ByteLimit);
         }
+        if asked.body.size_hint().lower() > self.served.gateway.settings().max_upload_bytes {
+            self.meter.exceed(Reason::Limit);
+            return self.fail(413, Reason::Limit);
+        }
         let method = head.method.clone();
         let websocket_key = head.headers.get("sec-websocket-key").cloned();
         let sent = Arc::new(AtomicBool::new(asked.body.is_end_stream()));
@@ -497,9 +501,14 @@ impl Work<'_> {
         }
         let (response, connection) = match self.send(request, asked.http2).await {
             Ok(sent) => sent,
-            Err(_) if self.meter.is_exceeded() => return self.fail(403, Reason::ByteLimit),
             Err(reason) => {
-                let status = if reason == Reason::UpstreamTimeout { 504 } else { 502 };
+                let reason = self.meter.exceeded().unwrap_or(reason);
+                let status = match reason {
+                    Reason::ByteLimit => 403,
+                    Reason::Limit => 413,
+                    Reason::UpstreamTimeout => 504,
+                    _ => 502,
+                };
                 return self.fail(status, reason);
             }
         };
@@ -635,6 +644,7 @@ impl Work<'_> {
                 | Reason::AddressClass
                 | Reason::SubnetDeny
                 | Reason::ByteLimit
+                | Reason::Limit
         );
         self.log.record = self.log.record.take().map(|record| {
             let record = record.status(status);

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
-use hutch_policy::{Cidr, Context, EffectivePolicy, HardDeny, HardDenySettings, Policy, Role, compile};
+use hutch_policy::{Cidr, Context, Defence, EffectivePolicy, HardDeny, HardDenySettings, Policy, Role, compile};
 use rustls::RootCertStore;
 use serde::Deserialize;
 
@@ -42,6 +42,8 @@ pub struct Configuration {
     pub max_flows: usize,
     /// New connections of one sandbox per second.
     pub flows_per_second: u32,
+    /// The largest body of a request.
+    pub max_upload_bytes: u64,
     /// The issuer of identity tokens.
     pub issuer: String,
     /// The key that signs them (PKCS #8 in PEM), with its id.
@@ -60,6 +62,8 @@ pub struct Settings {
     pub resolver: Resolver,
     /// Bounds of each sandbox's connections.
     pub flows: FlowLimits,
+    /// The largest body of a request.
+    pub max_upload_bytes: u64,
     /// Signs identity tokens; `None` until there is a key.
     pub signer: Option<Arc<Signer>>,
 }
@@ -82,6 +86,7 @@ impl Default for Gateway {
             roots: Arc::new(RootCertStore::empty()),
             resolver: Resolver::new(Vec::new()),
             flows: FlowLimits::default(),
+            max_upload_bytes: u64::MAX,
             signer: None,
         };
         Self {
@@ -126,6 +131,11 @@ impl Gateway {
             flows: FlowLimits {
                 at_once: configuration.max_flows,
                 per_second: configuration.flows_per_second,
+            },
+            max_upload_bytes: if Defence::BodySize.holds() {
+                configuration.max_upload_bytes
+            } else {
+                u64::MAX
             },
             signer: signer.map(Arc::new),
         });

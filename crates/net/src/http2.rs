@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
-use hutch_policy::Reason;
+use hutch_policy::{Defence, Reason};
 use hyper::body::Incoming;
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
@@ -56,12 +56,17 @@ where
         let response = handle(request.map(|body| Lingering(Some(body))), one.place.is_some());
         answered(one, response)
     });
+    let send_buffer_bytes = if Defence::SmallSendBuffers.holds() {
+        SEND_BUFFER_BYTES
+    } else {
+        SEND_BUFFER_BYTES * 64
+    };
     let mut builder = Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
         .max_header_list_size(HEADER_LIST_BYTES)
-        .max_send_buf_size(SEND_BUFFER_BYTES)
+        .max_send_buf_size(send_buffer_bytes)
         .max_pending_accept_reset_streams(MAX_RESETS as usize)
         .max_local_error_reset_streams(MAX_RESETS as usize)
         .keep_alive_interval(Some(PING_EVERY))
@@ -160,7 +165,7 @@ impl One {
         let own = || Arc::clone(places).try_acquire_owned().ok();
         Self {
             requests: Arc::clone(requests),
-            place: if is_only_one {
+            place: if is_only_one || !Defence::RequestPlaces.holds() {
                 Some(Place::Connection)
             } else {
                 own().map(|permit| Place::Own { _permit: permit })
@@ -173,7 +178,7 @@ impl One {
 impl Drop for One {
     fn drop(&mut self) {
         self.requests.ongoing.send_modify(|count| *count -= 1);
-        if !self.answered && !lock(&self.requests.resets).take() {
+        if !self.answered && !lock(&self.requests.resets).take() && Defence::Resets.holds() {
             self.requests.too_many_resets.notify_one();
         }
     }

@@ -36,7 +36,6 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEAD: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
 const BODY_IDLE: Duration = Duration::from_secs(60);
-const MAX_BODY_BYTES: u64 = 4 << 30;
 const READ_BYTES: usize = 16 * 1024;
 const MAX_HELD_BYTES: usize = 64 * 1024;
 /// For a client that is still sending when its request was answered.
@@ -301,7 +300,6 @@ where
     async fn refuse(&mut self, reason: Reason) {
         let status = match reason {
             Reason::ClientTimeout => 408,
-            Reason::Limit => 413,
             _ => 400,
         };
         self.served.unreadable(reason, status);
@@ -320,10 +318,6 @@ where
     async fn request(&mut self, head: Head) -> Next {
         let kind = head.body;
         let length = declared_length(&kind);
-        if length.is_some_and(|length| length > MAX_BODY_BYTES) {
-            self.refuse(Reason::Limit).await;
-            return Next::Close;
-        }
         let has_body = !matches!(kind, BodyKind::None | BodyKind::Length(0));
         let incoming = has_body.then(|| body::Incoming::new(length));
         let (pieces, body) = incoming.map_or_else(

@@ -1,8 +1,8 @@
 //! Bytes between two sockets, unseen.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hutch_policy::{Defence, Limits, Reason, RuleId};
@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 
 use crate::flow::{Bytes, Flow, Kill};
-use crate::sandbox::{Sandbox, add_within};
+use crate::sandbox::{RULE, Sandbox, add_within};
 
 const BUFFER_BYTES: usize = 64 * 1024;
 /// What an idle direction keeps: buffers grow when there is something to move.
@@ -28,34 +28,46 @@ pub enum Way {
     Down,
 }
 
-/// What may pass, and what counts it: for the sandbox, the flow, this use of the flow, and the rule.
+/// What may pass, and what counts it: for the sandbox, the flow, this use of the flow, the name, and the rule.
 #[derive(Clone)]
 pub struct Meter {
     sandbox: Arc<Sandbox>,
     flow: Arc<Flow>,
     own: Arc<Bytes>,
     rule: Option<Arc<Bytes>>,
+    tallied: [Option<Arc<Bytes>>; 2],
     limits: Limits,
-    exceeded: Arc<AtomicBool>,
+    exceeded: Arc<OnceLock<Reason>>,
 }
 
 impl Meter {
-    /// A meter of a flow or of one exchange in it. The limits are those of `rule`, over all that it ever admitted.
-    pub fn new(sandbox: Arc<Sandbox>, flow: Arc<Flow>, limits: Limits, rule: Option<RuleId>) -> Self {
-        let rule = rule.map(|rule| sandbox.counters.of_rule(rule));
+    /// A meter of a flow or of one exchange in it, for `name`. The limits are those of `rule`, over all that it ever admitted.
+    pub fn new(sandbox: Arc<Sandbox>, flow: Arc<Flow>, name: &str, limits: Limits, rule: Option<RuleId>) -> Self {
+        let counters = &sandbox.counters;
+        let tallied = [
+            Some(counters.passing(name)),
+            rule.map(|rule| counters.passing(&format!("{RULE}{rule}"))),
+        ];
+        let rule = rule.map(|rule| counters.of_rule(rule));
         Self {
             sandbox,
             flow,
             own: Arc::default(),
             rule,
+            tallied,
             limits,
             exceeded: Arc::default(),
         }
     }
 
-    /// Whether something did not pass because a limit was used up.
-    pub fn is_exceeded(&self) -> bool {
-        self.exceeded.load(Ordering::Relaxed)
+    /// Why something did not pass, if it was more than may pass.
+    pub fn exceeded(&self) -> Option<Reason> {
+        self.exceeded.get().copied()
+    }
+
+    /// Something did not pass because it was more than may pass; the first reason counts.
+    pub fn exceed(&self, reason: Reason) {
+        let _ = self.exceeded.set(reason);
     }
 
     /// What this meter counted: bytes from and to the sandbox.
@@ -68,8 +80,12 @@ impl Meter {
     pub fn count(&self, way: Way, bytes: usize) -> bool {
         let fits = self.charge(way, bytes);
         if fits {
-            self.own.side(way).fetch_add(bytes as u64, Ordering::Relaxed);
-            self.flow.bytes.side(way).fetch_add(bytes as u64, Ordering::Relaxed);
+            for counter in [&*self.own, &self.flow.bytes]
+                .into_iter()
+                .chain(self.tallied.iter().flatten().map(|counter| &**counter))
+            {
+                counter.side(way).fetch_add(bytes as u64, Ordering::Relaxed);
+            }
         }
         fits
     }
@@ -88,7 +104,7 @@ impl Meter {
             if let Some(counter) = rule.filter(|_| fits) {
                 counter.fetch_sub(bytes, Ordering::Relaxed);
             }
-            self.exceeded.store(true, Ordering::Relaxed);
+            self.exceed(Reason::ByteLimit);
             return false;
         }
         true

@@ -3,7 +3,7 @@
 //! Identity is the address that the kernel has bound to the sandbox's link; nothing that the guest says matters. What
 //! holds for it *now* is one immutable [`Current`]; an update replaces it as a whole and then judges every open flow.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
@@ -96,7 +96,8 @@ impl Current {
 }
 
 /// Counters by rule or by name.
-#[derive(Debug, Default, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Tally {
     /// Connections.
     pub connections: u64,
@@ -112,6 +113,102 @@ pub struct Tally {
     pub down_bytes: u64,
 }
 
+impl Tally {
+    fn add(&mut self, other: &Self) {
+        self.connections += other.connections;
+        self.requests += other.requests;
+        self.denied += other.denied;
+        self.injected += other.injected;
+        self.up_bytes += other.up_bytes;
+        self.down_bytes += other.down_bytes;
+    }
+
+    fn weight(&self) -> (u64, u64, u64) {
+        let bytes = self.up_bytes.saturating_add(self.down_bytes);
+        (bytes, self.requests.saturating_add(self.connections), self.denied)
+    }
+}
+
+/// What is counted for a sandbox, as the host is told it, and as it tells a gateway that has not seen the sandbox before.
+#[derive(Debug, Default, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Counted {
+    /// Payload bytes from the sandbox.
+    pub up_bytes: u64,
+    /// Payload bytes to it.
+    pub down_bytes: u64,
+    /// By name or address, and by `rule:ID`: those with the most bytes, and `*` and `rule:*` for the others.
+    pub tallies: BTreeMap<String, Tally>,
+    /// Bytes from and to the sandbox that count towards the limits of a rule.
+    pub rules: BTreeMap<String, (u64, u64)>,
+}
+
+/// One line of the counters; bytes are counted while they pass.
+#[derive(Debug, Default)]
+struct Line {
+    tally: Tally,
+    passed: Arc<Bytes>,
+}
+
+impl Line {
+    fn read(&self) -> Tally {
+        let (up, down) = self.passed.read();
+        let mut tally = self.tally.clone();
+        tally.up_bytes += up;
+        tally.down_bytes += down;
+        tally
+    }
+}
+
+#[derive(Debug, Default)]
+struct Lines(HashMap<String, Line>);
+
+impl Lines {
+    fn of(&mut self, key: &str, others: &str) -> &mut Line {
+        if !Defence::BoundedLines.holds() {
+            return self.0.entry(key.to_owned()).or_default();
+        }
+        if self.0.len() >= MAX_TALLIES && !self.0.contains_key(key) {
+            self.fold(others);
+        }
+        let known = self.0.contains_key(key) || self.0.len() < MAX_TALLIES;
+        self.0.entry(if known { key } else { others }.to_owned()).or_default()
+    }
+
+    /// Make room: of lines that nothing counts on, those with the fewest bytes go into the sum of the others. So a guest
+    /// can't have what it moves counted there by saying many names before.
+    fn fold(&mut self, others: &str) {
+        let idle = self.0.iter_mut().filter_map(|(key, line)| {
+            let unused = Arc::get_mut(&mut line.passed).is_some();
+            unused.then(|| (line.read().weight(), key.clone()))
+        });
+        let mut light: Vec<_> = idle.collect();
+        light.sort_unstable();
+        light.truncate(MAX_TALLIES / 2);
+        for (_, key) in light.iter().filter(|(_, key)| key != others) {
+            if let Some(line) = self.0.remove(key) {
+                self.0.entry(others.to_owned()).or_default().tally.add(&line.read());
+            }
+        }
+    }
+
+    /// Those with the most bytes, and the sum of the others.
+    fn read(&self, others: &str) -> BTreeMap<String, Tally> {
+        let mut lines: Vec<(&String, Tally)> = self.0.iter().map(|(key, line)| (key, line.read())).collect();
+        lines.sort_unstable_by_key(|(key, tally)| (*key == others, std::cmp::Reverse(tally.weight()), *key));
+        let mut told = BTreeMap::<String, Tally>::new();
+        for (place, (key, tally)) in lines.into_iter().enumerate() {
+            let key = if place < MAX_TOLD || !Defence::BoundedLines.holds() {
+                key
+            } else {
+                others
+            };
+            told.entry(key.to_owned()).or_default().add(&tally);
+        }
+        told
+    }
+}
+
 /// Counters of one sandbox.
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -119,27 +216,88 @@ pub struct Counters {
     pub up: AtomicU64,
     /// Payload bytes to it.
     pub down: AtomicU64,
-    /// By name, then by rule.
-    pub tallies: Mutex<HashMap<String, Tally>>,
+    names: Mutex<Lines>,
+    by_rule: Mutex<Lines>,
     rules: Mutex<HashMap<RuleId, Arc<Bytes>>>,
 }
 
-/// Distinct names; beyond, they are counted together.
+/// Lines of names, and of rules; beyond, those with the fewest bytes are counted together.
 const MAX_TALLIES: usize = 1024;
+/// Names, and rules, that the host is told of: with the longest names in less than a frame.
+const MAX_TOLD: usize = 128;
+/// Rules whose limits go on counting in another gateway: those with the most bytes.
+const MAX_TOLD_LIMITS: usize = 1024;
+/// What keys of rules begin with.
+pub const RULE: &str = "rule:";
+const OTHER_NAMES: &str = "*";
+const OTHER_RULES: &str = "rule:*";
 
 impl Counters {
+    /// Counters that go on from what another gateway counted.
+    pub fn resume(counted: Counted) -> Self {
+        let counters = Self {
+            up: counted.up_bytes.into(),
+            down: counted.down_bytes.into(),
+            ..Self::default()
+        };
+        for (key, tally) in counted.tallies {
+            counters.line(&key, |line| line.tally.add(&tally));
+        }
+        let known = counted.rules.into_iter().filter_map(|(rule, (up, down))| {
+            let bytes = Bytes {
+                up: up.into(),
+                down: down.into(),
+            };
+            Some((RuleId::parse(&rule)?, Arc::new(bytes)))
+        });
+        lock(&counters.rules).extend(known);
+        counters
+    }
+
+    /// What was counted until now.
+    pub fn counted(&self) -> Counted {
+        let mut tallies = lock(&self.names).read(OTHER_NAMES);
+        tallies.append(&mut lock(&self.by_rule).read(OTHER_RULES));
+        let mut rules: Vec<(RuleId, (u64, u64))> = lock(&self.rules)
+            .iter()
+            .map(|(rule, bytes)| (*rule, bytes.read()))
+            .collect();
+        rules.sort_unstable_by_key(|(_, (up, down))| std::cmp::Reverse(up.saturating_add(*down)));
+        rules.truncate(MAX_TOLD_LIMITS);
+        Counted {
+            up_bytes: self.up.load(Ordering::Relaxed),
+            down_bytes: self.down.load(Ordering::Relaxed),
+            tallies,
+            rules: rules
+                .into_iter()
+                .map(|(rule, bytes)| (rule.to_string(), bytes))
+                .collect(),
+        }
+    }
+
     /// What a rule ever admitted; policies come and go, a rule that stays the same goes on counting.
     pub fn of_rule(&self, rule: RuleId) -> Arc<Bytes> {
         Arc::clone(lock(&self.rules).entry(rule).or_default())
     }
 
+    /// What counts the bytes of `key` while they pass.
+    pub fn passing(&self, key: &str) -> Arc<Bytes> {
+        self.line(key, |line| Arc::clone(&line.passed))
+    }
+
     /// Add to the tally of `key` (a name, `rule:ID`, or an address).
     pub fn tally(&self, key: &str, add: impl FnOnce(&mut Tally)) {
-        let mut tallies = lock(&self.tallies);
-        let known = tallies.contains_key(key) || tallies.len() < MAX_TALLIES;
-        add(tallies
-            .entry(if known { key.to_owned() } else { "*".to_owned() })
-            .or_default());
+        self.line(key, |line| add(&mut line.tally));
+    }
+
+    fn line<T>(&self, key: &str, work: impl FnOnce(&mut Line) -> T) -> T {
+        // Apart, so that a guest that says many names does not take the places of rules.
+        let (lines, others) = if key.starts_with(RULE) {
+            (&self.by_rule, OTHER_RULES)
+        } else {
+            (&self.names, OTHER_NAMES)
+        };
+        work(lock(lines).of(key, others))
     }
 }
 
@@ -470,5 +628,84 @@ impl Sandbox {
         self.flows.kill_all(Reason::Revoked).closed().await;
         self.pool.drain();
         self.flush_reports();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sums(counted: &Counted, is_rule: bool) -> Tally {
+        let mut sum = Tally::default();
+        for (key, tally) in &counted.tallies {
+            if key.starts_with(RULE) == is_rule {
+                sum.add(tally);
+            }
+        }
+        sum
+    }
+
+    #[test]
+    fn names_without_end_are_told_in_one_frame_and_lose_nothing() {
+        let counters = Counters::default();
+        let names = MAX_TALLIES as u64 * 2;
+        for number in 0..names {
+            // As long as names get.
+            let name = format!("{number:0>61}.{0:a>63}.{0:b>63}.{0:c>63}", "");
+            counters.tally(&name, |tally| {
+                tally.denied += 1;
+                tally.requests = u64::MAX / (4 * names);
+            });
+            counters
+                .passing(&name)
+                .up
+                .fetch_add(u64::MAX / (4 * names), Ordering::Relaxed);
+            counters.tally(&format!("{RULE}{number:016x}"), |tally| tally.requests += 1);
+            counters
+                .of_rule(RuleId(number.to_be_bytes()))
+                .down
+                .fetch_add(u64::MAX / 2, Ordering::Relaxed);
+        }
+        counters.passing("api.test").down.fetch_add(5, Ordering::Relaxed);
+        let counted = counters.counted();
+        assert!(hutch_wire::encode(&counted).len() < hutch_wire::MAX_PAYLOAD_BYTES - 1024);
+        assert_eq!(sums(&counted, false).denied, names);
+        assert_eq!(sums(&counted, false).down_bytes, 5);
+        assert_eq!(sums(&counted, true).requests, names);
+        let others = &counted.tallies[OTHER_NAMES];
+        assert!(others.denied > names / 2, "{others:?}");
+    }
+
+    #[test]
+    fn the_names_with_the_most_bytes_are_told_whenever_they_come() {
+        let counters = Counters::default();
+        let held = counters.passing("held.test");
+        let names = MAX_TALLIES as u64 * 3;
+        for number in 0..names {
+            counters.tally(&format!("{number}.test"), |tally| tally.denied += 1);
+        }
+        counters.passing("late.test").up.fetch_add(1, Ordering::Relaxed);
+        for number in 0..names {
+            counters.tally(&format!("{number}.example"), |tally| tally.denied += 1);
+        }
+        held.up.fetch_add(2, Ordering::Relaxed);
+        let counted = counters.counted();
+        assert_eq!(counted.tallies["late.test"].up_bytes, 1);
+        assert_eq!(counted.tallies["held.test"].up_bytes, 2);
+        assert_eq!(sums(&counted, false).denied, 2 * names);
+    }
+
+    #[test]
+    fn counters_go_on_from_what_was_counted() {
+        let first = Counters::default();
+        let rule = RuleId([0, 1, 2, 3, 4, 5, 6, 0xff]);
+        first.up.store(10, Ordering::Relaxed);
+        first.passing("a.test").up.fetch_add(7, Ordering::Relaxed);
+        first.of_rule(rule).up.fetch_add(8, Ordering::Relaxed);
+        let second = Counters::resume(first.counted());
+        assert_eq!(second.counted(), first.counted());
+        second.passing("a.test").up.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(second.counted().tallies["a.test"].up_bytes, 8);
+        assert!(!add_within(&second.of_rule(rule).up, 1, Some(8)));
     }
 }

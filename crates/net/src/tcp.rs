@@ -424,7 +424,18 @@ impl Admitted {
             connected = self.connect() => connected,
         };
         let (mut server, address) = connected.map_err(|reason| Refused::about(reason, &self.seen))?;
-        let meter = Meter::new(Arc::clone(&self.sandbox), Arc::clone(&flow), Limits::default(), None);
+        let key = self
+            .admission
+            .name()
+            .map_or_else(|| self.flow.destination.ip().to_string(), ToString::to_string);
+        self.sandbox.counters.tally(&key, |tally| tally.connections += 1);
+        let meter = Meter::new(
+            Arc::clone(&self.sandbox),
+            Arc::clone(&flow),
+            &key,
+            Limits::default(),
+            None,
+        );
         let began = Instant::now();
         let outcome = {
             let relayed = relay(&mut guest, &mut server, &meter, &flow.kill);
@@ -445,16 +456,6 @@ impl Admitted {
             reset(&server);
             self.ended(Some(reason));
         }
-        let (up, down) = flow.bytes.read();
-        let key = self
-            .admission
-            .name()
-            .map_or_else(|| self.flow.destination.ip().to_string(), ToString::to_string);
-        self.sandbox.counters.tally(&key, |tally| {
-            tally.connections += 1;
-            tally.up_bytes += up;
-            tally.down_bytes += down;
-        });
         Ok(())
     }
 

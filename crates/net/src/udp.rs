@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -23,8 +23,10 @@ use tokio::time::{Instant, timeout};
 use crate::audit::{Decision, Kind};
 use crate::datagram::Speaker;
 use crate::dns;
+use crate::flow::Bytes;
 use crate::gateway::Gateway;
 use crate::locks::lock;
+use crate::relay::Way;
 use crate::report;
 use crate::sandbox::Sandbox;
 
@@ -97,7 +99,8 @@ struct UdpFlow {
     destination: SocketAddrV4,
     ended: Notify,
     limited: AtomicBool,
-    bytes: (AtomicU64, AtomicU64),
+    bytes: Bytes,
+    tallied: Arc<Bytes>,
 }
 
 type FlowKey = (SocketAddrV4, SocketAddrV4);
@@ -169,6 +172,8 @@ impl Relay {
         let Ok(server) = opened else {
             return self.refuse(sandbox, datagram, Reason::Limit);
         };
+        let address = datagram.to.ip().to_string();
+        sandbox.counters.tally(&address, |tally| tally.connections += 1);
         let flow = Arc::new(UdpFlow {
             server,
             speaker: Arc::clone(&self.speaker),
@@ -176,7 +181,8 @@ impl Relay {
             destination: datagram.to,
             ended: Notify::new(),
             limited: AtomicBool::new(false),
-            bytes: Default::default(),
+            bytes: Bytes::default(),
+            tallied: sandbox.counters.passing(&address),
         });
         lock(&self.flows).insert(key, Arc::clone(&flow));
         flow.up(sandbox, &datagram.bytes);
@@ -190,10 +196,7 @@ impl Relay {
                 Some(cut @ Reason::ByteLimit) => (Kind::Limit, Decision::Deny, cut),
                 Some(cut) => (Kind::Revoke, Decision::Revoked, cut),
             };
-            let (up, down) = (
-                flow.bytes.0.load(Ordering::Relaxed),
-                flow.bytes.1.load(Ordering::Relaxed),
-            );
+            let (up, down) = flow.bytes.read();
             let record = report::record(&sandbox.current(), kind, decision, reason)
                 .dst_original(SocketAddr::V4(flow.destination))
                 .bytes(up, down)
@@ -204,9 +207,15 @@ impl Relay {
 }
 
 impl UdpFlow {
+    fn passed(&self, way: Way, bytes: usize) {
+        for counter in [&self.bytes, &self.tallied] {
+            counter.side(way).fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+    }
+
     fn up(&self, sandbox: &Sandbox, bytes: &[u8]) {
         if sandbox.count(bytes.len() as u64, 0) {
-            self.bytes.0.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            self.passed(Way::Up, bytes.len());
             // A full queue drops, as a network would. The runtime would not try before it has seen the socket ready.
             let _ = SockRef::from(&self.server).send(bytes);
         } else {
@@ -243,7 +252,7 @@ impl UdpFlow {
                     if !sandbox.count(0, count as u64) {
                         return Some(Reason::ByteLimit);
                     }
-                    self.bytes.1.fetch_add(count as u64, Ordering::Relaxed);
+                    self.passed(Way::Down, count);
                     self.speaker.say(self.destination, self.guest, &buffer[..count]);
                 }
                 Ok(Ok(_)) if self.limited.load(Ordering::Relaxed) => return Some(Reason::ByteLimit),

@@ -75,6 +75,8 @@ defences! {
     SmallCache "small-cache" "Only addresses are remembered.";
     Places "places" "A sandbox has a bounded number of connections.";
     HeadTime "head-time" "A greeting and a head end in time.";
+    BodySize "body-size" "A request's body has a bounded size.";
+    BoundedLines "bounded-lines" "What is counted by name takes a bounded place.";
     HeadSize "head-size" "A head has a bounded size.";
     EscapedRecords "escaped-records" "Nobody writes lines of the audit.";
     CountedRecords "counted-records" "What is not written is counted.";
@@ -120,6 +122,11 @@ defences! {
     Trailers "trailers" "Trailers of a request end here.";
     WholeAnswers "whole-answers" "An answer that was cut off does not look whole.";
     OrderedUpdates "ordered-updates" "Updates are compiled one after the other.";
+    Resets "resets" "A client that takes its requests back for ever is ended.";
+    RequestPlaces "request-places" "Requests beside each other count as connections.";
+    SmallSendBuffers "small-send-buffers" "Little waits for a client that does not read.";
+    SystemCalls "system-calls" "The process keeps the system calls that it needs.";
+    NoSwap "no-swap" "What is in memory is not written to swap.";
     StampedGenerations "stamped-generations" "A record says under which policy something was decided.";
 }
 

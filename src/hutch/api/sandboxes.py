@@ -207,6 +207,7 @@ async def update_sandbox(request: Request, name: str) -> Response:
     scope = await scope_of(request, services)
     resume = paging.flag(request, "resume")
     body, raw = await read_with_policy(request, UpdateSandbox)
+    session: SessionRow | None
     while True:
         seen = (await find(services, scope, name)).config.network_policy
         require_generation(request, seen)

@@ -1,4 +1,4 @@
-"""What passed for a running sandbox: bytes by name and by rule, as its gateway counts them, and those of its interface."""
+"""What passed for a sandbox: bytes by name and by rule, as its gateway counts them, and those of its interface."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RULE = "rule:"
 
 @router.get("/hutch/v1/sandboxes/{name}/traffic", openapi_extra=documented(query={"projectId": "Id or slug"}))
 async def read_traffic(request: Request, name: str) -> Response:
-    """What passed for the running session of a sandbox until now, in bytes. 410 where none runs."""
+    """What passed for the current session of a sandbox until now, or until its end; 404 a day after that."""
     services = services_of(request)
     sandbox = await find(services, await scope_of(request, services), name)
     session = SessionRef(sandbox.current_session_id)
@@ -30,7 +30,7 @@ async def read_traffic(request: Request, name: str) -> Response:
 
 
 def shape(session_id: str, traffic: Traffic) -> dict[str, Any]:
-    """`names` has `*` for those beyond the first thousand or so."""
+    """Those with the most bytes first; `*` is what has no line of its own."""
     tallies = sorted(traffic.tallies.items(), key=lambda entry: -(entry[1].up_bytes + entry[1].down_bytes))
     return {
         "sessionId": session_id,

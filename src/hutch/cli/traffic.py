@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import typer
 
 from hutch.cli import options, output
 from hutch.cli.connection import with_client
 from hutch.client import Client
+from hutch.client.models import Tally, Traffic
 
-COLUMNS = ("up", "down", "connections", "requests", "denied", "injected")
+COLUMNS = ("about", "up", "down", "connections", "requests", "denied", "injected")
 
 
 def traffic(name: options.Name, data_dir: options.DataDir = None, as_json: options.AsJson = False) -> None:
-    """Show what passed for a running sandbox, in bytes, by name and by rule of its policy."""
+    """Show what passed for the current session of a sandbox, until now or its end, by name and by rule of its policy."""
 
     async def work(client: Client) -> None:
         found = await client.audit.traffic(name)
         if as_json:
             output.write_json(found)
-            return
-        entries = [(entry["name"], entry) for entry in found["names"]]
-        entries += [(f"rule {entry['rule']}", entry) for entry in found["rules"]]
-        interface = {"up": found["interface"]["egress"], "down": found["interface"]["ingress"]}
-        rows = [("payload", found["payload"]), ("interface", interface), *entries]
-        output.write_table(
-            ["about", *COLUMNS],
-            # A name is what a guest asked for; one entry is one line.
-            [[about.replace("\n", "�"), *(str(entry.get(column, "-")) for column in COLUMNS)] for about, entry in rows],
-        )
+        else:
+            output.write_table(COLUMNS, lines(found))
 
     raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
+
+
+def lines(found: Traffic) -> Iterator[list[str]]:
+    """Cells of a table: both totals, then names, then rules."""
+    yield ["payload", str(found.payload.up), str(found.payload.down), *"----"]
+    yield ["interface", str(found.interface.egress), str(found.interface.ingress), *"----"]
+    for name in found.names:
+        # A name is what a guest asked for; one entry is one line.
+        yield [name.name.replace("\n", "�"), *_counts(name)]
+    for rule in found.rules:
+        yield [f"rule {rule.rule}", *_counts(rule)]
+
+
+def _counts(tally: Tally) -> list[str]:
+    return [str(getattr(tally, column)) for column in COLUMNS[1:]]

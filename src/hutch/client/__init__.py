@@ -8,7 +8,7 @@
     files.py      bytes in and out
     terminal.py   a terminal over a WebSocket
     credentials.py, audit.py
-                  what rules of network policies add to requests, and what the egress firewall decided
+                  what rules of network policies add to requests, what the egress firewall decided, and what passed
     bounds.py     network policies of teams and projects
     tokens.py     tokens and images, Hutch's own part of the API
 

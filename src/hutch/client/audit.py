@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from hutch.client.models import AuditRecords, Json
+from hutch.client.models import AuditRecords, Json, Traffic
 from hutch.client.transport import Http
 from hutch.control.names import is_name
 from hutch.errors import NotFoundError
@@ -26,11 +26,11 @@ class Audit:
         query = {**self._http.project(), "after": str(after), "limit": str(limit)}
         return await self._http.call("GET", f"/hutch/v1/sandboxes/{name}/audit", AuditRecords, query=query)
 
-    async def traffic(self, name: str) -> Json:
-        """What passed for the running session of a sandbox, in bytes, by name and by rule."""
+    async def traffic(self, name: str) -> Traffic:
+        """What passed for the current session of a sandbox, until now or until its end."""
         if not is_name(name):
             raise NotFoundError("not_found", f"Named sandbox '{name[:256]}' not found for this project.")
-        return await self._http.call("GET", f"/hutch/v1/sandboxes/{name}/traffic", Json, query=self._http.project())
+        return await self._http.call("GET", f"/hutch/v1/sandboxes/{name}/traffic", Traffic, query=self._http.project())
 
     async def all(self, name: str, *, after: int = 0, follow: bool = False) -> AsyncIterator[Json]:
         """Every record that there is behind `after`; with `follow` also those to come, for ever."""

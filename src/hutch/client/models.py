@@ -131,6 +131,54 @@ class AuditRecords(msgspec.Struct, frozen=True, kw_only=True):
     next: int
 
 
+class Bytes(msgspec.Struct, frozen=True, kw_only=True):
+    """Payload from the sandbox and to it, as its gateway counts it."""
+
+    up: int
+    down: int
+
+
+class InterfaceBytes(msgspec.Struct, frozen=True, kw_only=True):
+    """What the sandbox's interface carried from it and to it, as the kernel counts it: with headers and refused packets."""
+
+    egress: int
+    ingress: int
+
+
+class Tally(msgspec.Struct, frozen=True, kw_only=True):
+    """Counters of one name or rule."""
+
+    connections: int
+    requests: int
+    denied: int
+    injected: int
+    up: int
+    down: int
+
+
+class NameTally(Tally, frozen=True, kw_only=True):
+    """Counters of a name or address; `*` for all that have no line of their own."""
+
+    name: str
+
+
+class RuleTally(Tally, frozen=True, kw_only=True):
+    """Counters of a rule by its id; `*` for all that have no line of their own."""
+
+    rule: str
+
+
+class Traffic(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What passed for a session; names and rules with the most bytes first."""
+
+    session_id: str
+    payload: Bytes
+    interface: InterfaceBytes
+    flows: int
+    names: list[NameTally]
+    rules: list[RuleTally]
+
+
 class Terminal(msgspec.Struct, frozen=True):
     """Where a terminal's WebSocket is; the token is good for one connection."""
 

@@ -10,6 +10,7 @@
     journal.py     SQLite: intent before effect, outcome after
     storage.py     writable layers
     network.py     namespaces, links and the packet baseline
+    traffic.py     what passed for each session, kept beyond its gateway's death
     cgroups.py     limits and counters, v1 and v2
 
 The host is right about its sandboxes: it answers for them when the control plane is down, and finds them again after its

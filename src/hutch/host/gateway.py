@@ -6,7 +6,7 @@
 
 The gateway is no child that ends with the host: sandboxes run on without a host, and so does their network. A host that starts
 again finds it by its socket and tells it what it does not know. What the gateway must know after *its* death is kept here, in
-memory: policies and credentials as they were last set.
+memory: policies and credentials as they were last set, counters as they were last read.
 
 While no gateway runs nothing passes: the kernel hands packets to a socket that nobody reads, or refuses them.
 """
@@ -82,13 +82,27 @@ class _List(msgspec.Struct, frozen=True):
     sandboxes: list[_Listed]
 
 
-class Counters(msgspec.Struct, frozen=True):
-    """What passed for one sandbox: payload bytes, open flows, and tallies by name and by rule."""
+class Counted(msgspec.Struct, frozen=True):
+    """Totals of one sandbox: payload bytes, tallies by name and by rule, and bytes that count towards limits of rules."""
 
+    up_bytes: int = 0
+    down_bytes: int = 0
+    tallies: dict[str, Tally] = {}
+    rules: dict[str, tuple[int, int]] = {}
+
+
+class Counters(msgspec.Struct, frozen=True):
+    """What passed for one sandbox, and what is open. A gateway that an older host started tells nothing of `rules`."""
+
+    flows: int
     up_bytes: int
     down_bytes: int
-    flows: int
     tallies: dict[str, Tally]
+    rules: dict[str, tuple[int, int]] = {}
+
+    @property
+    def counted(self) -> Counted:
+        return Counted(self.up_bytes, self.down_bytes, self.tallies, self.rules)
 
 
 @dataclass(slots=True)
@@ -97,6 +111,8 @@ class _Known:
 
     add: dict[str, Any]
     policy: dict[str, Any] | None = None
+    counted: Counted = field(default_factory=Counted)
+    """As it was last read: what a gateway that starts again goes on from."""
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Updates go one after the other: the gateway takes requests at once, and the one that is compiled first would win."""
 
@@ -281,6 +297,7 @@ class Gateway:
                 "only_denials": egress.audit == "denials",
                 "max_flows": egress.max_flows,
                 "flows_per_second": egress.flows_per_second,
+                "max_upload_bytes": egress.max_upload_bytes,
                 **self._identity,
             },
         )
@@ -305,7 +322,7 @@ class Gateway:
             await self._call("sandbox.remove", {"address": address})
         for address, known in list(self._known.items()):
             if address not in there:
-                await self._call("sandbox.add", known.add)
+                await self._call("sandbox.add", known.add | {"counted": msgspec.to_builtins(known.counted)})
             if known.policy is not None:
                 await self._call("sandbox.policy", known.policy)
         await self._call("open", {})
@@ -411,9 +428,16 @@ class Gateway:
             await self._call("sandbox.remove", {"address": network.guest_address})
 
     async def counters(self, network: Network) -> Counters:
-        """What passed for a machine."""
+        """What passed for a machine. Raises `HutchError`."""
         counters: Counters = await self._call("counters", {"address": network.guest_address}, Counters)
+        self.resume_counters(network, counters.counted)
         return counters
+
+    def resume_counters(self, network: Network, counted: Counted) -> None:
+        """Have a gateway that does not know the machine go on from these."""
+        known = self._known.get(network.guest_address)
+        if known is not None:
+            known.counted = counted
 
     async def _wait_ready(self) -> None:
         try:

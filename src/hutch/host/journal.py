@@ -4,9 +4,9 @@ One SQLite file in WAL mode, written by one thread. Writes that are asked for wh
 the next one, so a busy host pays one commit for many changes. An awaited write is acknowledged: it survives the death of
 every process of ours.
 
-Only what can't be found again is here: sessions with the machine they run on, snapshots, commands, and what holds for a
-session's network (sealed). Machines without a session (the pool) are not written down; after a restart they are orphans and
-are removed.
+Only what can't be found again is here: sessions with the machine they run on, snapshots, commands, what holds for a session's
+network (sealed), and what passed there. Machines without a session (the pool) are not written down; after a restart they are
+orphans and are removed.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ create table if not exists commands (
 create index if not exists commands_session on commands (session_id);
 create table if not exists snapshots (snapshot_id text primary key, record blob not null, deleted integer not null) without rowid;
 create table if not exists egress (session_id text primary key, state blob not null) without rowid;
+create table if not exists traffic (session_id text primary key, totals blob not null) without rowid;
 """
 
 
@@ -205,6 +206,16 @@ class Journal:
     async def delete_egress(self, session_id: str) -> None:
         await self._write(lambda c: _execute(c, "delete from egress where session_id = ?", (session_id,)))
 
+    async def put_traffic(self, session_id: str, totals: bytes) -> None:
+        await self._write(lambda c: _execute(c, "insert or replace into traffic values (?, ?)", (session_id, totals)))
+
+    async def traffic(self, session_id: str) -> bytes | None:
+        """What passed for a session, as it was last written; read by the writer, so after all that was asked for before."""
+        found: list[tuple[bytes]] = []
+        statement = "select totals from traffic where session_id = ?"
+        await self._write(lambda c: found.extend(c.execute(statement, (session_id,)).fetchall()))
+        return found[0][0] if found else None
+
     async def put_command(self, record: CommandRecord) -> None:
         values = (record.command_id, record.session_id, msgspec.msgpack.encode(record))
         await self._write(lambda c: _execute(c, "insert or replace into commands values (?, ?, ?)", values))
@@ -222,6 +233,7 @@ class Journal:
         def delete(connection: sqlite3.Connection) -> None:
             connection.execute("delete from commands where session_id = ?", (session_id,))
             connection.execute("delete from egress where session_id = ?", (session_id,))
+            connection.execute("delete from traffic where session_id = ?", (session_id,))
             connection.execute("delete from sessions where session_id = ?", (session_id,))
             connection.execute("insert or replace into meta values ('seq', ?)", (last,))
 

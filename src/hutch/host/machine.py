@@ -63,8 +63,6 @@ class Usage:
     """Final counters of a machine since its claim."""
 
     active_cpu_us: int
-    ingress_bytes: int
-    egress_bytes: int
     oom_kills: int
 
 
@@ -341,11 +339,8 @@ class Machines:
         # Stubs of the dead sentry still count for a moment; the last reading comes when all are gone.
         self.cgroups.kill_all(machine.cgroup, EMPTY_TIMEOUT_S)
         cpu = self.cgroups.cpu_us(machine.cgroup)
-        egress, ingress = interface_bytes(machine.network)
         return Usage(
             active_cpu_us=max(0, cpu - machine.cpu_zero_us) if cpu is not None else 0,
-            ingress_bytes=ingress,
-            egress_bytes=egress,
             oom_kills=self.cgroups.oom_kills(machine.cgroup),
         )
 
@@ -392,19 +387,6 @@ class Machines:
         """Ids of every machine of which something is left. Blocks."""
         found = {entry.name for entry in self._directory.iterdir()} if self._directory.is_dir() else set()
         return found | self._isolation.machines() | self._layers.names() | self.cgroups.children(self._names.cgroup_parent)
-
-
-def interface_bytes(network: Network) -> tuple[int, int]:
-    """What the host's end of a link has had from the guest and sent to it."""
-    statistics = Path("/sys/class/net") / network.link / "statistics"
-    return _counter(statistics / "rx_bytes"), _counter(statistics / "tx_bytes")
-
-
-def _counter(path: Path) -> int:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return 0
 
 
 def reason_of(error: BaseException) -> str:

@@ -35,6 +35,7 @@ from hutch.host.network import Networks
 from hutch.host.service import HELLO, Service
 from hutch.host.snapshots import Snapshots
 from hutch.host.supervisor import Supervisor
+from hutch.host.traffic import TrafficMeter
 from hutch.images import ImageStore
 from hutch.isolation import choose
 from hutch.isolation.protocol import Isolation
@@ -143,8 +144,10 @@ async def _opened(settings: Settings, directory: Path, *, end_all: bool) -> Asyn
     )
     (directory / "machines").mkdir(exist_ok=True, mode=0o700)
     images = ImageStore(settings.image_dir())
-    snapshots = Snapshots(journal, layers)
-    supervisor = Supervisor(settings, journal, machines, networks, images, isolation.name, gateway, egress, audit, snapshots)
+    snapshots, meter = Snapshots(journal, layers), TrafficMeter(gateway, journal)
+    supervisor = Supervisor(
+        settings, journal, machines, networks, images, isolation.name, gateway, egress, audit, meter, snapshots
+    )
     host_id = journal.meta("host_id") or f"host_{uuid4().hex[:20]}"
     service = Service(supervisor, settings, host_id, isolation.name)
     try:

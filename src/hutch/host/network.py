@@ -391,3 +391,11 @@ class Networks:
 
 def _dotted(address: int) -> str:
     return ".".join(str(address >> shift & 255) for shift in (24, 16, 8, 0))
+
+
+def interface_bytes() -> dict[str, tuple[int, int]]:
+    """What the host's ends of links, by their names, have had from guests and sent to them."""
+    # Of the network that we are in; `/sys` may have been mounted in another one.
+    lines = Path("/proc/self/net/dev").read_text().splitlines()[2:]
+    links = {link.strip(): fields.split() for link, _, fields in (line.partition(":") for line in lines)}
+    return {link: (int(fields[0]), int(fields[8])) for link, fields in links.items()}

@@ -27,7 +27,7 @@ Methods over `hutch.wire` (client = control plane):
     archive.write    ArchiveWrite, DATA 0, END  → {"files": int, "bytes": int}
     credentials.change  CredentialChange        → {} (answers when every live session that names it has the new value)
     audit.read       AuditRead                  → AuditPage
-    session.traffic  SessionRef                 → Traffic (of a session that runs)
+    session.traffic  SessionRef                 → Traffic (of a session that runs or ended within a day)
 
 `session.create` and `session.network` may be larger than a frame (`Connection.call_large`), up to `MAX_LARGE_BYTES`.
 
@@ -252,8 +252,9 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
-    """What passed for a session. The gateway counts payload and open flows, since it was started; the kernel what was on the
-    session's interface: `egress_bytes` from the guest. `tallies` are by name or address, by `rule:ID`, and `*` for more of them.
+    """What passed for a session. The gateway counts payload and open flows, the kernel what was on the session's interface:
+    `egress_bytes` from the guest. `tallies` are by name or address and by `rule:ID`, those with the most bytes; `*` and `rule:*`
+    have the sum of the others.
     """
 
     up_bytes: int

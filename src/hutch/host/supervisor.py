@@ -27,7 +27,7 @@ from hutch.host.commands import Commands
 from hutch.host.egress import Egress
 from hutch.host.gateway import Gateway
 from hutch.host.journal import Journal, MachineEntry
-from hutch.host.machine import Machine, MachineKind, Machines, gone, interface_bytes, reason_of
+from hutch.host.machine import Machine, MachineKind, Machines, gone, reason_of
 from hutch.host.network import Networks
 from hutch.host.pool import Pool
 from hutch.host.protocol import (
@@ -49,6 +49,7 @@ from hutch.host.protocol import (
 )
 from hutch.host.snapshots import Snapshots
 from hutch.host.storage import Source
+from hutch.host.traffic import FLUSH_EVERY_S, TrafficMeter
 from hutch.images import Image, ImageStore
 from hutch.settings import Settings
 
@@ -92,6 +93,7 @@ class Supervisor:
         gateway: Gateway,
         egress: Egress,
         audit: AuditStore,
+        meter: TrafficMeter,
         snapshots: Snapshots,
     ) -> None:
         self._settings = settings
@@ -104,6 +106,7 @@ class Supervisor:
         self.egress = egress
         self.audit = audit
         self.snapshots = snapshots
+        self._meter = meter
         self._logs = settings.host_dir / "logs"
         self._sessions: dict[str, Session] = {}
         self._creating: dict[str, asyncio.Task[SessionRecord]] = {}
@@ -129,6 +132,7 @@ class Supervisor:
         self._spawn(self._tidy_for_ever())
         for record in self.snapshots.records():
             self._settle(record)
+        self._spawn(self._meter_for_ever())
         self.pool.start()
         self.ready_reason = ""
 
@@ -176,6 +180,7 @@ class Supervisor:
         except OSError as error:
             await self._after_death(session, SessionStatus.FAILED, f"The sandbox could not be adopted: {reason_of(error)}.")
             return
+        await self._meter.resume(session.record.session_id, machine.network)
         await self.egress.resume(session.record.session_id, machine.network)
         self._attach(session, machine)
         assert session.commands is not None
@@ -191,6 +196,7 @@ class Supervisor:
         assert session.entry is not None
         entry = session.entry
         cpu = self._machines.cpu_of(entry)
+        passed = await self._meter.end(session.record.session_id, self._networks.network(entry.network))
         snapshot = await self._sealed(session, entry.machine_id, entry.inherited_bytes)
         await asyncio.to_thread(self._machines.remove_by_id, entry.machine_id)
         await self._gateway.remove(self._networks.network(entry.network))
@@ -204,8 +210,8 @@ class Supervisor:
             requested_stop_at=session.record.requested_stop_at or now,
             stopped_at=now,
             active_cpu_us=cpu,
-            ingress_bytes=0,
-            egress_bytes=0,
+            ingress_bytes=passed.ingress_bytes,
+            egress_bytes=passed.egress_bytes,
             snapshot=snapshot,
         )
         self._settle(snapshot)
@@ -300,6 +306,7 @@ class Supervisor:
             await self._discard(machine)
             raise
         self._sessions[spec.session_id] = session
+        self._meter.begin(spec.session_id)
         self._attach(session, machine)
         self._announce()
         return record
@@ -436,20 +443,24 @@ class Supervisor:
         return NetworkApplied(generation=applied.generation, closed_flows=applied.closed_flows, kept_flows=applied.kept_flows)
 
     async def traffic(self, session_id: str) -> Traffic:
-        """What passed for a running session. Raises `HutchError`."""
-        session, _ = self.running(session_id)
-        assert session.machine is not None
-        network = session.machine.network
-        counted = await self._gateway.counters(network)
-        egress, ingress = interface_bytes(network)
-        return Traffic(
-            up_bytes=counted.up_bytes,
-            down_bytes=counted.down_bytes,
-            flows=counted.flows,
-            egress_bytes=egress,
-            ingress_bytes=ingress,
-            tallies=counted.tallies,
-        )
+        """What passed for a session until now, or until its end. Raises `HutchError`."""
+        session = self.get(session_id)
+        if session.machine is not None and session.ending is None:
+            return await self._meter.read(session_id, session.machine.network)
+        totals = await self._meter.last(session_id)
+        if totals is None:
+            raise gone()
+        return totals.traffic()
+
+    async def _meter_for_ever(self) -> None:
+        while True:
+            running = [
+                (session_id, session.machine.network)
+                for session_id, session in self._sessions.items()
+                if session.machine is not None and session.ending is None
+            ]
+            await self._meter.flush(running)
+            await asyncio.sleep(FLUSH_EVERY_S)
 
     async def change_credential(self, change: CredentialChange) -> None:
         """Have every live session of a project that names a stored credential use another value of it."""
@@ -535,6 +546,7 @@ class Supervisor:
             planned = self._planned(session, machine.inherited_bytes, method)
             await self._write_end(session, status=SessionStatus.SNAPSHOTTING, snapshot=planned)
         usage = await self._machines.end(machine)
+        passed = await self._meter.end(session.record.session_id, machine.network)
         if status is SessionStatus.FAILED and usage.oom_kills:
             reason += f" The kernel ended {usage.oom_kills} of its processes because its memory limit was reached."
         await commands.close()
@@ -547,8 +559,8 @@ class Supervisor:
             stopped_at=now,
             requested_stop_at=session.record.requested_stop_at or now,
             active_cpu_us=usage.active_cpu_us,
-            ingress_bytes=usage.ingress_bytes,
-            egress_bytes=usage.egress_bytes,
+            ingress_bytes=passed.ingress_bytes,
+            egress_bytes=passed.egress_bytes,
             snapshot=snapshot,
         )
         self._settle(snapshot)

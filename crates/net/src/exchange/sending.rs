@@ -44,7 +44,8 @@ impl Work<'_> {
         } else {
             Uri::try_from(head.target.as_slice()).map_err(|_| bad)?
         };
-        let counted = Counted::new(body, self.meter.clone(), Way::Up, Some(Arc::clone(sent)));
+        let most = self.served.gateway.settings().max_upload_bytes;
+        let counted = Counted::new(body, self.meter.clone(), Way::Up, Some(Arc::clone(sent))).at_most(most);
         // What is sent ends with the exchange, not when whoever reads the client notices.
         let until = Until {
             inner: counted,
