@@ -223,7 +223,7 @@ async def test_resume_of_a_running_sandbox_is_a_plain_get(api: Api) -> None:
 
 
 async def test_resume_without_a_snapshot_is_400_with_the_known_message(api: Api) -> None:
-    session_id = (await api.create(name="one"))["session"]["id"]
+    session_id = (await api.create(name="one", persistent=False))["session"]["id"]
     await api.http.post(f"/v2/sandboxes/sessions/{session_id}/stop")
     response = await api.http.get("/v2/sandboxes/one", params={"resume": "true"})
     assert response.status_code == 400

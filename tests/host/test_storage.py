@@ -12,7 +12,7 @@ import pytest
 
 from hutch.errors import UnavailableError
 from hutch.host import kernel, storage
-from hutch.host.storage import BtrfsLayers, Ext4Layers, WritableLayers
+from hutch.host.storage import BtrfsLayers, Ext4Layers, Source, WritableLayers
 
 MIB = 1024 * 1024
 pytestmark = pytest.mark.root
@@ -104,3 +104,77 @@ def test_a_nearly_full_host_refuses_new_layers(layers: WritableLayers, monkeypat
 def test_ext4_serves_where_btrfs_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _name: None)
     assert storage.choose(tmp_path).kind == "ext4"
+
+
+def test_a_sealed_layer_begins_others(layers: WritableLayers) -> None:
+    first = layers.create("one", 64 * MIB)
+    (first / "u" / "kept").write_bytes(b"x" * MIB)
+    layers.seal("one", "snap")
+    layers.seal("one", "snap")
+    assert (layers.names(), layers.snapshots()) == (set(), {"snap"})
+    layers.sync()
+    size = layers.size("snap", 0)
+    assert size >= MIB
+    copies = [layers.create(name, 64 * MIB, Source("snap", size)) for name in ("two", "three")]
+    (copies[0] / "u" / "kept").write_bytes(b"y")
+    assert (copies[1] / "u" / "kept").read_bytes() == b"x" * MIB
+    assert list((copies[0] / "w").iterdir()) == []
+    # What began with it does not need it.
+    layers.remove_snapshot("snap")
+    layers.remove_snapshot("snap")
+    assert (copies[1] / "u" / "kept").read_bytes() == b"x" * MIB
+    layers.seal("two", "next")
+    layers.sync()
+    assert layers.size("next", size) >= (size if isinstance(layers, BtrfsLayers) else 1)
+    layers.remove_snapshot("next")
+
+
+def test_layers_and_snapshots_that_there_are_not(layers: WritableLayers) -> None:
+    with pytest.raises(FileNotFoundError):
+        layers.create("one", 32 * MIB, Source("none", 0))
+    with pytest.raises(FileNotFoundError):
+        layers.seal("none", "snap")
+    assert (layers.names(), layers.snapshots()) == (set(), set())
+
+
+def test_what_was_inherited_counts(layers: WritableLayers) -> None:
+    first = layers.create("one", 40 * MIB)
+    assert fill(first / "u" / "a", 20 * MIB) == 0
+    layers.seal("one", "snap")
+    layers.sync()
+    second = layers.create("two", 40 * MIB, Source("snap", layers.size("snap", 0)))
+    assert fill(second / "u" / "b", 30 * MIB) in (errno.EDQUOT, errno.ENOSPC)
+    layers.remove_snapshot("snap")
+
+
+def test_snapshots_outlive_the_store(tmp_path: Path) -> None:
+    for make in (BtrfsLayers, Ext4Layers):
+        store = make(tmp_path / make.__name__)
+        store.open()
+        (store.create("one", 32 * MIB) / "u" / "kept").write_text("here")
+        store.seal("one", "snap")
+        store.close()
+        again = make(tmp_path / make.__name__)
+        again.open()
+        assert again.snapshots() == {"snap"}
+        layer = again.create("two", 32 * MIB, Source("snap", 0))
+        assert (layer / "u" / "kept").read_text() == "here"
+        again.close()
+        if isinstance(again, Ext4Layers):
+            assert again.names() == set()
+
+
+def test_only_btrfs_copies_what_is_in_use(layers: WritableLayers) -> None:
+    layer = layers.create("one", 32 * MIB)
+    with (layer / "u" / "open").open("wb") as file:
+        file.write(b"before")
+        file.flush()
+        if isinstance(layers, Ext4Layers):
+            with pytest.raises(NotImplementedError):
+                layers.copy("one", "snap", 0)
+            return
+        layers.copy("one", "snap", 0)
+        file.write(b"after")
+    copy = layers.create("two", 32 * MIB, Source("snap", 0))
+    assert (copy / "u" / "open").read_bytes() == b"before"
+    layers.remove_snapshot("snap")

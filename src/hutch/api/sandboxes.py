@@ -250,6 +250,8 @@ async def delete_sandbox(request: Request, name: str) -> Response:
     bounded = record.project_id in await services.bounded(record.team_id)
     answer = {"sandbox": shapes.sandbox(record, session, bounded=bounded)}
     if session is not None and is_live(session.status):
+        # Nobody could go on from what it would leave.
+        await _tell_persistence(services, session.id, persistent=False)
         await stop(services, session, "delete")
     async with services.database.write() as connection:
         if not await rows.remove(connection, scope, record.id, services.clock()):

@@ -1,0 +1,379 @@
+"""Snapshots: made at the end of sessions and on request, what sandboxes go on from, deleted and expired."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from hutch.api import snapshots
+from hutch.errors import UnavailableError
+from tests.api.conftest import DAY_MS, Api
+
+RESUME = {"resume": "true"}
+
+
+async def stop(api: Api, session_id: str) -> dict[str, Any]:
+    response = await api.http.post(f"/v2/sandboxes/sessions/{session_id}/stop")
+    assert response.status_code == 200, response.text
+    return dict(response.json())
+
+
+async def get(api: Api, name: str, **query: str) -> dict[str, Any]:
+    response = await api.http.get(f"/v2/sandboxes/{name}", params=query)
+    assert response.status_code == 200, response.text
+    return dict(response.json())
+
+
+async def take(api: Api, session_id: str, **body: Any) -> dict[str, Any]:
+    response = await api.http.post(f"/v2/sandboxes/sessions/{session_id}/snapshot", json=body)
+    assert response.status_code == 201, response.text
+    return dict(response.json())
+
+
+async def shown(api: Api, snapshot_id: str) -> dict[str, Any]:
+    return dict((await api.http.get(f"/v2/sandboxes/snapshots/{snapshot_id}")).json()["snapshot"])
+
+
+async def refused(api: Api, method: str, path: str, **arguments: Any) -> tuple[int, str]:
+    response = await api.http.request(method, path, **arguments)
+    return response.status_code, response.json()["error"]["code"]
+
+
+async def purged(api: Api, snapshot_id: str) -> None:
+    """Wait until the host removed its files."""
+    async with asyncio.timeout(10):
+        while snapshot_id in api.host.snapshots:
+            await asyncio.sleep(0.01)
+
+
+async def stopped(api: Api, name: str = "one", **body: Any) -> tuple[str, str]:
+    """A sandbox that was stopped: its session and its snapshot."""
+    session_id = (await api.create(name=name, **body))["session"]["id"]
+    return session_id, (await stop(api, session_id))["snapshot"]["id"]
+
+
+# -- making ------------------------------------------------------------------------------------------
+
+
+async def test_the_stop_of_a_persistent_sandbox_makes_one(api: Api) -> None:
+    session_id = (await api.create(name="one"))["session"]["id"]
+    answer = await stop(api, session_id)
+    snapshot = answer["snapshot"]
+    assert snapshot["id"].startswith("snap_")
+    assert answer["sandbox"]["currentSnapshotId"] == snapshot["id"]
+    assert snapshot["expiresAt"] == snapshot["createdAt"] + 30 * DAY_MS
+    times = ("createdAt", "updatedAt", "lastUsedAt", "expiresAt")
+    assert {key: value for key, value in snapshot.items() if key not in times} == {
+        "id": snapshot["id"],
+        "sourceSessionId": session_id,
+        "sourceSandboxName": "one",
+        "region": "iad1",
+        "regions": ["iad1"],
+        "status": "created",
+        "sizeBytes": 1234,
+        "creationMethod": "automatic",
+        "architecture": "amd64",
+    }
+    assert (await stop(api, session_id))["snapshot"] == snapshot
+    assert await shown(api, snapshot["id"]) == snapshot
+
+
+async def test_what_is_not_persistent_leaves_one_only_when_asked(api: Api) -> None:
+    session_id = (await api.create(name="one", persistent=False))["session"]["id"]
+    answer = await stop(api, session_id)
+    assert "snapshot" not in answer
+    assert "currentSnapshotId" not in answer["sandbox"]
+    assert await refused(api, "GET", "/v2/sandboxes/one", params=RESUME) == (400, "snapshot_not_found")
+    session_id = (await api.create(name="two", persistent=False))["session"]["id"]
+    taken = await take(api, session_id)
+    assert (taken["session"]["status"], taken["snapshot"]["creationMethod"]) == ("snapshotting", "manual")
+    assert taken["session"]["snapshottedAt"] == taken["snapshot"]["createdAt"]
+    after = await get(api, "two")
+    assert (after["session"]["status"], after["sandbox"]["currentSnapshotId"]) == ("stopped", taken["snapshot"]["id"])
+    assert (await get(api, "two", **RESUME))["resumed"]
+
+
+async def test_one_of_a_session_that_runs_on(api: Api) -> None:
+    session_id = (await api.create(name="one"))["session"]["id"]
+    taken = await take(api, session_id, keepRunning=True)
+    assert taken["session"]["status"] == "running"
+    assert (await get(api, "one"))["sandbox"]["currentSnapshotId"] == taken["snapshot"]["id"]
+    assert (await stop(api, session_id))["snapshot"]["id"] != taken["snapshot"]["id"]
+
+
+async def test_an_end_that_nobody_here_asked_for_makes_one_too(api: Api) -> None:
+    session_id = (await api.create(name="one"))["session"]["id"]
+    await api.host.end(session_id)
+    async with asyncio.timeout(10):
+        while "currentSnapshotId" not in (await get(api, "one"))["sandbox"]:
+            await asyncio.sleep(0.01)
+    assert (await get(api, "one", **RESUME))["resumed"]
+
+
+async def test_a_patch_of_persistent_counts_for_the_session_that_runs(api: Api) -> None:
+    session_id = (await api.create(name="one"))["session"]["id"]
+    await api.http.patch("/v2/sandboxes/one", json={"persistent": False})
+    assert "snapshot" not in await stop(api, session_id)
+    session_id = (await api.create(name="two", persistent=False))["session"]["id"]
+    await api.http.patch("/v2/sandboxes/two", json={"persistent": True})
+    assert "snapshot" in await stop(api, session_id)
+
+
+async def test_one_whose_answer_was_lost_is_known(api: Api) -> None:
+    session_id = (await api.create(name="one"))["session"]["id"]
+    api.host.lose_snapshot_answer = True
+    assert (await refused(api, "POST", f"/v2/sandboxes/sessions/{session_id}/snapshot", json={"keepRunning": True}))[0] == 503
+    async with asyncio.timeout(10):
+        while not (found := (await api.http.get("/v2/sandboxes/snapshots")).json()["snapshots"]):
+            await asyncio.sleep(0.01)
+    assert [one["id"] for one in found] == list(api.host.snapshots)
+    assert (await get(api, "one"))["sandbox"]["currentSnapshotId"] == found[0]["id"]
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [({"expiration": 1}, "bad_request"), ({"expiration": "x"}, "bad_request"), ({"memory": True}, "not_supported")],
+)
+async def test_bad_requests_make_none(api: Api, body: dict[str, Any], code: str) -> None:
+    session_id = (await api.create(name="one"))["session"]["id"]
+    assert await refused(api, "POST", f"/v2/sandboxes/sessions/{session_id}/snapshot", json=body) == (400, code)
+    assert api.host.snapshots == {}
+    assert (await get(api, "one"))["session"]["status"] == "running"
+
+
+async def test_what_has_ended_or_is_unknown_makes_none(api: Api) -> None:
+    session_id, _ = await stopped(api)
+    path = "/v2/sandboxes/sessions/{}/snapshot"
+    assert await refused(api, "POST", path.format(session_id)) == (410, "sandbox_stopped")
+    assert await refused(api, "POST", path.format("sbx_none")) == (404, "not_found")
+
+
+# -- going on ----------------------------------------------------------------------------------------
+
+
+async def test_a_resume_begins_a_session_with_it(api: Api) -> None:
+    first, snapshot_id = await stopped(
+        api, env={"A": "1"}, tags={"t": "x"}, ports=[3000], networkPolicy={"allow": ["a.test"]}, disk_bytes=1 << 30
+    )
+    before = await shown(api, snapshot_id)
+    answer = await get(api, "one", **RESUME)
+    assert answer["resumed"]
+    session = answer["session"]
+    assert session["id"] != first
+    assert (session["status"], session["sourceSnapshotId"]) == ("running", snapshot_id)
+    assert answer["sandbox"]["currentSessionId"] == session["id"]
+    assert answer["sandbox"]["status"] == "running"
+    assert answer["routes"][0]["port"] == 3000
+    spec, former = api.host.specs[session["id"]], api.host.specs[first]
+    assert (spec.source_snapshot, spec.env, spec.disk_bytes) == (snapshot_id, {"A": "1"}, 1 << 30)
+    assert spec.network.policy == former.network.policy
+    assert spec.network.generation > former.network.generation
+    again = await get(api, "one", **RESUME)
+    assert (again["resumed"], again["session"]["id"]) == (False, session["id"])
+    sessions = (await api.http.get("/v2/sandboxes/sessions", params={"name": "one"})).json()["sessions"]
+    assert [one["id"] for one in sessions] == [session["id"], first]
+    after = await shown(api, snapshot_id)
+    assert after["lastUsedAt"] >= before["lastUsedAt"]
+    assert after["expiresAt"] - after["lastUsedAt"] == 30 * DAY_MS
+    # What it leaves came from the first one.
+    assert (await stop(api, session["id"]))["snapshot"]["parentId"] == snapshot_id
+
+
+async def test_resumes_at_once_are_one(api: Api) -> None:
+    first, _ = await stopped(api)
+    api.host.create_gate.clear()
+    asking = [asyncio.create_task(get(api, "one", **RESUME)) for _ in range(8)]
+    async with asyncio.timeout(10):
+        while (await get(api, "one"))["sandbox"]["currentSessionId"] == first:
+            await asyncio.sleep(0.01)
+    api.host.create_gate.set()
+    answers = await asyncio.gather(*asking)
+    assert sorted(answer["resumed"] for answer in answers) == [False] * 7 + [True]
+    assert len({answer["session"]["id"] for answer in answers}) == 1
+    assert {answer["session"]["status"] for answer in answers} == {"running"}
+    assert len(api.host.specs) == 2
+
+
+async def test_a_resume_that_the_host_refuses_can_be_tried_again(api: Api) -> None:
+    _, snapshot_id = await stopped(api)
+    api.host.refuse_create = UnavailableError("host_full", "no room", retry_after_s=1)
+    assert await refused(api, "GET", "/v2/sandboxes/one", params=RESUME) == (503, "host_full")
+    assert (await get(api, "one"))["sandbox"]["status"] == "stopped"
+    api.host.refuse_create = None
+    answer = await get(api, "one", **RESUME)
+    assert (answer["resumed"], answer["session"]["sourceSnapshotId"]) == (True, snapshot_id)
+
+
+async def test_a_patch_can_resume_and_go_back(api: Api) -> None:
+    _, oldest = await stopped(api)
+    second = (await get(api, "one", **RESUME))["session"]["id"]
+    newest = (await stop(api, second))["snapshot"]["id"]
+    answer = (await api.http.patch("/v2/sandboxes/one", params=RESUME, json={"currentSnapshotId": oldest})).json()
+    assert answer["resumed"]
+    assert answer["session"]["sourceSnapshotId"] == oldest
+    assert answer["sandbox"]["currentSnapshotId"] == oldest
+    for wrong in ("snap_none", "", "\0", "x" * 600):
+        status, _ = await refused(api, "PATCH", "/v2/sandboxes/one", json={"currentSnapshotId": wrong})
+        assert status in (400, 404), wrong
+    await api.http.delete(f"/v2/sandboxes/snapshots/{newest}")
+    assert await refused(api, "PATCH", "/v2/sandboxes/one", json={"currentSnapshotId": newest}) == (410, "snapshot_not_found")
+
+
+async def test_a_create_and_a_fork_begin_with_it(api: Api) -> None:
+    _, snapshot_id = await stopped(api, env={"A": "1"})
+    made = await api.create(name="two", source={"type": "snapshot", "snapshotId": snapshot_id})
+    assert made["session"]["sourceSnapshotId"] == made["sandbox"]["currentSnapshotId"] == snapshot_id
+    fork = (await api.http.post("/v2/sandboxes/one/fork", json={"name": "three"})).json()
+    assert fork["session"]["sourceSnapshotId"] == fork["sandbox"]["currentSnapshotId"] == snapshot_id
+    assert api.host.specs[fork["session"]["id"]].env == {"A": "1"}
+    plain = (await api.http.post("/v2/sandboxes/one/fork", json={"image": "vercel/sandbox/universal"})).json()
+    assert "sourceSnapshotId" not in plain["session"]
+    await api.create(name="never")
+    image = (await api.http.post("/v2/sandboxes/never/fork", json={})).json()
+    assert "sourceSnapshotId" not in image["session"]
+
+
+async def test_another_teams_is_unknown(api: Api) -> None:
+    _, snapshot_id = await stopped(api)
+    stranger = (await api.tenant("strangers")).http
+    source = {"source": {"type": "snapshot", "snapshotId": snapshot_id}}
+    for method, path, body in (
+        ("GET", f"/v2/sandboxes/snapshots/{snapshot_id}", None),
+        ("DELETE", f"/v2/sandboxes/snapshots/{snapshot_id}", None),
+        ("GET", f"/v2/sandboxes/snapshots/tree?snapshotId={snapshot_id}", None),
+        ("POST", "/v3/sandboxes", source),
+    ):
+        assert (await stranger.request(method, path, json=body)).status_code == 404
+    assert (await stranger.get("/v2/sandboxes/snapshots")).json()["snapshots"] == []
+    await stranger.post("/v3/sandboxes", json={"name": "own"})
+    patched = await stranger.patch("/v2/sandboxes/own", json={"currentSnapshotId": snapshot_id})
+    assert patched.status_code == 404
+    assert (await shown(api, snapshot_id))["status"] == "created"
+
+
+# -- the end -----------------------------------------------------------------------------------------
+
+
+async def test_a_deleted_one_stays_listed_and_begins_nothing(api: Api) -> None:
+    _, snapshot_id = await stopped(api)
+    path = f"/v2/sandboxes/snapshots/{snapshot_id}"
+    for _ in range(2):
+        deleted = (await api.http.delete(path)).json()["snapshot"]
+        assert deleted["status"] == "deleted"
+        assert "expiresAt" not in deleted
+    await purged(api, snapshot_id)
+    assert [one["status"] for one in (await api.http.get("/v2/sandboxes/snapshots")).json()["snapshots"]] == ["deleted"]
+    gone = (410, "snapshot_not_found")
+    assert await refused(api, "GET", "/v2/sandboxes/one", params=RESUME) == gone
+    assert await refused(api, "POST", "/v2/sandboxes/one/fork", json={}) == gone
+    source = {"source": {"type": "snapshot", "snapshotId": snapshot_id}}
+    assert await refused(api, "POST", "/v3/sandboxes", json=source) == gone
+
+
+async def test_a_host_that_can_not_be_told_is_told_later(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshots, "RETRY_S", 0.01)
+    _, snapshot_id = await stopped(api)
+    api.host.refuse_delete = UnavailableError("host_busy", "later", retry_after_s=1)
+    assert (await api.http.delete(f"/v2/sandboxes/snapshots/{snapshot_id}")).status_code == 200
+    with pytest.raises(UnavailableError):
+        await snapshots.tidy(api.services)
+    assert snapshot_id in api.host.snapshots
+    api.host.refuse_delete = None
+    await purged(api, snapshot_id)
+
+
+async def test_they_expire_after_their_last_use(api: Api) -> None:
+    session_id = (await api.create(name="one", snapshotExpiration=2 * DAY_MS))["session"]["id"]
+    own = (await take(api, session_id, expiration=DAY_MS))["snapshot"]
+    assert own["expiresAt"] == own["createdAt"] + DAY_MS
+    _, for_ever = await stopped(api, "two", snapshotExpiration=0)
+    _, sandboxs = await stopped(api, "three", snapshotExpiration=2 * DAY_MS)
+    assert "expiresAt" not in await shown(api, for_ever)
+    clock = api.services.clock
+    api.services.clock = lambda: clock() + DAY_MS + 1000
+    # Before anybody tidied up, too.
+    assert await refused(api, "GET", "/v2/sandboxes/one", params=RESUME) == (410, "snapshot_not_found")
+    await snapshots.tidy(api.services)
+    states = {one: (await shown(api, one))["status"] for one in (own["id"], for_ever, sandboxs)}
+    assert states == {own["id"]: "deleted", for_ever: "created", sandboxs: "created"}
+    assert own["id"] not in api.host.snapshots
+
+
+@pytest.mark.parametrize("evicted", [True, False])
+async def test_only_the_last_ones_are_kept(api: Api, *, evicted: bool) -> None:
+    keep = {"count": 2, "expiration": 3 * DAY_MS, "deleteEvicted": evicted}
+    _, first = await stopped(api, keepLastSnapshots=keep)
+    made = [first]
+    for _ in range(2):
+        session_id = (await get(api, "one", **RESUME))["session"]["id"]
+        made.append((await stop(api, session_id))["snapshot"]["id"])
+    found = [await shown(api, one) for one in made]
+    assert [one["status"] for one in found] == ["deleted" if evicted else "created", "created", "created"]
+    assert [one["expiresAt"] - one["lastUsedAt"] for one in found[1:]] == [3 * DAY_MS] * 2
+    if evicted:
+        api.services.snapshots_due.set()
+        await purged(api, first)
+
+
+async def test_the_end_of_a_deleted_sandbox_makes_none(api: Api) -> None:
+    await api.create(name="one")
+    await api.http.delete("/v2/sandboxes/one")
+    assert api.host.snapshots == {}
+
+
+async def test_a_deleted_sandboxs_stay_unless_nobody_needs_them(api: Api) -> None:
+    _, kept = await stopped(api, "kept")
+    await api.http.delete("/v2/sandboxes/kept")
+    assert (await shown(api, kept))["status"] == "created"
+    _, needed = await stopped(api, "one")
+    session_id = (await get(api, "one", **RESUME))["session"]["id"]
+    orphan = (await stop(api, session_id))["snapshot"]["id"]
+    await api.create(name="two", source={"type": "snapshot", "snapshotId": needed})
+    await api.http.delete("/v2/sandboxes/one", params={"deleteOrphanSnapshots": "true"})
+    assert [(await shown(api, one))["status"] for one in (needed, orphan)] == ["created", "deleted"]
+
+
+# -- lists -------------------------------------------------------------------------------------------
+
+
+async def test_lists_are_paged_and_by_sandbox(api: Api) -> None:
+    made = [(await stopped(api, name))[1] for name in ("a", "b", "c")]
+    path = "/v2/sandboxes/snapshots"
+    page = (await api.http.get(path, params={"limit": "2"})).json()
+    rest = (await api.http.get(path, params={"limit": "2", "cursor": page["pagination"]["next"]})).json()
+    assert [one["id"] for one in page["snapshots"] + rest["snapshots"]] == made[::-1]
+    assert rest["pagination"]["next"] is None
+    assert [one["id"] for one in (await api.http.get(path, params={"sortOrder": "asc"})).json()["snapshots"]] == made
+    assert [one["id"] for one in (await api.http.get(path, params={"name": "b"})).json()["snapshots"]] == [made[1]]
+    for wrong in ({"limit": "0"}, {"cursor": "x"}, {"sortOrder": "up"}, {"cursor": page["pagination"]["next"], "name": "b"}):
+        assert (await api.http.get(path, params=wrong)).status_code == 400, wrong
+
+
+async def test_the_tree_goes_both_ways(api: Api) -> None:
+    _, root = await stopped(api)
+    session_id = (await get(api, "one", **RESUME))["session"]["id"]
+    child = (await stop(api, session_id))["snapshot"]["id"]
+    fork = await api.create(name="two", source={"type": "snapshot", "snapshotId": root})
+    sibling = (await stop(api, fork["session"]["id"]))["snapshot"]["id"]
+
+    async def tree(**query: str) -> dict[str, Any]:
+        return dict((await api.http.get("/v2/sandboxes/snapshots/tree", params=query)).json())
+
+    up = await tree(snapshotId=child)
+    assert up["anchor"]["id"] == child
+    assert [(node["snapshot"]["id"], node["count"]) for node in up["snapshots"]] == [(root, "1")]
+    down = await tree(snapshotId=root, sortOrder="asc")
+    [node] = down["snapshots"]
+    assert (node["snapshot"]["id"], [one["id"] for one in node["siblings"]], node["count"]) == (sibling, [child], "2")
+    assert [node["snapshot"]["id"] for node in (await tree())["snapshots"]] == [root]
+    assert (await tree(snapshotId=root))["snapshots"] == []
+    for wrong, status in (({"snapshotId": "snap_none"}, 404), ({"limit": "0"}, 400), ({"sortOrder": "up"}, 400)):
+        assert (await api.http.get("/v2/sandboxes/snapshots/tree", params=wrong)).status_code == status
+
+
+@pytest.mark.parametrize("snapshot_id", ["snap_x", "%00", "a%2Fb", "%F0%9F%92%A9", "x" * 5000])
+async def test_ids_that_are_none_are_unknown(api: Api, snapshot_id: str) -> None:
+    for method in ("GET", "DELETE"):
+        assert (await api.http.request(method, f"/v2/sandboxes/snapshots/{snapshot_id}")).status_code in (404, 405)
