@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import pytest
 from hutch.errors import ConflictError, GoneError
 from hutch.host.journal import Journal
 from hutch.host.kernel import Process
+from hutch.host.machine import Machines
 from hutch.host.protocol import SessionStatus, SnapshotMethod, SnapshotRequest
 from hutch.host.service import Service
+from hutch.host.snapshots import Snapshots
 from tests.host.guest import guest, real_host
 
 pytestmark = pytest.mark.root
@@ -117,3 +120,53 @@ async def test_snapshots_outlive_the_host_and_become_durable(no_leaks: Path) -> 
         assert (await again.shell("sha256sum -c sum")).exit_code == 0
         [known] = service.supervisor.snapshots.records()
         assert known.snapshot_id == record.snapshot_id
+
+
+@pytest.mark.parametrize("step", ["planned", "sealed", "recorded"])
+async def test_a_host_that_dies_while_it_keeps_files_goes_on_with_that(
+    no_leaks: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    reached, never = asyncio.Event(), asyncio.Event()
+    async with real_host(no_leaks, end_all=False) as service:
+        box = await guest(service, persistent=True)
+        await box.shell("echo here > kept")
+        supervisor = service.supervisor
+        name, owner = {"planned": ("seal", Machines), "sealed": ("made", Snapshots), "recorded": ("remove", Machines)}[step]
+
+        async def stand_still(*_: object) -> None:
+            reached.set()
+            await never.wait()
+
+        monkeypatch.setattr(owner, name, stand_still)
+        stopping = asyncio.create_task(box.stop())
+        await reached.wait()
+        for task in (stopping, box.session.ending, *supervisor._removals):
+            if task is not None:
+                task.cancel()
+        await asyncio.sleep(0)
+        monkeypatch.undo()
+    async with real_host(no_leaks) as service:
+        record = service.supervisor.get(box.session_id).record
+        assert record.status is SessionStatus.STOPPED
+        assert record.snapshot is not None
+        assert [known.snapshot_id for known in service.supervisor.snapshots.records()] == [record.snapshot.snapshot_id]
+        again = await guest(service, source_snapshot=record.snapshot.snapshot_id)
+        assert (await again.shell("cat kept")).stdout == b"here\n"
+
+
+async def test_a_removal_that_was_interrupted_is_carried_through(no_leaks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with real_host(no_leaks) as service:
+        box = await guest(service, persistent=True)
+        snapshot = (await box.stop()).snapshot
+        assert snapshot is not None
+
+        def fail(*_: object) -> None:
+            raise OSError("as when the process ends here")
+
+        monkeypatch.setattr(service.supervisor.snapshots._layers, "remove_snapshot", fail)
+        with pytest.raises(OSError, match="as when"):
+            await service.supervisor.snapshots.remove(snapshot.snapshot_id)
+        monkeypatch.undo()
+    async with real_host(no_leaks) as service:
+        assert service.supervisor.snapshots.records() == []
+        assert service.supervisor.snapshots._layers.snapshots() == set()

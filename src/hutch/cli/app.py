@@ -25,6 +25,7 @@ from hutch.cli import (
     policy,
     sandboxes,
     serve,
+    snapshot,
     token,
     traffic,
 )
@@ -72,6 +73,7 @@ app.command()(doctor.doctor)
 app.command()(env.env)
 app.add_typer(policy.app, name="policy")
 app.add_typer(credential.app, name="credential")
+app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(token.app, name="token")
 app.add_typer(image.app, name="image")
 app.add_typer(config.app, name="config")

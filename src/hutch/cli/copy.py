@@ -76,7 +76,7 @@ def local_target(target: str, name: str) -> Path:
 
 async def _put(client: Client, source: str, target: Remote) -> int:
     """Copy into the sandbox; the bytes of the files. An existing directory as target takes the source below its own name."""
-    created = await client.sandboxes.get(target.name)
+    created = await client.sandboxes.woken(target.name)
     path = posixpath.normpath(posixpath.join(created.session.cwd, target.path or "."))
     with tempfile.TemporaryFile() as archive:
         if source == "-":
@@ -109,7 +109,7 @@ async def _chunks(file: IO[bytes]) -> AsyncIterator[bytes]:
 
 async def _get(client: Client, source: Remote, target: str) -> int:
     """Copy out of the sandbox; the bytes of the files."""
-    created = await client.sandboxes.get(source.name)
+    created = await client.sandboxes.woken(source.name)
     path = posixpath.normpath(posixpath.join(created.session.cwd, source.path or "."))
     if await _is_directory(client, created, path):
         if target == "-":

@@ -42,6 +42,7 @@ def create(
     tag: Annotated[list[str] | None, typer.Option("--tag", help="KEY=VALUE. Repeatable.")] = None,
     port: Annotated[list[int] | None, typer.Option("--port", "-p", help="Port to expose. Repeatable.")] = None,
     disk: Annotated[int | None, typer.Option("--disk-bytes", help="Writable space.")] = None,
+    snapshot: Annotated[str | None, typer.Option("--snapshot", help="Begin with the files of this snapshot.")] = None,
     persistent: Annotated[bool, typer.Option("--persistent/--ephemeral", help="Whether its files outlive a session.")] = True,
     data_dir: options.DataDir = None,
     as_json: options.AsJson = False,
@@ -56,6 +57,7 @@ def create(
             ports=port or None,
             disk_bytes=disk,
             persistent=persistent,
+            source={"type": "snapshot", "snapshotId": snapshot} if snapshot is not None else None,
         )
         if as_json:
             output.write_json(created)

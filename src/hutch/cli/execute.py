@@ -36,7 +36,7 @@ def execute(
         limit = options.duration_ms(timeout, "--timeout")
         program = Program(words, cwd, variables, sudo, limit, interactive, tty, as_json)
         check(program)
-        session_id = (await client.sandboxes.get(name)).session.id
+        session_id = (await client.sandboxes.woken(name)).session.id
         if not detach:
             return await run_program(client, session_id, program)
         command = await client.commands.start(session_id, words, cwd=cwd, env=variables, sudo=sudo, timeout_ms=limit)

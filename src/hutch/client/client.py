@@ -14,6 +14,7 @@ from hutch.client.credentials import Credentials
 from hutch.client.files import Files
 from hutch.client.places import Server
 from hutch.client.sandboxes import Sandboxes
+from hutch.client.snapshots import Snapshots
 from hutch.client.tokens import Images, Tokens
 from hutch.client.transport import Http
 
@@ -28,6 +29,7 @@ class Client:
         self.commands = Commands(self.http)
         self.files = Files(self.http)
         self.credentials = Credentials(self.http)
+        self.snapshots = Snapshots(self.http)
         self.audit = Audit(self.http)
         self.bounds = Bounds(self.http)
         self.tokens = Tokens(self.http)

@@ -16,6 +16,7 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     current_session_id: str
     status: str
     persistent: bool
+    current_snapshot_id: str | None = None
     created_at: int
     updated_at: int
     image: str = ""
@@ -68,6 +69,50 @@ class Created(msgspec.Struct, frozen=True, kw_only=True):
 class Stopped(msgspec.Struct, frozen=True, kw_only=True):
     session: Session
     sandbox: Sandbox | None = None
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """Files that a session left. `expires_at` None: never; `durable_at`: since when it survives a power cut."""
+
+    id: str
+    source_session_id: str
+    source_sandbox_name: str
+    status: str
+    size_bytes: int
+    created_at: int
+    updated_at: int
+    last_used_at: int
+    creation_method: str
+    parent_id: str | None = None
+    expires_at: int | None = None
+    durable_at: int | None = None
+
+
+class SnapshotTaken(msgspec.Struct, frozen=True, kw_only=True):
+    snapshot: Snapshot
+    session: Session
+
+
+class SnapshotPage(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of a list; `next` is the cursor of the following one."""
+
+    snapshots: list[Snapshot]
+    pagination: Pagination
+
+
+class SnapshotNode(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot among those that came from the same one; `count` of them all, cut at 10 (`10+`)."""
+
+    snapshot: Snapshot
+    siblings: list[Snapshot]
+    count: str
+
+
+class SnapshotTree(msgspec.Struct, frozen=True, kw_only=True):
+    """Snapshots one behind the other, the nearest to `anchor` first."""
+
+    snapshots: list[SnapshotNode]
+    anchor: Snapshot | None = None
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

@@ -20,7 +20,7 @@ class Sandboxes:
 
     async def create(self, **fields: Any) -> Created:
         """A new sandbox. `fields` are those of the API's body (`name`, `image`, `runtime`, `timeout` in ms, `resources`, `env`,
-        `tags`, `ports`, `persistent`, `disk_bytes`, `networkPolicy`); None is left out."""
+        `tags`, `ports`, `persistent`, `disk_bytes`, `networkPolicy`, `source`); None is left out."""
         body = {key: value for key, value in fields.items() if value is not None}
         if self._http.server.project_id:
             body.setdefault("projectId", self._http.server.project_id)
@@ -29,6 +29,18 @@ class Sandboxes:
 
     async def get(self, name: str) -> Created:
         return await self._http.call("GET", _path(name), Created, query=self._http.project())
+
+    async def resume(self, name: str) -> Created:
+        """A sandbox and its session: a new one, with the files of its current snapshot, if none is alive."""
+        query = {**self._http.project(), "resume": "true"}
+        return await self._http.call("GET", _path(name), Created, query=query, timeout_s=STOP_TIMEOUT_S)
+
+    async def woken(self, name: str) -> Created:
+        """A sandbox and its session, resumed if it stopped and there is something to go on from."""
+        found = await self.get(name)
+        if found.sandbox.status == "running" or found.sandbox.current_snapshot_id is None:
+            return found
+        return await self.resume(name)
 
     async def page(self, query: Mapping[str, str], *, cursor: str | None = None, limit: int = PAGE) -> Page:
         """One page of the project's sandboxes; `query` as the API has it."""
