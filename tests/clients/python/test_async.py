@@ -141,3 +141,25 @@ async def test_what_can_not_be_meant_is_refused(sdk: SandboxClient) -> None:
         with pytest.raises(SandboxApiError) as error:
             await sandbox.run_process("no-such-program")
         assert error.value.code == "executable_not_found"
+
+
+async def test_a_persistent_sandbox_goes_on_and_its_snapshots_begin_others(sdk: SandboxClient) -> None:
+    async with sdk.create_sandbox(persistent=True) as sandbox:
+        await sandbox.run_process("sh", ["-c", "echo here > kept"])
+        first = sandbox.current_session_id
+        await sandbox.stop()
+        # The client resumes by itself.
+        done = await sandbox.run_process("cat", ["kept"], capture_output=True)
+        assert done.stdout == "here\n"
+        assert sandbox.current_session_id != first
+        snapshot = await sandbox.snapshot()
+        async with sdk.fork_sandbox(source_sandbox=sandbox.name) as fork:
+            done = await fork.run_process("cat", ["kept"], capture_output=True)
+            assert done.stdout == "here\n"
+        made = [one.id async for one in sdk.query_snapshots(name=sandbox.name)]
+        assert made[0] == snapshot.id
+        assert len(made) == 2
+        await snapshot.delete()
+        assert (await sdk.get_snapshot(snapshot_id=snapshot.id)).status == "deleted"
+        async for other in sdk.query_snapshots(name=sandbox.name):
+            await other.delete()
