@@ -362,7 +362,7 @@ async def test_the_tree_goes_both_ways(api: Api) -> None:
         return dict((await api.http.get("/v2/sandboxes/snapshots/tree", params=query)).json())
 
     up = await tree(snapshotId=child)
-    assert up["anchor"]["id"] == child
+    assert (up["anchor"]["snapshot"]["id"], [one["id"] for one in up["anchor"]["siblings"]]) == (child, [sibling])
     assert [(node["snapshot"]["id"], node["count"]) for node in up["snapshots"]] == [(root, "1")]
     down = await tree(snapshotId=root, sortOrder="asc")
     [node] = down["snapshots"]

@@ -178,3 +178,23 @@ def test_only_btrfs_copies_what_is_in_use(layers: WritableLayers) -> None:
     copy = layers.create("two", 32 * MIB, Source("snap", 0))
     assert (copy / "u" / "open").read_bytes() == b"before"
     layers.remove_snapshot("snap")
+
+
+def test_a_guest_s_tmp_is_a_directory_of_the_layer_whatever_the_guest_made_of_it(layers: WritableLayers, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    first = layers.create("one", 32 * MIB)
+    assert (first / "u" / "tmp").stat().st_mode & 0o7777 == 0o1777
+    assert [path.name for path in (first / "u" / "tmp").iterdir()] == [storage.TMP_MARK]
+    shutil.rmtree(first / "u" / "tmp")
+    (first / "u" / "tmp").symlink_to(outside)
+    layers.seal("one", "snap")
+    second = layers.create("two", 32 * MIB, Source("snap", 0))
+    assert (second / "u" / "tmp").is_symlink()
+    assert list(outside.iterdir()) == []
+    (second / "u" / "tmp").unlink()
+    (second / "u" / "tmp").mkdir()
+    (second / "u" / "tmp" / storage.TMP_MARK).symlink_to(outside / "made")
+    layers.seal("two", "next")
+    layers.create("three", 32 * MIB, Source("next", 0))
+    assert list(outside.iterdir()) == []

@@ -122,7 +122,7 @@ async def snapshot_tree(request: Request) -> Response:
         if snapshot_id is not None and anchor is None:
             raise unknown_snapshot(snapshot_id)
         nodes = [await _node(connection, scope, one) async for one in _line(connection, scope, anchor, order, limit)]
-    anchored = {"anchor": shapes.snapshot(anchor)} if anchor is not None else {}
+        anchored = {"anchor": await _node(connection, scope, anchor)} if anchor is not None else {}
     return JsonResponse(shapes.page("snapshots", nodes, None, **anchored))
 
 

@@ -112,7 +112,7 @@ class SnapshotTree(msgspec.Struct, frozen=True, kw_only=True):
     """Snapshots one behind the other, the nearest to `anchor` first."""
 
     snapshots: list[SnapshotNode]
-    anchor: Snapshot | None = None
+    anchor: SnapshotNode | None = None
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

@@ -32,6 +32,7 @@ MIN_LAYER_BYTES = 16 * 1024 * 1024
 MIN_STORE_BYTES = 256 * 1024 * 1024
 STORE_SHARE = 0.85
 COPY_TIMEOUT_S = 600.0
+TMP_MARK = ".hutch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,3 +321,26 @@ def make_directories(layer: Path) -> None:
         # The guest's root directory has the mode of this one, whatever our umask is.
         upper.chmod(0o755)
     work.mkdir(mode=0o700)
+    _keep_tmp(upper)
+
+
+def _keep_tmp(upper: Path) -> None:
+    """Have something in the guest's `/tmp`: over an empty one runsc mounts memory of its own, which no snapshot has and no quota
+    bounds. A guest may have made anything of that name; only a directory is touched, and nothing is followed."""
+    root = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir("tmp", dir_fd=root)
+            os.chmod("tmp", 0o1777, dir_fd=root)  # noqa: S103 - as every /tmp
+        try:
+            tmp = os.open("tmp", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+        except OSError:
+            return
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(TMP_MARK, flags, 0o444, dir_fd=tmp))
+        finally:
+            os.close(tmp)
+    finally:
+        os.close(root)
