@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -121,9 +122,25 @@ def environment() -> dict[str, str]:
     return {}
 
 
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The control directory of a server that was started once: keys, and a database without anything in it."""
+    data_dir = tmp_path_factory.mktemp("installed")
+    settings = load(Path(os.devnull), environment={}, flags={"server.data_dir": data_dir})
+
+    async def install() -> None:
+        async with started(settings, load_installation(settings), FakeImages()):  # type: ignore[arg-type]
+            pass
+
+    asyncio.run(install())
+    return settings.control_dir
+
+
 @pytest.fixture
-async def api(tmp_path: Path, host: FakeHost, environment: dict[str, str]) -> AsyncIterator[Api]:
+async def api(tmp_path: Path, host: FakeHost, environment: dict[str, str], installed: Path) -> AsyncIterator[Api]:
     settings = load(Path(os.devnull), environment=environment, flags={"server.data_dir": tmp_path})
+    # Migrations and keys are most of what a start takes.
+    shutil.copytree(installed, settings.control_dir)
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     async with started(settings, load_installation(settings), FakeImages()) as services:  # type: ignore[arg-type]

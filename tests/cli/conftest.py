@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.api.conftest import Api, api, environment, host
+from tests.api.conftest import Api, api, environment, host, installed
 from tests.conftest import CHECKOUT, RunningServer
 
-__all__ = ["api", "environment", "host"]
+__all__ = ["api", "environment", "host", "installed"]
 TIMEOUT_S = 60
 
 

@@ -12,10 +12,10 @@ from vercel.sandbox import NetworkPolicy, SandboxApiError, SandboxClient, Sandbo
 
 from hutch.cli.env import variables
 from hutch.client import Server
-from tests.api.conftest import Api, api, environment, host
+from tests.api.conftest import Api, api, environment, host, installed
 from tests.clients.conftest import node_tool
 
-__all__ = ["api", "environment", "host"]
+__all__ = ["api", "environment", "host", "installed"]
 
 pytestmark = [pytest.mark.clients]
 
