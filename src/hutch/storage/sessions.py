@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hutch.control.cursor import Position
@@ -14,6 +14,7 @@ from hutch.control.records import Scope, SessionRow
 from hutch.host.protocol import LIVE, SessionStatus
 from hutch.storage import network_policies
 from hutch.storage.models import SandboxModel, SessionModel
+from hutch.storage.paging import by_creation
 from hutch.storage.sealing import Sealer
 
 _TABLE = SessionModel.__table__
@@ -91,15 +92,10 @@ async def page(
     limit: int,
 ) -> tuple[list[SessionRow], Position | None]:
     """One page by time of creation, and where the next begins."""
-    created, number = SessionModel.created_at, SessionModel.number
-    conditions = _scoped(scope)
+    behind, order = by_creation(SessionModel.created_at, SessionModel.number, descending=descending, after=after)
+    conditions = [*_scoped(scope), *behind]
     if sandbox_name is not None:
         conditions.append(SessionModel.sandbox_name == sandbox_name)
-    if after is not None:
-        beyond = created < after.value if descending else created > after.value
-        tie = number < after.number if descending else number > after.number
-        conditions.append(or_(beyond, (created == after.value) & tie))
-    order = (created.desc(), number.desc()) if descending else (created.asc(), number.asc())
     rows = (await connection.execute(select(_TABLE).where(*conditions).order_by(*order).limit(limit + 1))).all()
     sessions = [_row(row, sealer) for row in rows[:limit]]
     more = len(rows) > limit

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hutch.control.cursor import Position
 from hutch.control.records import Scope, SessionRow, Snapshot, SnapshotStatus
 from hutch.host.protocol import SnapshotRecord
 from hutch.storage.models import SandboxModel, SnapshotModel
+from hutch.storage.paging import by_creation
 
 DEFAULT_EXPIRATION_MS = 30 * 24 * 3600 * 1000
 _TABLE = SnapshotModel.__table__
@@ -52,15 +53,10 @@ async def page(
     connection: AsyncConnection, scope: Scope, *, sandbox_name: str | None, descending: bool, after: Position | None, limit: int
 ) -> tuple[list[Snapshot], Position | None]:
     """One page by time of creation, and where the next begins."""
-    created, number = SnapshotModel.created_at, SnapshotModel.number
-    conditions = _scoped(scope)
+    behind, order = by_creation(SnapshotModel.created_at, SnapshotModel.number, descending=descending, after=after)
+    conditions = [*_scoped(scope), *behind]
     if sandbox_name is not None:
         conditions.append(SnapshotModel.sandbox_name == sandbox_name)
-    if after is not None:
-        beyond = created < after.value if descending else created > after.value
-        tie = number < after.number if descending else number > after.number
-        conditions.append(or_(beyond, (created == after.value) & tie))
-    order = (created.desc(), number.desc()) if descending else (created.asc(), number.asc())
     rows = (await connection.execute(select(_TABLE).where(*conditions).order_by(*order).limit(limit + 1))).all()
     found = [_snapshot(row) for row in rows[:limit]]
     return found, Position(found[-1].created_at, found[-1].number) if len(rows) > limit else None
