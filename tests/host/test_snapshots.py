@@ -11,9 +11,8 @@ from hutch.errors import ConflictError, GoneError
 from hutch.host.journal import Journal
 from hutch.host.kernel import Process
 from hutch.host.machine import Machines
-from hutch.host.protocol import SessionStatus, SnapshotMethod, SnapshotRequest
+from hutch.host.protocol import SessionStatus, SnapshotMethod, SnapshotRecord, SnapshotRequest
 from hutch.host.service import Service
-from hutch.host.snapshots import Snapshots
 from tests.host.guest import guest, real_host
 
 pytestmark = pytest.mark.root
@@ -131,13 +130,15 @@ async def test_a_host_that_dies_while_it_keeps_files_goes_on_with_that(
         box = await guest(service, persistent=True)
         await box.shell("echo here > kept")
         supervisor = service.supervisor
-        name, owner = {"planned": ("seal", Machines), "sealed": ("made", Snapshots), "recorded": ("remove", Machines)}[step]
+        seal = Machines.seal
 
-        async def stand_still(*_: object) -> None:
+        async def stand_still(machines: Machines, *arguments: str) -> None:
+            if step == "sealed":
+                await seal(machines, *arguments)
             reached.set()
             await never.wait()
 
-        monkeypatch.setattr(owner, name, stand_still)
+        monkeypatch.setattr(Machines, "remove" if step == "recorded" else "seal", stand_still)
         stopping = asyncio.create_task(box.stop())
         await reached.wait()
         for task in (stopping, box.session.ending, *supervisor._removals):
@@ -170,3 +171,21 @@ async def test_a_removal_that_was_interrupted_is_carried_through(no_leaks: Path,
     async with real_host(no_leaks) as service:
         assert service.supervisor.snapshots.records() == []
         assert service.supervisor.snapshots._layers.snapshots() == set()
+
+
+async def test_a_snapshot_that_goes_while_it_becomes_durable_stays_gone(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(host.supervisor), "_settle", lambda *_: None)
+    box = await guest(host, persistent=True)
+    snapshot = (await box.stop()).snapshot
+    assert snapshot is not None
+    snapshots, journal = host.supervisor.snapshots, host.supervisor.snapshots._journal
+    put = journal.put_snapshot
+
+    async def put_and_remove(record: SnapshotRecord, *, deleted: bool = False) -> None:
+        await put(record, deleted=deleted)
+        if not deleted:
+            await snapshots.remove(record.snapshot_id)
+
+    monkeypatch.setattr(journal, "put_snapshot", put_and_remove)
+    await snapshots.settle(snapshot.snapshot_id, host.supervisor._settled)
+    assert journal.snapshots() == {}

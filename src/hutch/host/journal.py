@@ -49,7 +49,7 @@ create table if not exists traffic (session_id text primary key, totals blob not
 
 class MachineEntry(msgspec.Struct, frozen=True, kw_only=True):
     """What is needed to find a session's machine again. `cpu_zero_us` is the cgroup's counter at the claim,
-    `inherited_bytes` the size of the snapshot that its layer began with."""
+    `image_bytes` the size of its image, `inherited_bytes` that of the snapshot that its layer began with."""
 
     machine_id: str
     pid: int
@@ -58,6 +58,7 @@ class MachineEntry(msgspec.Struct, frozen=True, kw_only=True):
     token: str
     cpu_zero_us: int
     layer: str
+    image_bytes: int = 0
     inherited_bytes: int = 0
 
 

@@ -78,6 +78,7 @@ class Machine:
     connection: Connection
     token: str = ""
     cpu_zero_us: int = 0
+    image_bytes: int = 0
     inherited_bytes: int = 0
     died: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     _pidfd: kernel.PidDescriptor | None = None
@@ -119,6 +120,7 @@ class Machine:
             token=self.token,
             cpu_zero_us=self.cpu_zero_us,
             layer=self.machine_id,
+            image_bytes=self.image_bytes,
             inherited_bytes=self.inherited_bytes,
         )
 
@@ -248,6 +250,7 @@ class Machines:
             undo.push_async_callback(self._blocking, self._isolation.kill, process)
             connection = await agent
             machine = Machine(identifier, directory, plan.cgroup, network, process, connection)
+            machine.image_bytes = sum(layer.path.stat().st_size for layer in kind.image.layers)
             machine.inherited_bytes = source.size_bytes if source is not None else 0
             undo.callback(machine.unwatch)
             machine.watch()
@@ -298,7 +301,7 @@ class Machines:
         await self._gateway.add(network, own, announce=False)
         machine = Machine(entry.machine_id, directory, self._names.cgroup(entry.machine_id), network, process, connection)
         machine.token, machine.cpu_zero_us = entry.token, entry.cpu_zero_us
-        machine.inherited_bytes = entry.inherited_bytes
+        machine.image_bytes, machine.inherited_bytes = entry.image_bytes, entry.inherited_bytes
         machine.watch()
         return machine
 

@@ -18,7 +18,7 @@ import msgspec
 from hutch import ids
 from hutch.clock import now_ms
 from hutch.errors import ConflictError, GoneError
-from hutch.host.journal import Journal
+from hutch.host.journal import Journal, MachineEntry
 from hutch.host.protocol import SessionRecord, SnapshotMethod, SnapshotRecord
 from hutch.host.storage import Source, WritableLayers
 
@@ -60,25 +60,23 @@ class Snapshots:
         return Source(snapshot_id, record.size_bytes)
 
     @staticmethod
-    def plan(session: SessionRecord, image_bytes: int, inherited_bytes: int, method: SnapshotMethod) -> SnapshotRecord:
+    def plan(session: SessionRecord, entry: MachineEntry, method: SnapshotMethod) -> SnapshotRecord:
         """A snapshot that is about to be made of a session."""
         return SnapshotRecord(
             snapshot_id=ids.snapshot_id(),
             session_id=session.session_id,
             image=session.image,
-            size_bytes=inherited_bytes,
-            inherited_bytes=inherited_bytes,
-            image_bytes=image_bytes,
+            size_bytes=entry.inherited_bytes,
+            inherited_bytes=entry.inherited_bytes,
+            image_bytes=entry.image_bytes,
             created_at=now_ms(),
             method=method,
             parent_id=session.source_snapshot,
         )
 
-    async def made(self, record: SnapshotRecord) -> SnapshotRecord:
-        """A layer was sealed under this name; the record with its size. Acknowledged with the end of its session."""
-        record = await self._measured(record)
+    def made(self, record: SnapshotRecord) -> None:
+        """A layer was sealed under this name. Acknowledged with the end of its session; `settle` finds out its size."""
         self._records[record.snapshot_id] = record
-        return record
 
     async def copy(self, machine_id: str, record: SnapshotRecord) -> SnapshotRecord:
         """A snapshot of a machine that runs on. Raises `ConflictError` where the store can't make one."""
@@ -101,10 +99,13 @@ class Snapshots:
         record = self._records.get(snapshot_id)
         if record is None:
             return
-        record = msgspec.structs.replace(await self._measured(record), durable_at=now_ms())
+        size = await asyncio.to_thread(self._layers.size, snapshot_id, record.inherited_bytes)
+        record = msgspec.structs.replace(record, size_bytes=size, durable_at=now_ms())
         if snapshot_id in self._records:
             self._records[snapshot_id] = record
             await self._journal.put_snapshot(record)
+        # Not when it was removed meanwhile: its session's record would write it down again.
+        if snapshot_id in self._records:
             await changed(record)
 
     async def remove(self, snapshot_id: str) -> None:
@@ -117,10 +118,6 @@ class Snapshots:
     async def _remove(self, record: SnapshotRecord) -> None:
         await asyncio.to_thread(self._layers.remove_snapshot, record.snapshot_id)
         await self._journal.delete_snapshot(record.snapshot_id)
-
-    async def _measured(self, record: SnapshotRecord) -> SnapshotRecord:
-        size = await asyncio.to_thread(self._layers.size, record.snapshot_id, record.inherited_bytes)
-        return msgspec.structs.replace(record, size_bytes=size)
 
 
 def unknown(snapshot_id: str) -> GoneError:

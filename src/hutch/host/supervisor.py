@@ -197,7 +197,7 @@ class Supervisor:
         entry = session.entry
         cpu = self._machines.cpu_of(entry)
         passed = await self._meter.end(session.record.session_id, self._networks.network(entry.network))
-        snapshot = await self._sealed(session, entry.machine_id, entry.inherited_bytes)
+        snapshot = await self._sealed(session)
         await asyncio.to_thread(self._machines.remove_by_id, entry.machine_id)
         await self._gateway.remove(self._networks.network(entry.network))
         await self._networks.give_back(self._networks.network(entry.network))
@@ -492,9 +492,8 @@ class Supervisor:
         session, _ = self.running(request.session_id)
         assert session.machine is not None
         if request.keep_running:
-            machine = session.machine
-            planned = self._planned(session, machine.inherited_bytes, SnapshotMethod.MANUAL)
-            made = await self.snapshots.copy(machine.machine_id, planned)
+            planned = self._planned(session, SnapshotMethod.MANUAL)
+            made = await self.snapshots.copy(session.machine.machine_id, planned)
             self._settle(made)
             return SnapshotTaken(snapshot=made, session=session.record)
         record = await self.end(session, SessionStatus.STOPPED, "snapshot", SnapshotMethod.MANUAL)
@@ -502,27 +501,28 @@ class Supervisor:
             raise UnavailableError("snapshot_failed", f"The snapshot could not be made: {record.stop_reason}", retry_after_s=5)
         return SnapshotTaken(snapshot=record.snapshot, session=record)
 
-    def _planned(self, session: Session, inherited: int, method: SnapshotMethod) -> SnapshotRecord:
-        image = self._images.resolve(session.record.image)
-        size = sum(layer.path.stat().st_size for layer in image.layers)
-        return self.snapshots.plan(session.record, size, inherited, method)
+    def _planned(self, session: Session, method: SnapshotMethod) -> SnapshotRecord:
+        assert session.entry is not None
+        return self.snapshots.plan(session.record, session.entry, method)
 
-    async def _sealed(self, session: Session, machine_id: str, inherited: int) -> SnapshotRecord | None:
+    async def _sealed(self, session: Session) -> SnapshotRecord | None:
         """The snapshot that the end of a session leaves; None when it leaves none, or its files are not there any more."""
         record = session.record
         if record.snapshot is None:
             if not record.persistent:
                 return None
-            planned = self._planned(session, inherited, SnapshotMethod.AUTOMATIC)
+            planned = self._planned(session, SnapshotMethod.AUTOMATIC)
             await self._change(session, status=SessionStatus.SNAPSHOTTING, snapshot=planned)
             record = session.record
         assert record.snapshot is not None
+        assert session.entry is not None
         try:
-            await self._machines.seal(machine_id, record.snapshot.snapshot_id)
-            return await self.snapshots.made(record.snapshot)
+            await self._machines.seal(session.entry.machine_id, record.snapshot.snapshot_id)
         except OSError as error:
             log.error("the files of session %s could not be kept: %s", record.session_id, error)
             return None
+        self.snapshots.made(record.snapshot)
+        return record.snapshot
 
     def _settle(self, record: SnapshotRecord | None) -> None:
         """Behind everybody's back, have a snapshot survive a power cut."""
@@ -543,14 +543,14 @@ class Supervisor:
         if status is SessionStatus.STOPPED:
             await self._write_end(session, status=SessionStatus.STOPPING, requested_stop_at=now_ms(), stop_reason=reason)
         if method is not None:
-            planned = self._planned(session, machine.inherited_bytes, method)
+            planned = self._planned(session, method)
             await self._write_end(session, status=SessionStatus.SNAPSHOTTING, snapshot=planned)
         usage = await self._machines.end(machine)
         passed = await self._meter.end(session.record.session_id, machine.network)
         if status is SessionStatus.FAILED and usage.oom_kills:
             reason += f" The kernel ended {usage.oom_kills} of its processes because its memory limit was reached."
         await commands.close()
-        snapshot = await self._sealed(session, machine.machine_id, machine.inherited_bytes)
+        snapshot = await self._sealed(session)
         now = now_ms()
         await self._write_end(
             session,
