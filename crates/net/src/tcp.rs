@@ -101,24 +101,30 @@ async fn accepted(gateway: Arc<Gateway>, stream: TcpStream, peer: SocketAddr) {
         return;
     };
     let destination = SocketAddr::new(canonical_address(destination.ip()), destination.port());
-    let guest = GuestStream::new(stream);
+    let mut guest = GuestStream::new(stream);
     let Some(sandbox) = gateway.sandbox(peer.ip()) else {
         // Nobody whom the kernel knows as a sandbox.
         return;
     };
     // Before anything is read: whoever says nothing, or little by little, has a place like everybody.
     let place = Arc::clone(&sandbox.places).try_acquire_owned();
-    let refusal = if (place.is_err() || !lock(&sandbox.arrivals).take()) && Defence::Places.holds() {
-        drop(guest);
-        Refused::new(Reason::Limit)
-    } else if destination.port() == DNS_PORT && Defence::EveryServer.holds() {
+    if (place.is_err() || !lock(&sandbox.arrivals).take()) && Defence::Places.holds() {
+        return refuse(&sandbox, destination, &Refused::new(Reason::Limit));
+    }
+    if destination.port() == DNS_PORT && Defence::EveryServer.holds() {
         return dns_over_tcp(gateway, sandbox, guest).await;
-    } else {
-        let Err(refusal) = connection(&gateway, &sandbox, guest, destination).await else {
-            return;
-        };
-        refusal
+    }
+    let admitted = match admit(&gateway, &sandbox, &mut guest, destination).await {
+        Ok(admitted) => admitted,
+        // The guest sees it once it is recorded.
+        Err(refusal) => return refuse(&sandbox, destination, &refusal),
     };
+    if let Err(refusal) = admitted.carry(guest).await {
+        refuse(&sandbox, destination, &refusal);
+    }
+}
+
+fn refuse(sandbox: &Sandbox, destination: SocketAddr, refusal: &Refused) {
     let record = report::record(&sandbox.current(), refusal.kind, Decision::Deny, refusal.reason);
     let name = refusal.name.clone();
     let mut record = record.dst_original(destination);
@@ -241,12 +247,13 @@ impl Seen {
     }
 }
 
-async fn connection(
+/// What a connection is for, as soon as that is known.
+async fn admit(
     gateway: &Arc<Gateway>,
     sandbox: &Arc<Sandbox>,
-    mut guest: GuestStream,
+    guest: &mut GuestStream,
     destination: SocketAddr,
-) -> Result<(), Refused> {
+) -> Result<Admitted, Refused> {
     let flow = Flow {
         destination,
         virtual_name: dns::virtual_name(&sandbox.dns, destination.ip()),
@@ -284,7 +291,7 @@ async fn connection(
         let Ok(registered) = sandbox.flows.register(facts, current.version) else {
             continue;
         };
-        let admitted = Admitted {
+        return Ok(Admitted {
             gateway: Arc::clone(gateway),
             sandbox: Arc::clone(sandbox),
             current,
@@ -292,8 +299,7 @@ async fn connection(
             admission,
             seen: seen.unwrap_or(Seen::Other),
             registered,
-        };
-        return admitted.carry(guest).await;
+        });
     }
 }
 
