@@ -48,7 +48,7 @@ async def egress(tmp_path: Path, gateway: SlowGateway) -> AsyncIterator[Egress]:
     journal.open()
     journal.start()
     made = Egress(cast("Gateway", gateway), journal, tmp_path / "secrets.key")
-    await made.begin("s", NETWORK, state(NetworkSpec(policy=NAMING)))
+    await made.begin("s", NETWORK, state(NetworkSpec(policy=NAMING)), [])
     yield made
     await asyncio.to_thread(journal.close)
 

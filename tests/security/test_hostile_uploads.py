@@ -36,7 +36,7 @@ async def upload(box: Guest, content: bytes, *, compressed: bool = True, cwd: by
     """What the API does with the body of a write."""
     assert box.session.machine is not None
     params = {"cwd": cwd, "user": "default", "gzip": compressed, "max_bytes": LIMIT_BYTES, "max_files": LIMIT_FILES}
-    stream = box.session.machine.open("archive.write", params)
+    stream = await box.session.machine.open("archive.write", params)
     try:
         await stream.send_data(content, 0)
         stream.send_end()

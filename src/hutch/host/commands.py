@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -133,7 +134,7 @@ class Commands:
         record = CommandRecord(
             command_id=request.command_id, session_id=self._session_id, argv=request.argv, cwd=cwd, started_at=now_ms()
         )
-        stream = self._machine.open(
+        stream = await self._machine.open(
             "command.start",
             {
                 "id": request.command_id,
@@ -162,7 +163,7 @@ class Commands:
         """A start that failed, or whose caller went away: nobody was told of it, so it must not run on."""
         with contextlib.suppress(OSError):
             await journaled
-        await self._journal.delete_command(command_id)
+        await self._journal.delete_command(self._session_id, command_id)
         with contextlib.suppress(HutchError):
             await self._kill(command_id)
 
@@ -205,9 +206,9 @@ class Commands:
                 if record.command_id in in_agent:
                     await self._machine.call("command.forget", {"id": record.command_id})
             elif record.command_id in in_agent:
-                await self._attach(record, output)
+                await self._attach(Command(record, output))
             else:
-                await self._journal.delete_command(record.command_id)
+                await self._journal.delete_command(self._session_id, record.command_id)
 
     def _finished_before(self, record: CommandRecord, output: Output) -> None:
         command = Command(record, output)
@@ -215,14 +216,41 @@ class Commands:
         command.finished.set_result(record)
         self._commands[record.command_id] = command
 
-    async def _attach(self, record: CommandRecord, output: Output) -> None:
+    async def _attach(self, command: Command) -> None:
+        output = command.output
         offset = -1 if output.full else output.end
-        stream = self._machine.open("command.attach", {"id": record.command_id, "offset": offset})
+        stream = await self._machine.open("command.attach", {"id": command.record.command_id, "offset": offset})
         stream.manual_credit = True
         attached = await self._machine.answer(stream.reply(Attached))
         if attached.offset > output.end:
             output.skip(attached.offset - output.end)
-        self._follow(Command(record, output), stream)
+        self._follow(command, stream)
+
+    # -- while the machine's memory is saved -------------------------------------------------------
+
+    async def let_go(self) -> None:
+        """Take no more from the agent; what runs is found again by `take_up`. Idempotent."""
+        followed = [command for command in self._commands.values() if command.running and command.stream is not None]
+        for command in followed:
+            command.stream = None
+            if command.pump is not None:
+                command.pump.cancel()
+        await asyncio.gather(*(command.pump for command in followed if command.pump is not None), return_exceptions=True)
+
+    async def take_up(self) -> None:
+        """Go on with what was let go. Raises `HutchError`."""
+        for command in list(self._commands.values()):
+            if command.running and command.stream is None:
+                command.discarding = False
+                await self._attach(command)
+
+    def copy(self, directory: Path) -> list[CommandRecord]:
+        """The commands that were let go; `directory` gets their output so far, all of which the agent has sent. Blocks."""
+        running = [command for command in self._commands.values() if command.running]
+        for command in running:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(command.output.path, directory / command.output.path.name)
+        return [command.record for command in running]
 
     # -- output and exit ---------------------------------------------------------------------------
 
@@ -241,8 +269,8 @@ class Commands:
                 self._machine.dead(f"its agent ended a command's stream: {error}")
             ended = None
         finally:
-            command.output.close()
             stream.cancel()
+        command.output.close()
         if ended is None:
             command.finished.set_exception(gone())
             return
@@ -306,7 +334,7 @@ class Commands:
 
     async def write_stdin(self, stream: Stream, params: dict[str, Any]) -> dict[str, Any]:
         """Hand a client's DATA to a process's standard input; the agent's answer."""
-        upward = self._machine.open("command.stdin", params)
+        upward = await self._machine.open("command.stdin", params)
         try:
             await relay(stream, upward, channel=0)
             upward.send_end()
@@ -321,7 +349,7 @@ class Commands:
         """Run a program on a terminal for as long as the client stays; then it is hung up."""
         command_id = ids.command_id()
         size = {"cols": min(max(request.cols, 1), 65535), "rows": min(max(request.rows, 1), 65535)}
-        upward = self._machine.open(
+        upward = await self._machine.open(
             "command.start",
             {
                 "id": command_id,
@@ -378,6 +406,7 @@ class Commands:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
         for command in self._commands.values():
+            command.output.close()
             if command.running:
                 command.finished.set_exception(gone())
 

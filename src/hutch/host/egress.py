@@ -88,9 +88,10 @@ class Egress:
         state = self._states.get(session_id)
         return state.env() if state is not None else {}
 
-    async def begin(self, session_id: str, network: Network, state: State) -> State:
-        """Put a new session's policy in place; the state with its placeholders. Raises `HutchError`."""
-        state = _with_placeholders(state, [])
+    async def begin(self, session_id: str, network: Network, state: State, known: list[Placeholder]) -> State:
+        """Put a new session's policy in place; the state with its placeholders, of which those that are `known` to its processes
+        stay what they are. Raises `HutchError`."""
+        state = _with_placeholders(state, known)
         await self._put(session_id, state)
         try:
             await self._gateway.set_policy(network, state.message(session_id))

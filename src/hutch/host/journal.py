@@ -23,8 +23,9 @@ import msgspec
 
 from hutch.host.protocol import LIVE, CommandRecord, SessionRecord, SnapshotRecord
 
-SCHEMA_VERSION = 4
-_READABLE = (0, 1, 2, 3, 4)
+SCHEMA_VERSION = 5
+_VERSION = f"pragma user_version={SCHEMA_VERSION};"
+_READABLE = (0, 1, 2, 3, 4, 5)
 _SCHEMA = """
 create table if not exists meta (key text primary key, value text not null) without rowid;
 create table if not exists sessions (
@@ -35,16 +36,25 @@ create table if not exists sessions (
     ended_at integer
 ) without rowid;
 create index if not exists sessions_ended on sessions (ended_at) where ended_at is not null;
-create table if not exists commands (
-    command_id text primary key,
+create table if not exists session_commands (
     session_id text not null,
-    record blob not null
+    command_id text not null,
+    record blob not null,
+    primary key (session_id, command_id)
 ) without rowid;
-create index if not exists commands_session on commands (session_id);
 create table if not exists snapshots (snapshot_id text primary key, record blob not null, deleted integer not null) without rowid;
 create table if not exists egress (session_id text primary key, state blob not null) without rowid;
 create table if not exists traffic (session_id text primary key, totals blob not null) without rowid;
 """
+
+
+# A command was its session's own before sessions could go on from another one's memory.
+_UPGRADES = {
+    5: """
+insert into session_commands select session_id, command_id, record from commands;
+drop table commands;
+""",
+}
 
 
 class MachineEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,8 +105,8 @@ class Journal:
                 version = connection.execute("pragma user_version").fetchone()[0]
                 if version not in _READABLE:
                     raise JournalDamaged(f"{self._path} has version {version}; this release reads version {SCHEMA_VERSION}.")
-                connection.executescript(_SCHEMA)
-                connection.execute(f"pragma user_version={SCHEMA_VERSION}")
+                upgrades = [script for to, script in _UPGRADES.items() if 0 < version < to]
+                connection.executescript("".join(["begin immediate;", _SCHEMA, *upgrades, _VERSION, "commit;"]))
                 self._seq = connection.execute("select coalesce(max(seq), 0) from sessions").fetchone()[0]
                 stored = connection.execute("select value from meta where key = 'seq'").fetchone()
                 self._seq = max(self._seq, int(stored[0]) if stored else 0)
@@ -137,7 +147,7 @@ class Journal:
     def commands(self) -> list[CommandRecord]:
         connection = self._connect()
         try:
-            rows = connection.execute("select record from commands").fetchall()
+            rows = connection.execute("select record from session_commands").fetchall()
             return [msgspec.msgpack.decode(record, type=CommandRecord) for (record,) in rows]
         finally:
             connection.close()
@@ -218,11 +228,12 @@ class Journal:
         return found[0][0] if found else None
 
     async def put_command(self, record: CommandRecord) -> None:
-        values = (record.command_id, record.session_id, msgspec.msgpack.encode(record))
-        await self._write(lambda c: _execute(c, "insert or replace into commands values (?, ?, ?)", values))
+        values = (record.session_id, record.command_id, msgspec.msgpack.encode(record))
+        await self._write(lambda c: _execute(c, "insert or replace into session_commands values (?, ?, ?)", values))
 
-    async def delete_command(self, command_id: str) -> None:
-        await self._write(lambda c: _execute(c, "delete from commands where command_id = ?", (command_id,)))
+    async def delete_command(self, session_id: str, command_id: str) -> None:
+        values = (session_id, command_id)
+        await self._write(lambda c: _execute(c, "delete from session_commands where session_id = ? and command_id = ?", values))
 
     async def put_meta(self, key: str, value: str) -> None:
         await self._write(lambda c: _execute(c, "insert or replace into meta values (?, ?)", (key, value)))
@@ -232,7 +243,7 @@ class Journal:
         last = str(self._seq)
 
         def delete(connection: sqlite3.Connection) -> None:
-            connection.execute("delete from commands where session_id = ?", (session_id,))
+            connection.execute("delete from session_commands where session_id = ?", (session_id,))
             connection.execute("delete from egress where session_id = ?", (session_id,))
             connection.execute("delete from traffic where session_id = ?", (session_id,))
             connection.execute("delete from sessions where session_id = ?", (session_id,))

@@ -13,19 +13,20 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hutch.errors import GoneError, HutchError, UnavailableError
+from hutch.errors import ConflictError, GoneError, HutchError, UnavailableError
 from hutch.host import authority, channel, kernel
 from hutch.host.authority import Authority, TrustStore
 from hutch.host.cgroups import Cgroups
 from hutch.host.gateway import Gateway
 from hutch.host.journal import MachineEntry
 from hutch.host.kernel import Process
+from hutch.host.memory import Memory
 from hutch.host.names import Names, machine_id
 from hutch.host.network import Network, Networks
 from hutch.host.storage import Source, WritableLayers
@@ -35,12 +36,17 @@ from hutch.wire import Connection, Stream
 from hutch.wire.connection import ConnectionClosed
 
 T = TypeVar("T")
+Admit = Callable[[Network], Awaitable[None]]
 
 BOOT_AGENT_TIMEOUT_S = 30.0
 ADOPT_AGENT_TIMEOUT_S = 8.0
+HANG_UP_TIMEOUT_S = 2.0
 CALL_TIMEOUT_S = 30.0
 PING_AFTER_S = 4.0
 PING_TIMEOUT_S = 4.0
+QUIET_TIMEOUT_S = 5.0
+QUIET_POLL_S = 0.01
+SUSPENDED_MARK = "suspended"
 EMPTY_TIMEOUT_S = 2.0
 
 
@@ -81,6 +87,8 @@ class Machine:
     image_bytes: int = 0
     inherited_bytes: int = 0
     died: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    steady: asyncio.Event = field(default_factory=asyncio.Event)
+    """Whether its agent can be asked. What is asked while it can't be waits."""
     _pidfd: kernel.PidDescriptor | None = None
 
     def watch(self) -> None:
@@ -88,7 +96,17 @@ class Machine:
         loop = asyncio.get_running_loop()
         self._pidfd = kernel.open_pidfd(self.process)
         loop.add_reader(self._pidfd.fd, self._process_ended)
-        self.connection.closed.add_done_callback(lambda closed: self.dead(f"the agent's channel broke: {closed.result()}"))
+        self.connected(self.connection)
+
+    def connected(self, connection: Connection) -> None:
+        """This is its agent's channel from now on."""
+        self.connection = connection
+        connection.closed.add_done_callback(lambda closed: self._disconnected(connection, closed.result()))
+        self.steady.set()
+
+    def _disconnected(self, connection: Connection, reason: str) -> None:
+        if connection is self.connection and self.steady.is_set():
+            self.dead(f"the agent's channel broke: {reason}")
 
     def _process_ended(self) -> None:
         self.unwatch()
@@ -109,6 +127,7 @@ class Machine:
     def dead(self, reason: str) -> None:
         if not self.died.done():
             self.died.set_result(reason)
+        self.steady.set()
 
     def entry(self) -> MachineEntry:
         """What the journal keeps."""
@@ -126,14 +145,33 @@ class Machine:
 
     # -- the agent ---------------------------------------------------------------------------------
 
-    def open(self, method: str, params: object) -> Stream:
+    async def open(self, method: str, params: object) -> Stream:
         """A request whose stream the caller drives. Raises `GoneError` when the machine is dead."""
+        await self.steady.wait()
         with gone_when_closed():
             return self.connection.open(method, params)
 
+    async def quiet(self, let_go: Callable[[], Awaitable[None]]) -> None:
+        """Wait until nothing is being asked of its agent; new requests wait from now on. `let_go` ends those that can be made
+        again. Raises `ConflictError` (`sandbox_busy`) when it takes long, and everything goes on."""
+        self.steady.clear()
+        try:
+            async with asyncio.timeout(QUIET_TIMEOUT_S):
+                await let_go()
+                while not self.connection.is_idle and not self.died.done():
+                    await asyncio.sleep(QUIET_POLL_S)
+                    await let_go()
+        except TimeoutError as error:
+            self.steady.set()
+            raise ConflictError(
+                "sandbox_busy",
+                "Files are on their way into or out of the sandbox, or a terminal is open. Its memory can be saved when that is "
+                "over.",
+            ) from error
+
     async def call(self, method: str, params: object, kind: type[T] = dict[str, Any]) -> T:  # type: ignore[assignment]
         """A request without a body, and its reply."""
-        stream = self.open(method, params)
+        stream = await self.open(method, params)
         stream.send_end()
         try:
             return await self.answer(stream.reply(kind))
@@ -215,9 +253,11 @@ class Machines:
     async def _blocking(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
-    async def boot(self, kind: MachineKind, source: Source | None = None) -> Machine:
-        """Start a machine, with the files of a snapshot if one is given, and wait for its agent. Raises `HutchError` or
-        `OSError`; nothing is left then."""
+    async def boot(
+        self, kind: MachineKind, source: Source | None = None, memory: Memory | None = None, admit: Admit | None = None
+    ) -> Machine:
+        """Start a machine, with the files and the memory of a snapshot if these are given, and wait for its agent. `admit` is
+        called with its network before anything in it runs. Raises `HutchError` or `OSError`; nothing is left then."""
         identifier = machine_id()
         async with contextlib.AsyncExitStack() as undo:
             network = await self._networks.take()
@@ -242,9 +282,13 @@ class Machines:
                 cgroup=self._names.cgroup(identifier),
                 vcpus=kind.vcpus,
                 memory_bytes=kind.memory_bytes,
+                memory=memory.image if memory is not None else None,
             )
+            if admit is not None:
+                await admit(network)
             undo.push_async_callback(self._blocking, self._isolation.remove, identifier, directory, None)
-            agent = asyncio.ensure_future(channel.accept_agent(plan.channel_dir, "", BOOT_AGENT_TIMEOUT_S))
+            token = memory.record.token if memory is not None else ""
+            agent = asyncio.ensure_future(channel.accept_agent(plan.channel_dir, token, BOOT_AGENT_TIMEOUT_S))
             undo.callback(agent.cancel)
             process = await self._boot_process(plan)
             undo.push_async_callback(self._blocking, self._isolation.kill, process)
@@ -263,7 +307,7 @@ class Machines:
         so this is done at every boot."""
         archive = await self._blocking(self._trust.archive, own)
         params = {"cwd": b"/", "user": "root", "gzip": False, "max_bytes": len(archive) * 2, "max_files": 64}
-        stream = machine.open("archive.write", params)
+        stream = await machine.open("archive.write", params)
         try:
             with gone_when_closed():
                 await stream.send_data(archive, 0)
@@ -295,6 +339,11 @@ class Machines:
         if not process.alive():
             raise ProcessLookupError("its sandbox process died while the host was down")
         directory = self._directory / entry.machine_id
+        mark = directory / SUSPENDED_MARK
+        if mark.exists():
+            # The host died while it saved the machine's memory.
+            await self._blocking(self._isolation.resume, entry.machine_id)
+            mark.unlink()
         connection = await channel.accept_agent(directory / "channel", entry.token, ADOPT_AGENT_TIMEOUT_S)
         network = self._networks.network(entry.network)
         own = await self._blocking(authority.derive, self._secret, entry.machine_id)
@@ -326,6 +375,43 @@ class Machines:
         }
         machine.cpu_zero_us = self.cgroups.cpu_us(machine.cgroup) or 0
         await machine.call("claim", params)
+
+    # -- memory ------------------------------------------------------------------------------------
+
+    def fingerprint(self) -> str:
+        """What memory that is saved here needs in order to go on. Blocks."""
+        return self._isolation.fingerprint()
+
+    @contextlib.asynccontextmanager
+    async def standing_still(self, machine: Machine, image: Path) -> AsyncIterator[None]:
+        """Stop a machine whose requests are `quiet`, and write its memory into the empty directory `image`; it goes on
+        afterwards, with another channel, unless it was ended meanwhile. Raises `OSError`."""
+        mark = machine.directory / SUSPENDED_MARK
+        await self._blocking(mark.touch)
+        try:
+            # A saved end of the channel would never learn that it has no other one.
+            await machine.connection.hang_up(HANG_UP_TIMEOUT_S)
+            try:
+                await self._blocking(self._isolation.suspend, machine.machine_id)
+                await self._blocking(self._isolation.checkpoint, machine.machine_id, image)
+                yield
+            finally:
+                if not machine.died.done():
+                    await self._go_on(machine)
+                    await self._blocking(mark.unlink)
+        except OSError as error:
+            if not machine.steady.is_set():
+                machine.dead(f"it did not go on after its memory was saved: {error}")
+            raise
+
+    async def _go_on(self, machine: Machine) -> None:
+        waiting = channel.accept_agent(machine.directory / "channel", machine.token, ADOPT_AGENT_TIMEOUT_S)
+        agent = asyncio.ensure_future(waiting)
+        try:
+            await self._blocking(self._isolation.resume, machine.machine_id)
+            machine.connected(await agent)
+        finally:
+            agent.cancel()
 
     # -- removal -----------------------------------------------------------------------------------
 

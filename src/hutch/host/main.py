@@ -30,6 +30,7 @@ from hutch.host.egress import Egress
 from hutch.host.gateway import Gateway
 from hutch.host.journal import Journal
 from hutch.host.machine import Machines
+from hutch.host.memory import MemoryImages
 from hutch.host.names import Names
 from hutch.host.network import Networks
 from hutch.host.service import HELLO, Service
@@ -144,7 +145,8 @@ async def _opened(settings: Settings, directory: Path, *, end_all: bool) -> Asyn
     )
     (directory / "machines").mkdir(exist_ok=True, mode=0o700)
     images = ImageStore(settings.image_dir())
-    snapshots, meter = Snapshots(journal, layers), TrafficMeter(gateway, journal)
+    snapshots = Snapshots(journal, layers, MemoryImages(directory / "memory"))
+    meter = TrafficMeter(gateway, journal)
     supervisor = Supervisor(
         settings, journal, machines, networks, images, isolation.name, gateway, egress, audit, meter, snapshots
     )

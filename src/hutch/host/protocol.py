@@ -95,6 +95,8 @@ class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     network: NetworkSpec = NetworkSpec()
     source_snapshot: str | None = None
     """The snapshot whose files it begins with. `image` is the one that the snapshot was made on."""
+    with_memory: bool = True
+    """Whether it goes on from the memory of the snapshot, if that has any."""
 
 
 class SnapshotMethod(enum.StrEnum):
@@ -104,7 +106,8 @@ class SnapshotMethod(enum.StrEnum):
 
 class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What a session's file system was when it ended. `parent_id` is the snapshot that the session began with; `size_bytes` what
-    was written over the image, `inherited_bytes` of it in the sessions before."""
+    was written over the image, `inherited_bytes` of it in the sessions before. `memory_bytes` is the size of its memory, if
+    that was saved too, with all its processes."""
 
     snapshot_id: str
     session_id: str
@@ -114,6 +117,7 @@ class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True):
     method: SnapshotMethod
     inherited_bytes: int = 0
     image_bytes: int = 0
+    memory_bytes: int = 0
     parent_id: str | None = None
     durable_at: int | None = None
     """Since when it also survives a power cut."""
@@ -156,10 +160,12 @@ class PersistRequest(msgspec.Struct, frozen=True):
 
 class SnapshotRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Keep the files of a session, persistent or not. It ends with that, unless it is kept running: then the snapshot has the
-    files of one moment, as after a power cut, and only a store that can do that makes it (409 `live_snapshot_unsupported`)."""
+    files of one moment, as after a power cut, and only a store that can do that makes it (409 `live_snapshot_unsupported`). With
+    `memory` it has the processes too, and they find the files of that moment."""
 
     session_id: str
     keep_running: bool = False
+    memory: bool = False
 
 
 class SnapshotTaken(msgspec.Struct, frozen=True, kw_only=True):

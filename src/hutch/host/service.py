@@ -246,7 +246,7 @@ class Service:
     async def _file_read(self, stream: Stream) -> None:
         request = stream.params(FileRead)
         machine = self._machine(request.session_id)
-        upward = machine.open("file.read", {"path": request.path, "cwd": request.cwd, "user": "default"})
+        upward = await machine.open("file.read", {"path": request.path, "cwd": request.cwd, "user": "default"})
         upward.manual_credit = True
         upward.send_end()
         try:
@@ -274,7 +274,7 @@ class Service:
             "max_bytes": request.max_bytes,
             "max_files": request.max_files,
         }
-        upward = machine.open("archive.write", params)
+        upward = await machine.open("archive.write", params)
         try:
             with gone_when_closed():
                 sending = asyncio.ensure_future(relay(stream, upward, channel=0))

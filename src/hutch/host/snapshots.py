@@ -19,6 +19,7 @@ from hutch import ids
 from hutch.clock import now_ms
 from hutch.errors import ConflictError, GoneError
 from hutch.host.journal import Journal, MachineEntry
+from hutch.host.memory import MemoryImages
 from hutch.host.protocol import SessionRecord, SnapshotMethod, SnapshotRecord
 from hutch.host.storage import Source, WritableLayers
 
@@ -30,13 +31,14 @@ Changed = Callable[[SnapshotRecord], Awaitable[None]]
 class Snapshots:
     """Owner of every snapshot of one instance on this machine."""
 
-    def __init__(self, journal: Journal, layers: WritableLayers) -> None:
+    def __init__(self, journal: Journal, layers: WritableLayers, memory: MemoryImages) -> None:
         self._journal = journal
         self._layers = layers
+        self.memory = memory
         self._records: dict[str, SnapshotRecord] = {}
 
-    async def recover(self) -> None:
-        """Read what there is, and carry removals through."""
+    async def recover(self, planned: set[str]) -> None:
+        """Read what there is, carry removals through, and remove what nobody was told of; `planned` are being made."""
         removed = []
         for snapshot_id, (record, is_removed) in self._journal.snapshots().items():
             if is_removed:
@@ -48,6 +50,11 @@ class Snapshots:
         there = await asyncio.to_thread(self._layers.snapshots)
         for snapshot_id in self._records.keys() - there:
             log.error("snapshot %s is in the journal and not in the store", snapshot_id)
+        known = self._records.keys() | planned
+        for snapshot_id in there - known:
+            log.info("removing snapshot %s, which was not finished", snapshot_id)
+            await asyncio.to_thread(self._layers.remove_snapshot, snapshot_id)
+        await asyncio.to_thread(self.memory.recover, known)
 
     def records(self) -> list[SnapshotRecord]:
         return list(self._records.values())
@@ -78,16 +85,22 @@ class Snapshots:
         """A layer was sealed under this name. Acknowledged with the end of its session; `settle` finds out its size."""
         self._records[record.snapshot_id] = record
 
-    async def copy(self, machine_id: str, record: SnapshotRecord) -> SnapshotRecord:
-        """A snapshot of a machine that runs on. Raises `ConflictError` where the store can't make one."""
-        try:
-            size = await asyncio.to_thread(self._layers.copy, machine_id, record.snapshot_id, record.inherited_bytes)
-        except NotImplementedError as error:
+    def require_copies(self) -> None:
+        """Raises `ConflictError` where the store can't make snapshots of machines that run on."""
+        if not self._layers.copies_in_use:
             raise ConflictError(
                 "live_snapshot_unsupported",
                 f"This host keeps files on {self._layers.kind}, which can't make snapshots of running sandboxes. "
                 "Make one without `keepRunning`.",
-            ) from error
+            )
+
+    def sync(self) -> None:
+        """Write what is written so far. Blocks."""
+        self._layers.sync()
+
+    async def copy(self, machine_id: str, record: SnapshotRecord) -> SnapshotRecord:
+        """A snapshot of a machine that runs on."""
+        size = await asyncio.to_thread(self._layers.copy, machine_id, record.snapshot_id, record.inherited_bytes)
         record = msgspec.structs.replace(record, size_bytes=size)
         await self._journal.put_snapshot(record)
         self._records[record.snapshot_id] = record
@@ -96,6 +109,7 @@ class Snapshots:
     async def settle(self, snapshot_id: str, changed: Changed) -> None:
         """Have a snapshot survive a power cut; `changed` is told what is then known of it."""
         await asyncio.to_thread(self._layers.sync)
+        await asyncio.to_thread(self.memory.sync)
         record = self._records.get(snapshot_id)
         if record is None:
             return
@@ -117,6 +131,7 @@ class Snapshots:
 
     async def _remove(self, record: SnapshotRecord) -> None:
         await asyncio.to_thread(self._layers.remove_snapshot, record.snapshot_id)
+        await asyncio.to_thread(self.memory.remove, record.snapshot_id)
         await self._journal.delete_snapshot(record.snapshot_id)
 
 

@@ -49,6 +49,8 @@ class WritableLayers(Protocol):
     kind: str
     seals_in_use: bool
     """Whether a layer can be sealed while it is still mounted, by nobody who writes."""
+    copies_in_use: bool
+    """Whether `copy` works."""
 
     def open(self) -> None:
         """Make ready; idempotent, also after a crash."""
@@ -109,7 +111,7 @@ def choose(directory: Path) -> WritableLayers:
 
 class BtrfsLayers:
     kind = "btrfs"
-    seals_in_use = True
+    seals_in_use = copies_in_use = True
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -217,7 +219,7 @@ class BtrfsLayers:
 
 class Ext4Layers:
     kind = "ext4"
-    seals_in_use = False
+    seals_in_use = copies_in_use = False
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

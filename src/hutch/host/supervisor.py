@@ -10,25 +10,27 @@ the journal's live sessions, ends with a reason those whose machine is gone, and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import shutil
 import sqlite3
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
 
 import msgspec
 
 from hutch.clock import now_ms
-from hutch.errors import BadRequestError, HutchError, NotFoundError, NotReadyError, UnavailableError
+from hutch.errors import BadRequestError, ConflictError, HutchError, NotFoundError, NotReadyError, UnavailableError
 from hutch.host import egress
 from hutch.host.audit import AuditStore
 from hutch.host.commands import Commands
 from hutch.host.egress import Egress
 from hutch.host.gateway import Gateway
 from hutch.host.journal import Journal, MachineEntry
-from hutch.host.machine import Machine, MachineKind, Machines, gone, reason_of
-from hutch.host.network import Networks
+from hutch.host.machine import Admit, Machine, MachineKind, Machines, gone, reason_of
+from hutch.host.memory import Memory, MemoryRecord
+from hutch.host.network import Network, Networks
 from hutch.host.pool import Pool
 from hutch.host.protocol import (
     LIVE,
@@ -73,6 +75,7 @@ class Session:
     commands: Commands | None = None
     timer: asyncio.TimerHandle | None = None
     ending: asyncio.Task[SessionRecord] | None = None
+    saving: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def live(self) -> bool:
@@ -112,6 +115,7 @@ class Supervisor:
         self._creating: dict[str, asyncio.Task[SessionRecord]] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._removals: set[asyncio.Task[None]] = set()
+        self._saves: set[asyncio.Task[SnapshotTaken]] = set()
         self._changed = asyncio.Event()
         self.pool = Pool(self._kinds_to_pool(), self._boot, self._discard, settings.pool.refill_concurrency)
         self.draining = self._left = False
@@ -124,7 +128,7 @@ class Supervisor:
         self._journal.start()
         await self._journal.put_meta("address_block", str(block))
         self._logs.mkdir(parents=True, exist_ok=True, mode=0o700)
-        await self.snapshots.recover()
+        await self.snapshots.recover(self._planned_by_journal())
         await self._gateway.start()
         await self._recover()
         await self._gateway.open()
@@ -140,6 +144,9 @@ class Supervisor:
     def machines_to_keep(journal: Journal) -> dict[str, MachineEntry]:
         """The machines of live sessions in a journal that was not started yet."""
         return {entry.machine_id: entry for _, record, entry in journal.sessions() if record.status in LIVE}
+
+    def _planned_by_journal(self) -> set[str]:
+        return {record.snapshot.snapshot_id for _, record, _ in self._journal.sessions() if record.snapshot is not None}
 
     async def _recover(self) -> None:
         commands: dict[str, list[CommandRecord]] = {}
@@ -219,7 +226,7 @@ class Supervisor:
     async def drain(self) -> None:
         """End everything: a clean stop of the host."""
         self.draining, self.ready_reason = True, "stopping"
-        await asyncio.gather(*self._creating.values(), return_exceptions=True)
+        await asyncio.gather(*self._creating.values(), *self._saves, return_exceptions=True)
         await asyncio.gather(
             *(self.end(session, SessionStatus.STOPPED, "host_shutdown") for session in self._sessions.values() if session.live)
         )
@@ -228,6 +235,7 @@ class Supervisor:
     async def leave(self) -> None:
         """Stop working; live sessions run on and are adopted by the next start."""
         self.draining, self.ready_reason, self._left = True, "stopping", True
+        await asyncio.gather(*self._saves, return_exceptions=True)
         await self.pool.close()
         for session in self._sessions.values():
             if session.timer is not None:
@@ -276,8 +284,12 @@ class Supervisor:
             )
         image = self._images.resolve(spec.image)
         kind = self._kind(image, spec.vcpus, spec.memory_mb, spec.disk_bytes)
-        machine = await self._claimed(kind, spec)
-        return await self._run(spec, requested, image, machine)
+        memory = await self._memory(spec)
+        machine = await self._claimed(kind, spec) if memory is None else await self._restored(kind, spec, memory)
+        record = await self._run(spec, requested, image, machine)
+        if memory is not None:
+            await self._inherit(self._sessions[spec.session_id], memory)
+        return record
 
     async def _run(self, spec: SessionSpec, requested: int, image: Image, machine: Machine) -> SessionRecord:
         """Make a claimed machine a running session."""
@@ -333,6 +345,10 @@ class Supervisor:
 
     async def _claim(self, machine: Machine, kind: MachineKind, spec: SessionSpec) -> None:
         """The network first: what the guest's first instruction sends is judged by the session's policy."""
+        await self._admit(spec, machine.network, [])
+        await self._name(machine, kind, spec)
+
+    async def _admit(self, spec: SessionSpec, network: Network, known: list[egress.Placeholder]) -> None:
         state = egress.State(
             sandbox_id=spec.sandbox_id or spec.session_id,
             sandbox_name=spec.sandbox_name,
@@ -340,12 +356,17 @@ class Supervisor:
             project_id=spec.project_id,
             network=spec.network,
         )
-        state = await self.egress.begin(spec.session_id, machine.network, state)
-        await self._machines.claim(machine, kind.image, spec.hostname, {**state.env(), **spec.env})
+        await self.egress.begin(spec.session_id, network, state, known)
 
-    async def _boot(self, kind: MachineKind, source: Source | None = None) -> Machine:
+    async def _name(self, machine: Machine, kind: MachineKind, spec: SessionSpec) -> None:
+        env = self.egress.env(spec.session_id)
+        await self._machines.claim(machine, kind.image, spec.hostname, {**env, **spec.env})
+
+    async def _boot(
+        self, kind: MachineKind, source: Source | None = None, memory: Memory | None = None, admit: Admit | None = None
+    ) -> Machine:
         try:
-            machine = await self._machines.boot(kind, source)
+            machine = await self._machines.boot(kind, source, memory, admit)
         except OSError as error:
             log.error("a sandbox did not start: %s", error)
             raise UnavailableError(
@@ -353,6 +374,100 @@ class Supervisor:
             ) from error
         self._spawn(self._networks.refill())
         return machine
+
+    # -- memory ------------------------------------------------------------------------------------
+
+    async def _memory(self, spec: SessionSpec) -> Memory | None:
+        """What a session goes on from. Raises `ConflictError` (`snapshot_incompatible`) for what can't go on here."""
+        if spec.source_snapshot is None or not spec.with_memory:
+            return None
+        memory = await asyncio.to_thread(self.snapshots.memory.load, spec.source_snapshot)
+        if memory is None:
+            return None
+        record = memory.record
+        if record.fingerprint != await asyncio.to_thread(self._machines.fingerprint):
+            raise ConflictError(
+                "snapshot_incompatible",
+                f"The memory of snapshot '{spec.source_snapshot}' was saved on another model of processor or by another release "
+                "of the sandbox's kernel. Use its files alone, without `memory`.",
+            )
+        if (record.vcpus, record.memory_mb) != (spec.vcpus, spec.memory_mb):
+            raise ConflictError(
+                "snapshot_incompatible",
+                f"The memory of snapshot '{spec.source_snapshot}' is that of a sandbox with {record.vcpus} vCPUs and "
+                f"{record.memory_mb} MB; {spec.vcpus} and {spec.memory_mb} MB were asked for.",
+            )
+        return memory
+
+    async def _restored(self, kind: MachineKind, spec: SessionSpec, memory: Memory) -> Machine:
+        """A machine that goes on from saved memory as this session's."""
+        assert spec.source_snapshot is not None
+        source = self.snapshots.source(spec.source_snapshot)
+
+        async def admit(network: Network) -> None:
+            # Its processes run before anybody can say to whom they belong now.
+            await self._admit(spec, network, memory.record.placeholders)
+
+        machine = None
+        try:
+            machine = await self._boot(kind, source, memory, admit)
+            await self._name(machine, kind, spec)
+        except BaseException:
+            await self.egress.forget(spec.session_id)
+            if machine is not None:
+                await self._discard(machine)
+            raise
+        return machine
+
+    async def _inherit(self, session: Session, memory: Memory) -> None:
+        """Take over the commands that run in saved memory, with their output. Raises `HutchError`; the session failed then."""
+        session_id = session.record.session_id
+        records = [msgspec.structs.replace(record, session_id=session_id) for record in memory.record.commands]
+        assert session.commands is not None
+        try:
+            await asyncio.to_thread(shutil.copytree, memory.logs, self._logs / session_id, dirs_exist_ok=True)
+            await asyncio.gather(*(self._journal.put_command(record) for record in records))
+            await session.commands.adopt(records)
+        except (HutchError, OSError) as error:
+            await self.end(session, SessionStatus.FAILED, f"Its commands could not be taken over: {reason_of(error)}")
+            raise
+
+    @contextlib.asynccontextmanager
+    async def _standing_still(self, session: Session, planned: SnapshotRecord) -> AsyncIterator[SnapshotRecord]:
+        """Save the memory of a session for a snapshot that is made while this lasts. Raises `HutchError`."""
+        machine, commands, memory = session.machine, session.commands, self.snapshots.memory
+        assert machine is not None
+        assert commands is not None
+        fingerprint = await asyncio.to_thread(self._machines.fingerprint)
+        # What is written already is not written while everything stands still.
+        await asyncio.to_thread(self.snapshots.sync)
+        try:
+            await machine.quiet(commands.let_go)
+            try:
+                part = await asyncio.to_thread(memory.begin, planned.snapshot_id)
+                running = await asyncio.to_thread(commands.copy, part.logs)
+                state = self.egress.state(session.record.session_id)
+                record = MemoryRecord(
+                    fingerprint=fingerprint,
+                    token=machine.token,
+                    vcpus=session.record.vcpus,
+                    memory_mb=session.record.memory_mb,
+                    commands=running,
+                    placeholders=state.placeholders if state is not None else [],
+                )
+                async with self._machines.standing_still(machine, part.image):
+                    size = await asyncio.to_thread(memory.finish, planned.snapshot_id, record)
+                    yield msgspec.structs.replace(planned, memory_bytes=size)
+            finally:
+                machine.steady.set()
+        except BaseException as error:
+            await asyncio.to_thread(memory.remove, planned.snapshot_id)
+            if isinstance(error, OSError):
+                raise ConflictError("memory_snapshot_failed", f"The memory of the sandbox could not be saved: {error}") from error
+            raise
+        finally:
+            if not machine.died.done():
+                await commands.take_up()
 
     async def _discard(self, machine: Machine) -> None:
         await self._machines.end(machine)
@@ -475,28 +590,53 @@ class Supervisor:
     # -- end ---------------------------------------------------------------------------------------
 
     async def end(
-        self, session: Session, status: SessionStatus, reason: str, method: SnapshotMethod | None = None
+        self,
+        session: Session,
+        status: SessionStatus,
+        reason: str,
+        method: SnapshotMethod | None = None,
+        planned: SnapshotRecord | None = None,
     ) -> SessionRecord:
         """End a session; its final record once its machine is dead and, where its files are kept (it is persistent, or a `method`
-        is given), these are a snapshot. The first caller's status, reason and method count."""
+        is given), these are a snapshot, the `planned` one if there is any. The first caller's arguments count."""
         if not session.live:
             return session.record
         if session.ending is None:
             if method is None and session.record.persistent:
                 method = SnapshotMethod.AUTOMATIC
-            session.ending = asyncio.get_running_loop().create_task(self._end(session, status, reason, method))
+            if planned is None and method is not None:
+                planned = self._planned(session, method)
+            session.ending = asyncio.get_running_loop().create_task(self._end(session, status, reason, planned))
         return await asyncio.shield(session.ending)
 
     async def snapshot(self, request: SnapshotRequest) -> SnapshotTaken:
         """Make a snapshot of a running session. Raises `HutchError`."""
         session, _ = self.running(request.session_id)
         assert session.machine is not None
+        planned = self._planned(session, SnapshotMethod.MANUAL)
         if request.keep_running:
-            planned = self._planned(session, SnapshotMethod.MANUAL)
+            self.snapshots.require_copies()
+        if request.memory:
+            # A caller that goes away leaves no machine that stands still.
+            saving = asyncio.get_running_loop().create_task(self._save(session, planned, keep_running=request.keep_running))
+            self._saves.add(saving)
+            saving.add_done_callback(self._saves.discard)
+            return await asyncio.shield(saving)
+        return await self._take(session, planned, keep_running=request.keep_running)
+
+    async def _save(self, session: Session, planned: SnapshotRecord, *, keep_running: bool) -> SnapshotTaken:
+        async with session.saving:
+            self.running(session.record.session_id)
+            async with self._standing_still(session, planned) as with_memory:
+                return await self._take(session, with_memory, keep_running=keep_running)
+
+    async def _take(self, session: Session, planned: SnapshotRecord, *, keep_running: bool) -> SnapshotTaken:
+        if keep_running:
+            assert session.machine is not None
             made = await self.snapshots.copy(session.machine.machine_id, planned)
             self._settle(made)
             return SnapshotTaken(snapshot=made, session=session.record)
-        record = await self.end(session, SessionStatus.STOPPED, "snapshot", SnapshotMethod.MANUAL)
+        record = await self.end(session, SessionStatus.STOPPED, "snapshot", SnapshotMethod.MANUAL, planned)
         if record.snapshot is None:
             raise UnavailableError("snapshot_failed", f"The snapshot could not be made: {record.stop_reason}", retry_after_s=5)
         return SnapshotTaken(snapshot=record.snapshot, session=record)
@@ -534,7 +674,7 @@ class Supervisor:
         if session is not None and session.record.snapshot is not None and not session.live:
             await self._change(session, snapshot=record)
 
-    async def _end(self, session: Session, status: SessionStatus, reason: str, method: SnapshotMethod | None) -> SessionRecord:
+    async def _end(self, session: Session, status: SessionStatus, reason: str, planned: SnapshotRecord | None) -> SessionRecord:
         if session.timer is not None:
             session.timer.cancel()
         machine, commands = session.machine, session.commands
@@ -542,8 +682,7 @@ class Supervisor:
         assert commands is not None
         if status is SessionStatus.STOPPED:
             await self._write_end(session, status=SessionStatus.STOPPING, requested_stop_at=now_ms(), stop_reason=reason)
-        if method is not None:
-            planned = self._planned(session, method)
+        if planned is not None:
             await self._write_end(session, status=SessionStatus.SNAPSHOTTING, snapshot=planned)
         usage = await self._machines.end(machine)
         passed = await self._meter.end(session.record.session_id, machine.network)

@@ -10,11 +10,15 @@ sandbox's writable layer on top. What a guest writes is on the host at once, so 
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 from hutch.host import kernel
@@ -27,6 +31,10 @@ from hutch.isolation.protocol import BootFailed, MachinePlan
 PLATFORM = "systrap"
 BOOT_TIMEOUT_S = 60.0
 DEATH_TIMEOUT_S = 10.0
+CHECKPOINT_TIMEOUT_S = 120.0
+RESUME_TRIES = 50
+RESUME_PAUSE_S = 0.1
+_PROCESSOR = frozenset({"vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features"})
 _STATE = re.compile(r"(m[0-9a-f]{20})_sandbox:\1\.(state|lock)")
 
 
@@ -96,7 +104,11 @@ class Gvisor:
             "--host-uds=open",
             f"--panic-log={plan.directory / 'panic.log'}",
             f"--log={plan.directory / 'runsc.log'}",
-            "run",
+            *(
+                ["run"]
+                if plan.memory is None
+                else ["restore", "-background", *_direct(plan.memory), f"-image-path={plan.memory}"]
+            ),
             "-detach",
             f"-bundle={plan.directory}",
             f"-pid-file={plan.directory / 'pid'}",
@@ -138,6 +150,37 @@ class Gvisor:
                 kernel.run(["mount", "-t", "erofs", "-o", "loop,ro,nodev", str(image), str(point)])
             return point
 
+    # -- memory ------------------------------------------------------------------------------------
+
+    def suspend(self, machine_id: str) -> None:
+        kernel.run([*self._command(), "pause", machine_id])
+
+    def resume(self, machine_id: str) -> None:
+        for _ in range(RESUME_TRIES):
+            state = json.loads(kernel.run([*self._command(), "state", machine_id]))
+            if state["status"] != "paused":
+                return
+            # Refused while a checkpoint that a dead host began is still being written.
+            with contextlib.suppress(OSError):
+                kernel.run([*self._command(), "resume", machine_id])
+                return
+            time.sleep(RESUME_PAUSE_S)
+        raise OSError(f"{machine_id} does not go on")
+
+    def checkpoint(self, machine_id: str, image: Path) -> None:
+        options = ["-leave-running", "-exclude-committed-zero-pages", *_direct(image), f"-image-path={image}"]
+        kernel.run([*self._command(), "checkpoint", *options, machine_id], timeout_s=CHECKPOINT_TIMEOUT_S)
+
+    @functools.cache  # noqa: B019 - there is one for as long as the process lives
+    def fingerprint(self) -> str:
+        found = hashlib.sha256(self.runsc.read_bytes())
+        first, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
+        for line in first.splitlines():
+            key, _, _ = line.partition(":")
+            if key.strip() in _PROCESSOR:
+                found.update(line.encode())
+        return found.hexdigest()
+
     # -- end ---------------------------------------------------------------------------------------
 
     def kill(self, process: Process) -> None:
@@ -169,3 +212,15 @@ class Gvisor:
         if self._images.is_dir():
             for entry in self._images.iterdir():
                 entry.rmdir()
+
+
+def _direct(directory: Path) -> list[str]:
+    """The option that spares the page cache, where files in `directory` can be opened so."""
+    probe = directory / "probe"
+    try:
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_DIRECT | os.O_CLOEXEC, 0o600))
+    except OSError:
+        return []
+    finally:
+        probe.unlink(missing_ok=True)
+    return ["-direct"]

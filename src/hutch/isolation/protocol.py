@@ -19,7 +19,8 @@ class MachinePlan:
     """Everything a machine is made of.
 
     `lowers` are read-only EROFS images, the lowest first; `layer` is the writable layer's directory; `channel_dir` holds the
-    socket `host.sock` on which the host listens; `directory` is the machine's own, for files and logs of the backend.
+    socket `host.sock` on which the host listens; `directory` is the machine's own, for files and logs of the backend. With
+    `memory`, a directory that `checkpoint` wrote, it goes on where that machine was, over the files of the same moment.
     """
 
     machine_id: str
@@ -33,6 +34,7 @@ class MachinePlan:
     cgroup: str
     vcpus: int
     memory_bytes: int
+    memory: Path | None = None
 
 
 class BootFailed(OSError):
@@ -50,6 +52,18 @@ class Isolation(Protocol):
 
     def boot(self, plan: MachinePlan) -> Process:
         """Start a machine. Raises `BootFailed`; what was made until then is removed by `remove`."""
+
+    def suspend(self, machine_id: str) -> None:
+        """Have a machine stand still. Raises `OSError`."""
+
+    def resume(self, machine_id: str) -> None:
+        """Have a machine that may stand still go on. Raises `OSError`."""
+
+    def checkpoint(self, machine_id: str, image: Path) -> None:
+        """Write what a suspended machine has in memory into the empty directory `image`. Its channel breaks. Raises `OSError`."""
+
+    def fingerprint(self) -> str:
+        """Names what a machine needs in order to go on from a `checkpoint`: this kernel for guests on this model of processor."""
 
     def remove(self, machine_id: str, directory: Path, process: Process | None) -> None:
         """Kill a machine and remove everything that `boot` made. The cgroup's counters are gone afterwards."""

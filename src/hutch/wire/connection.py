@@ -318,6 +318,19 @@ class Connection(asyncio.Protocol):
 
     # -- client ------------------------------------------------------------------------------------
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way."""
+        return not self._streams
+
+    async def hang_up(self, timeout_s: float) -> None:
+        """Close, and wait for the peer to do so too, but not longer than that."""
+        if self._transport is not None and not self.closed.done():
+            self._flush()
+            self._transport.write_eof()
+        await asyncio.wait({self.closed}, timeout=timeout_s)
+        self.close("hung up")
+
     async def greeted(self) -> m.Hello:
         """The peer's HELLO. Raises `ConnectionClosed`."""
         return await asyncio.shield(self._greeted)

@@ -1,0 +1,171 @@
+"""Sessions that go on from another one's memory: its processes, its files of the same moment, under an identity of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from hutch.errors import ConflictError
+from hutch.host.commands import Command
+from hutch.host.protocol import SessionStatus, SnapshotRecord, SnapshotRequest
+from hutch.host.service import Service
+from tests.host.guest import Guest, finished, guest
+
+pytestmark = pytest.mark.root
+
+COUNTER = """
+import json, os, socket, time
+opened = open("held", "w+"); os.unlink("held")
+n = 0
+while True:
+    n += 1
+    opened.seek(0); opened.write(str(n)); opened.flush(); opened.seek(0)
+    with open("count.new", "w") as file:
+        file.write(str(n))
+    os.rename("count.new", "count")
+    print(json.dumps({"n": n, "held": int(opened.read()), "host": socket.gethostname(), "time": time.time(),
+                      "steady": time.monotonic(), "random": os.urandom(8).hex()}), flush=True)
+    time.sleep(0.02)
+"""
+
+
+async def saved(box: Guest, *, keep_running: bool = True) -> SnapshotRecord:
+    request = SnapshotRequest(session_id=box.session_id, keep_running=keep_running, memory=True)
+    return (await box.supervisor.snapshot(request)).snapshot
+
+
+async def lines(command: Command, count: int) -> list[dict[str, object]]:
+    """What a counter printed from its start, at least so many lines."""
+    reader, text = command.output.reader(), b""
+    try:
+        while text.count(b"\n") < count:
+            piece = await asyncio.wait_for(reader.next(), 10)
+            assert piece is not None, text[-2000:]
+            assert piece[0] == 1, piece
+            text += piece[1]
+    finally:
+        reader.close()
+    return [json.loads(line) for line in text.splitlines()[:-1]]
+
+
+async def test_a_process_counts_on_in_three_children_and_its_parent(host: Service) -> None:
+    parent = await guest(host, hostname="parent")
+    counter = await parent.start("python3", "-c", COUNTER)
+    before = await lines(counter, 20)
+    snapshot = await saved(parent)
+    assert snapshot.memory_bytes > 0
+    after = await lines(counter, len(before) + 100)
+    children = [await guest(host, source_snapshot=snapshot.snapshot_id, hostname=f"child-{number}") for number in range(3)]
+    randoms = {line["random"] for line in after}
+    for number, child in enumerate(children):
+        [record] = child.commands.newest_first()
+        assert (record.command_id, record.session_id) == (counter.record.command_id, child.session_id)
+        command = child.commands.get(record.command_id)
+        printed = await lines(command, len(before) + 100)
+        # Nothing is lost or said twice, and it is the parent's up to that moment.
+        assert [line["n"] for line in printed] == list(range(1, len(printed) + 1))
+        assert printed[: len(before)] == before
+        own = [line for line in printed if line["host"] == f"child-{number}"]
+        assert len(own) > 50
+        assert all(line["held"] == line["n"] for line in printed)
+        assert not randoms & {line["random"] for line in own}
+        randoms |= {line["random"] for line in own}
+        count = int((await child.shell("cat count")).stdout)
+        assert count >= len(printed) - 1
+        assert (await child.shell("cat /etc/hostname /proc/sys/kernel/hostname; hostname")).stdout.endswith(
+            f"child-{number}\n".encode()
+        )
+    assert [line["n"] for line in await lines(counter, len(after) + 10)][: len(after)] == [line["n"] for line in after]
+    assert parent.record.status is SessionStatus.RUNNING
+
+
+async def test_memory_is_kept_at_the_end_of_a_session_and_goes_on(host: Service) -> None:
+    box = await guest(host)
+    counter = await box.start("python3", "-c", COUNTER)
+    await lines(counter, 20)
+    snapshot = await saved(box, keep_running=False)
+    assert box.record.status is SessionStatus.STOPPED
+    again = await guest(host, source_snapshot=snapshot.snapshot_id)
+    printed = await lines(again.commands.get(counter.record.command_id), 60)
+    assert [line["n"] for line in printed] == list(range(1, len(printed) + 1))
+    without = await guest(host, source_snapshot=snapshot.snapshot_id, with_memory=False)
+    assert without.commands.newest_first() == []
+    assert int((await without.shell("cat count")).stdout) >= 20
+
+
+async def test_a_restore_of_a_restore(host: Service) -> None:
+    box = await guest(host)
+    counter = await box.start("python3", "-c", COUNTER)
+    await lines(counter, 5)
+    for _ in range(4):
+        snapshot = await saved(box, keep_running=False)
+        box = await guest(host, source_snapshot=snapshot.snapshot_id)
+        await host.supervisor.snapshots.remove(snapshot.snapshot_id)
+        command = box.commands.get(counter.record.command_id)
+        printed = await lines(command, len(await lines(command, 5)) + 20)
+        assert [line["n"] for line in printed] == list(range(1, len(printed) + 1))
+    assert (await box.shell("cat count")).exit_code == 0
+
+
+async def test_output_that_is_on_its_way_is_neither_lost_nor_doubled(host: Service) -> None:
+    box = await guest(host)
+    program = "import sys\nfor n in range(400000): sys.stdout.write(f'{n:07}\\n')"
+    command = await box.start("python3", "-c", program)
+    taken = [await saved(box) for _ in range(3)]
+    expected = b"".join(b"%07d\n" % n for n in range(400000))
+    children = [await guest(host, source_snapshot=snapshot.snapshot_id) for snapshot in taken]
+    assert (await finished(command)).stdout == expected
+    for child in children:
+        for record in child.commands.newest_first():
+            assert (await finished(child.commands.get(record.command_id))).stdout == expected
+
+
+async def test_other_requests_wait_while_memory_is_saved(host: Service) -> None:
+    box = await guest(host)
+    saving = asyncio.ensure_future(saved(box))
+    results = []
+    while not saving.done():
+        results.append((await box.shell("echo here")).stdout)
+    await saving
+    assert results
+    assert set(results) == {b"here\n"}
+
+
+async def test_an_open_terminal_is_not_cut(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hutch.host.machine.QUIET_TIMEOUT_S", 0.2)
+    box = await guest(host)
+    machine = box.session.machine
+    assert machine is not None
+    stream = await machine.open(
+        "command.start",
+        {"id": "t", "argv": [b"cat"], "cwd": None, "env": {}, "user": "root", "stdin": True, "pty": {"cols": 80, "rows": 24}},
+    )
+    await stream.reply(dict[str, int])
+    with pytest.raises(ConflictError, match="terminal is open"):
+        await saved(box)
+    assert (await box.shell("echo here")).stdout == b"here\n"
+    stream.cancel()
+    await machine.call("command.signal", {"id": "t", "signal": 9, "group": True})
+
+
+async def test_memory_of_another_kernel_or_processor_is_refused(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = await guest(host)
+    snapshot = await saved(box)
+    with pytest.raises(ConflictError, match="2 and 4096 MB were asked for"):
+        await guest(host, source_snapshot=snapshot.snapshot_id, vcpus=2, memory_mb=4096)
+    monkeypatch.setattr(host.supervisor._machines, "fingerprint", lambda: "another")
+    with pytest.raises(ConflictError, match="another model of processor"):
+        await guest(host, source_snapshot=snapshot.snapshot_id)
+    await (await guest(host, source_snapshot=snapshot.snapshot_id, with_memory=False)).stop()
+
+
+async def test_saved_memory_goes_with_its_snapshot(host: Service) -> None:
+    box = await guest(host)
+    snapshot = await saved(box)
+    directory = host.supervisor.snapshots.memory._directory
+    child = await guest(host, source_snapshot=snapshot.snapshot_id)
+    await host.supervisor.snapshots.remove(snapshot.snapshot_id)
+    assert list(directory.iterdir()) == []
+    assert (await child.shell("echo here")).stdout == b"here\n"
