@@ -299,6 +299,9 @@ class FakeHost:
         if record.status not in LIVE:
             raise GoneError("sandbox_stopped", "gone")
         made = self.snapshot(record, SnapshotMethod.MANUAL)
+        if request.memory:
+            made = msgspec.structs.replace(made, memory_bytes=5678)
+            self.snapshots[made.snapshot_id] = made
         if not request.keep_running:
             self.sessions[record.session_id] = msgspec.structs.replace(record, snapshot=made)
             record = await self._end(record.session_id, SessionStatus.STOPPED, "snapshot")

@@ -134,7 +134,7 @@ async def test_one_whose_answer_was_lost_is_known(api: Api) -> None:
 
 @pytest.mark.parametrize(
     ("body", "code"),
-    [({"expiration": 1}, "bad_request"), ({"expiration": "x"}, "bad_request"), ({"memory": True}, "not_supported")],
+    [({"expiration": 1}, "bad_request"), ({"expiration": "x"}, "bad_request"), ({"memory": "yes"}, "bad_request")],
 )
 async def test_bad_requests_make_none(api: Api, body: dict[str, Any], code: str) -> None:
     session_id = (await api.create(name="one"))["session"]["id"]
@@ -377,3 +377,92 @@ async def test_the_tree_goes_both_ways(api: Api) -> None:
 async def test_ids_that_are_none_are_unknown(api: Api, snapshot_id: str) -> None:
     for method in ("GET", "DELETE"):
         assert (await api.http.request(method, f"/v2/sandboxes/snapshots/{snapshot_id}")).status_code in (404, 405)
+
+
+# -- memory ------------------------------------------------------------------------------------------
+
+
+async def fork(api: Api, **body: Any) -> dict[str, Any]:
+    response = await api.http.post("/v2/sandboxes/one/fork", json=body)
+    assert response.status_code == 200, response.text
+    return dict(response.json())
+
+
+async def test_a_snapshot_with_memory_is_gone_on_from_by_a_sandbox_of_its_size(api: Api) -> None:
+    session_id = (await api.create(name="one", resources={"vcpus": 4}))["session"]["id"]
+    taken = (await take(api, session_id, memory=True))["snapshot"]
+    assert taken["memoryBytes"] == 5678
+    assert taken["sizeBytes"] == 1234 + 5678
+    source = {"type": "snapshot", "snapshotId": taken["id"]}
+    going_on = (await api.create(name="two", source=source))["session"]
+    assert going_on["vcpus"] == 4
+    assert api.host.specs[going_on["id"]].with_memory
+    files = (await api.create(name="three", source=source | {"memory": False}))["session"]
+    assert files["vcpus"] == 2
+    assert not api.host.specs[files["id"]].with_memory
+    resumed = await get(api, "one", **RESUME)
+    assert api.host.specs[resumed["session"]["id"]].with_memory
+
+
+async def test_a_fork_of_memory_makes_as_many_as_asked_for_and_leaves_the_parent_as_it_is(api: Api) -> None:
+    parent = await api.create(name="one", resources={"vcpus": 4}, env={"A": "1"}, keepLastSnapshots={"count": 1})
+    forked = await fork(api, memory=True, count=3, name="child", env={"A": "2"})
+    assert [one["sandbox"]["name"] for one in forked["forks"]] == ["child-1", "child-2", "child-3"]
+    assert {key: forked[key] for key in ("sandbox", "session", "routes")} == forked["forks"][0]
+    specs = [api.host.specs[one["session"]["id"]] for one in forked["forks"]]
+    assert {(spec.vcpus, spec.with_memory, spec.env["A"]) for spec in specs} == {(4, True, "2")}
+    assert len({spec.source_snapshot for spec in specs}) == 1
+    now = await get(api, "one")
+    assert now["session"]["id"] == parent["session"]["id"]
+    assert now["session"]["status"] == "running"
+    assert "currentSnapshotId" not in now["sandbox"]
+    assert not any("currentSnapshotId" in one["sandbox"] for one in forked["forks"])
+    # What they went on from is theirs alone, and goes.
+    assert specs[0].source_snapshot is not None
+    await purged(api, specs[0].source_snapshot)
+    assert (await shown(api, specs[0].source_snapshot))["status"] == "deleted"
+
+
+async def test_several_forks_of_files(api: Api) -> None:
+    _, snapshot_id = await stopped(api)
+    forked = await fork(api, count=2)
+    assert {one["sandbox"]["currentSnapshotId"] for one in forked["forks"]} == {snapshot_id}
+    assert len({one["sandbox"]["name"] for one in forked["forks"]}) == 2
+
+
+async def test_of_forks_that_can_not_all_be_made_none_is(api: Api) -> None:
+    await api.create(name="one")
+    await api.create(name="child-2")
+    assert await refused(api, "POST", "/v2/sandboxes/one/fork", json={"memory": True, "count": 3, "name": "child"}) == (
+        409,
+        "conflict",
+    )
+    names = [one["name"] for one in (await api.http.get("/v2/sandboxes")).json()["sandboxes"]]
+    assert sorted(names) == ["child-2", "one"]
+    async with asyncio.timeout(10):
+        while api.host.snapshots:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"memory": "x"},
+        {"count": 0},
+        {"count": 101},
+        {"count": "2"},
+        {"memory": True, "image": "vercel/sandbox/universal:latest"},
+        {"memory": True, "resources": {"vcpus": 2}},
+        {"name": "x" * 128, "count": 10},
+    ],
+)
+async def test_bad_forks_make_nothing(api: Api, body: dict[str, Any]) -> None:
+    await api.create(name="one")
+    assert await refused(api, "POST", "/v2/sandboxes/one/fork", json=body) == (400, "bad_request")
+    assert api.host.snapshots == {}
+    assert len((await api.http.get("/v2/sandboxes")).json()["sandboxes"]) == 1
+
+
+async def test_what_does_not_run_has_no_memory_to_fork(api: Api) -> None:
+    await stopped(api)
+    assert (await refused(api, "POST", "/v2/sandboxes/one/fork", json={"memory": True}))[0] == 410

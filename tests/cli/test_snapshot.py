@@ -61,3 +61,14 @@ def test_exec_and_cp_go_on_with_a_stopped_sandboxs_files(hutch: Hutch) -> None:
         assert hutch("cp", f"{name}:kept", "-").code == 0
     finally:
         hutch("rm", name)
+
+
+async def test_forks_of_a_running_sandbox_and_of_its_snapshot(api: Api, ask: AsyncHutch) -> None:
+    await api.create(name="one")
+    assert (await ask("fork", "one", "--memory", "--count", "2", "--name", "child")).out.split() == ["child-1", "child-2"]
+    taken = json.loads((await ask("snapshot", "take", "one", "--memory", "--json")).out)
+    assert taken["memoryBytes"] == 5678
+    [forked] = json.loads((await ask("fork", "one", "--json")).out)["forks"]
+    assert forked["sandbox"]["currentSnapshotId"] == taken["id"]
+    assert (await ask("fork", "one", "--memory")).code == 1
+    assert (await ask("fork", "one", "--count", "0")).code == 2

@@ -38,7 +38,17 @@ from hutch.control.requests import (
     UpdateSandbox,
 )
 from hutch.errors import BadRequestError, GoneError, HutchError, NotFoundError, NotReadyError
-from hutch.host.protocol import NetworkSpec, PersistRequest, SessionRecord, SessionRef, SessionSpec, SessionStatus, StopRequest
+from hutch.host.protocol import (
+    NetworkSpec,
+    PersistRequest,
+    SessionRecord,
+    SessionRef,
+    SessionSpec,
+    SessionStatus,
+    SnapshotRequest,
+    SnapshotTaken,
+    StopRequest,
+)
 from hutch.storage import sandboxes as rows
 from hutch.storage import sessions as session_rows
 from hutch.storage import snapshots as snapshot_rows
@@ -50,6 +60,7 @@ router = APIRouter(route_class=PlainRoute, tags=["sandboxes"])
 DEFAULT_RUNTIME = "node22"
 """What hosted sandboxes report even for the default image."""
 DEFAULT_EXPIRATION_MS = {2: 30 * DAY_MS, 3: 30 * DAY_MS, 4: 7 * DAY_MS}
+FORKS_AT_ONCE = 4
 RESUME_WAIT_S = 60.0
 RESUME_POLL_S = 0.05
 
@@ -72,6 +83,10 @@ async def create_sandbox(request: Request) -> Response:
         async with services.database.read() as connection:
             snapshot = await usable(connection, scope, body.source.snapshotId or "", services.clock())
     limits = services.settings.sandbox
+    vcpus = limits.default_vcpus
+    with_memory = body.source is not None and body.source.memory
+    if snapshot is not None and snapshot.memory_bytes and with_memory:
+        vcpus = snapshot.vcpus
     version = api_version(request)
     keep = body.keepLastSnapshots.stored() if body.keepLastSnapshots is not None else None
     persistent = body.persistent if body.persistent is not None else True
@@ -80,8 +95,8 @@ async def create_sandbox(request: Request) -> Response:
     base = SandboxConfig(
         image=body.image or limits.default_image,
         timeout_ms=limits.default_timeout_ms,
-        vcpus=limits.default_vcpus,
-        memory_mb=limits.default_vcpus * MEMORY_MB_PER_VCPU,
+        vcpus=vcpus,
+        memory_mb=vcpus * MEMORY_MB_PER_VCPU,
         persistent=True,
         runtime=body.runtime or DEFAULT_RUNTIME,
         region=limits.region,
@@ -92,12 +107,17 @@ async def create_sandbox(request: Request) -> Response:
     config = replace(configured(services, base, body), keep_last_snapshots=keep)
     if policy is not None:
         config = replace(config, network_policy=kept(await checked(services, scope, policy), FIRST_GENERATION))
-    return await boot(services, scope, body.name, config, body.ports or [], runtime=body.runtime, snapshot=snapshot)
+    made = await boot(
+        services, scope, body.name, config, body.ports or [], runtime=body.runtime, snapshot=snapshot, with_memory=with_memory
+    )
+    return JsonResponse(made)
 
 
 @router.post("/v2/sandboxes/{name}/fork", openapi_extra=documented(ForkSandbox, query={"projectId": "Id or slug"}))
 async def fork_sandbox(request: Request, name: str) -> Response:
-    """A new sandbox with another's configuration, from its current snapshot; each field that is given replaces the copied one."""
+    """A new sandbox with another's configuration, from its current snapshot; each field that is given replaces the copied one.
+    With `memory` it goes on where the running session is, with all its processes. With `memory` or `count` the answer has all
+    of them in `forks`, and the first one as if it were the only one."""
     services = services_of(request)
     scope = await scope_of(request, services)
     body, policy = await read_with_policy(request, ForkSandbox)
@@ -109,7 +129,10 @@ async def fork_sandbox(request: Request, name: str) -> Response:
     elif copied is not None:
         config = replace(config, network_policy=replace(copied, generation=FIRST_GENERATION))
     snapshot = None
-    if body.image is not None:
+    if body.memory:
+        snapshot = await _memory_of(services, scope, source)
+        config = replace(config, vcpus=snapshot.vcpus, memory_mb=snapshot.vcpus * MEMORY_MB_PER_VCPU)
+    elif body.image is not None:
         config = replace(config, image=body.image)
     elif source.current_snapshot_id is not None:
         async with services.database.read() as connection:
@@ -117,7 +140,73 @@ async def fork_sandbox(request: Request, name: str) -> Response:
     if body.disk_bytes is not None:
         config = replace(config, disk_bytes=body.disk_bytes)
     ports = body.ports if body.ports is not None else [route.port for route in source.routes]
-    return await boot(services, scope, body.name, config, ports, runtime=None, snapshot=snapshot)
+    try:
+        forks = await _fork(services, scope, body.names(), config, ports, snapshot, with_memory=body.memory)
+    finally:
+        if body.memory and snapshot is not None:
+            await _discard(services, snapshot)
+    if body.memory or body.count is not None:
+        return JsonResponse(forks[0] | {"forks": forks})
+    return JsonResponse(forks[0])
+
+
+async def _memory_of(services: Services, scope: Scope, source: SandboxRecord) -> Snapshot:
+    """A snapshot of the running session of a sandbox, for forks only. Raises `HutchError`."""
+    async with services.database.read() as connection:
+        session = await session_rows.find(connection, scope, source.current_session_id, services.sealer)
+    if session is None or not is_live(session.status):
+        raise stopped()
+    wanted = SnapshotRequest(session_id=session.id, keep_running=True, memory=True)
+    taken = await services.host.call("session.snapshot", wanted, SnapshotTaken)
+    now = services.clock()
+    async with services.database.write() as connection:
+        # It is deleted as soon as the forks run; this is for a server that does not live to do that.
+        await snapshot_rows.reported(connection, session, taken.snapshot, now, expiration_ms=DAY_MS, for_others=True)
+        return await usable(connection, scope, taken.snapshot.snapshot_id, now)
+
+
+async def _discard(services: Services, snapshot: Snapshot) -> None:
+    async with services.database.write() as connection:
+        await snapshot_rows.mark_deleted(connection, snapshot.id, services.clock())
+    services.snapshots_due.set()
+
+
+async def _fork(
+    services: Services,
+    scope: Scope,
+    names: list[str | None],
+    config: SandboxConfig,
+    ports: list[int],
+    snapshot: Snapshot | None,
+    *,
+    with_memory: bool,
+) -> list[dict[str, Any]]:
+    """Sandboxes from one snapshot, or none of them. Raises the first's error."""
+    places = asyncio.Semaphore(FORKS_AT_ONCE)
+
+    async def one(name: str | None) -> dict[str, Any]:
+        async with places:
+            return await boot(
+                services,
+                scope,
+                name,
+                config,
+                ports,
+                runtime=None,
+                snapshot=snapshot,
+                with_memory=with_memory,
+                snapshot_stays=not with_memory,
+            )
+
+    made = await asyncio.gather(*(one(name) for name in names), return_exceptions=True)
+    failed = [fork for fork in made if isinstance(fork, BaseException)]
+    forks = [fork for fork in made if not isinstance(fork, BaseException)]
+    if failed:
+        for fork in forks:
+            record, session = await find_with_session(services, scope, fork["sandbox"]["name"])
+            await _delete(services, scope, record, session)
+        raise failed[0]
+    return forks
 
 
 @router.get(
@@ -249,17 +338,23 @@ async def delete_sandbox(request: Request, name: str) -> Response:
     record, session = await find_with_session(services, scope, name)
     bounded = record.project_id in await services.bounded(record.team_id)
     answer = {"sandbox": shapes.sandbox(record, session, bounded=bounded)}
+    await _delete(services, scope, record, session, orphans_too=orphans_too)
+    return JsonResponse(answer)
+
+
+async def _delete(
+    services: Services, scope: Scope, record: SandboxRecord, session: SessionRow | None, *, orphans_too: bool = False
+) -> None:
     if session is not None and is_live(session.status):
         # Nobody could go on from what it would leave.
         await _tell_persistence(services, session.id, persistent=False)
         await stop(services, session, "delete")
     async with services.database.write() as connection:
         if not await rows.remove(connection, scope, record.id, services.clock()):
-            raise unknown(name)
+            raise unknown(record.name)
         if orphans_too:
             await snapshot_rows.delete_orphans(connection, record.id, services.clock())
     services.snapshots_due.set()
-    return JsonResponse(answer)
 
 
 async def _tell_persistence(services: Services, session_id: str, *, persistent: bool) -> None:
@@ -437,6 +532,7 @@ class Start:
     session: SessionRow
     snapshot: Snapshot | None
     is_first: bool
+    with_memory: bool = True
 
     def spec(self, network: NetworkSpec) -> SessionSpec:
         config = self.record.config
@@ -456,6 +552,7 @@ class Start:
             team_id=self.record.team_id,
             network=network,
             source_snapshot=self.snapshot.id if self.snapshot is not None else None,
+            with_memory=self.with_memory,
         )
 
     async def start(self, services: Services, scope: Scope) -> tuple[SandboxRecord, SessionRow]:
@@ -533,8 +630,10 @@ async def boot(
     *,
     runtime: str | None,
     snapshot: Snapshot | None,
-) -> Response:
-    """Take the name, start a session, answer. Raises `ConflictError` for a taken name, and the host's errors."""
+    with_memory: bool = True,
+    snapshot_stays: bool = True,
+) -> dict[str, Any]:
+    """Take the name and start a session; the answer. Raises `ConflictError` for a taken name, and the host's errors."""
     assert scope.project_id is not None
     if snapshot is None:
         image = services.images.resolve(config.image, runtime)
@@ -556,9 +655,9 @@ async def boot(
         created_at=now,
         updated_at=now,
         current_session_id=session_id,
-        current_snapshot_id=snapshot.id if snapshot is not None else None,
+        current_snapshot_id=snapshot.id if snapshot is not None and snapshot_stays else None,
     )
-    start = Start(record, _pending(record, session_id, snapshot, now), snapshot, is_first=True)
+    start = Start(record, _pending(record, session_id, snapshot, now), snapshot, is_first=True, with_memory=with_memory)
     services.starting.add(session_id)
     try:
         async with services.database.write() as connection:
@@ -575,7 +674,7 @@ async def boot(
         "sandbox": shapes.sandbox(record, started, bounded=bounded, created=True),
         "session": shapes.session(started, bounded=bounded),
     }
-    return JsonResponse(answer | {"routes": routes(services, record)})
+    return answer | {"routes": routes(services, record)}
 
 
 def _hostname(name: str) -> str:

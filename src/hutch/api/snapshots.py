@@ -26,7 +26,7 @@ from hutch.control import shapes
 from hutch.control.lifecycle import is_live
 from hutch.control.records import Scope, Snapshot, SnapshotStatus
 from hutch.control.requests import TakeSnapshot
-from hutch.errors import BadRequestError, GoneError, HutchError, NotFoundError
+from hutch.errors import GoneError, HutchError, NotFoundError
 from hutch.host.protocol import SessionStatus, SnapshotRecord, SnapshotRef, SnapshotRequest, SnapshotTaken
 from hutch.storage import sessions as session_rows
 from hutch.storage import snapshots as rows
@@ -43,21 +43,18 @@ TREE_LIMIT = 10
 @router.post("/v2/sandboxes/sessions/{session_id}/snapshot", status_code=201, openapi_extra=documented(TakeSnapshot, status=201))
 async def take_snapshot(request: Request, session_id: str) -> Response:
     """Save the files of a session, which ends with that. With `keepRunning` it goes on, and the snapshot has the files of one
-    moment, as after a power cut."""
+    moment, as after a power cut. With `memory` it has the processes too, which go on where they were."""
     services = services_of(request)
     owner = await services.auth.session(request, session_id)
     body = await read(request, TakeSnapshot)
-    if body.memory:
-        raise BadRequestError("not_supported", "Snapshots of memory are not supported by this server yet.")
     async with services.database.read() as connection:
         session = await session_rows.find(connection, owner.scope, session_id, services.sealer)
     if session is None:
         raise NotFoundError("not_found", f"Session '{session_id[:128]}' not found.")
     if not is_live(session.status):
         raise stopped()
-    taken = await call(
-        services, "session.snapshot", SnapshotRequest(session_id=session_id, keep_running=body.keepRunning), SnapshotTaken
-    )
+    wanted = SnapshotRequest(session_id=session_id, keep_running=body.keepRunning, memory=body.memory)
+    taken = await call(services, "session.snapshot", wanted, SnapshotTaken)
     session = await services.apply(taken.session, expiration_ms=body.expiration) or session
     if body.keepRunning:
         async with services.database.write() as connection:

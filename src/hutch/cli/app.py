@@ -20,6 +20,7 @@ from hutch.cli import (
     env,
     errors,
     execute,
+    fork,
     image,
     logs,
     policy,
@@ -60,6 +61,7 @@ _PROGRAM = {"ignore_unknown_options": False, "allow_interspersed_args": False}
 app.command(context_settings=_PROGRAM)(run_program.run)
 app.command("exec", context_settings=_PROGRAM)(execute.execute)
 app.command()(create.create)
+app.command()(fork.fork)
 app.command()(sandboxes.ls)
 app.command()(sandboxes.get)
 app.command("cp")(copy.copy)

@@ -23,6 +23,7 @@ Id = Annotated[str, typer.Argument(help="As `ls` shows it.", metavar="ID")]
 def take(
     name: options.Name,
     keep_running: Annotated[bool, typer.Option("--keep-running", help="Let the sandbox run on.")] = False,
+    memory: Annotated[bool, typer.Option("--memory", help="With its processes, which go on in whatever begins with it.")] = False,
     days: Annotated[
         int | None, typer.Option("--days", min=0, help="Days after its last use that it is kept; 0: for ever.")
     ] = None,
@@ -34,7 +35,7 @@ def take(
     async def work(client: Client) -> None:
         found = await client.sandboxes.get(name)
         expiration = days * DAY_MS if days is not None else None
-        taken = await client.snapshots.take(found.session.id, expiration_ms=expiration, keep_running=keep_running)
+        taken = await client.snapshots.take(found.session.id, expiration_ms=expiration, keep_running=keep_running, memory=memory)
         if as_json:
             output.write_json(taken.snapshot)
         else:

@@ -66,13 +66,18 @@ class Created(msgspec.Struct, frozen=True, kw_only=True):
     routes: list[Route] = []
 
 
+class Forked(msgspec.Struct, frozen=True, kw_only=True):
+    forks: list[Created]
+
+
 class Stopped(msgspec.Struct, frozen=True, kw_only=True):
     session: Session
     sandbox: Sandbox | None = None
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """Files that a session left. `expires_at` None: never; `durable_at`: since when it survives a power cut."""
+    """Files that a session left, and its memory if it has `memory_bytes`. `expires_at` None: never; `durable_at`: since when it
+    survives a power cut."""
 
     id: str
     source_session_id: str
@@ -86,6 +91,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     parent_id: str | None = None
     expires_at: int | None = None
     durable_at: int | None = None
+    memory_bytes: int = 0
 
 
 class SnapshotTaken(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from hutch.client.models import Created, Page, Sandbox, Session, Stopped, Terminal
+from hutch.client.models import Created, Forked, Page, Sandbox, Session, Stopped, Terminal
 from hutch.client.transport import Http
 from hutch.control.names import is_name
 from hutch.errors import NotFoundError
 
 STOP_TIMEOUT_S = 120.0
+FORK_TIMEOUT_S = 300.0
 PAGE = 50
 
 
@@ -26,6 +27,13 @@ class Sandboxes:
             body.setdefault("projectId", self._http.server.project_id)
         version = "v2" if "runtime" in body else "v3"
         return await self._http.call("POST", f"/{version}/sandboxes", Created, body=body, timeout_s=120.0)
+
+    async def fork(self, name: str, fork_name: str | None = None, *, memory: bool = False, count: int = 1) -> list[Created]:
+        """New sandboxes with another's configuration, from its current snapshot or, with `memory`, where its session is."""
+        body = {"memory": memory, "count": count} | ({"name": fork_name} if fork_name is not None else {})
+        query = self._http.project()
+        forked = await self._http.call("POST", f"{_path(name)}/fork", Forked, body=body, query=query, timeout_s=FORK_TIMEOUT_S)
+        return forked.forks
 
     async def get(self, name: str) -> Created:
         return await self._http.call("GET", _path(name), Created, query=self._http.project())

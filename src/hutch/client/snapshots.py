@@ -20,9 +20,11 @@ class Snapshots:
     def __init__(self, http: Http) -> None:
         self._http = http
 
-    async def take(self, session_id: str, *, expiration_ms: int | None = None, keep_running: bool = False) -> SnapshotTaken:
-        """Keep the files of a running session, which ends with that unless it is kept running."""
-        body: dict[str, Any] = {"keepRunning": keep_running}
+    async def take(
+        self, session_id: str, *, expiration_ms: int | None = None, keep_running: bool = False, memory: bool = False
+    ) -> SnapshotTaken:
+        """Keep the files of a running session, and its memory if that is wanted; it ends with that unless it is kept running."""
+        body: dict[str, Any] = {"keepRunning": keep_running, "memory": memory}
         if expiration_ms is not None:
             body["expiration"] = expiration_ms
         path = f"/v2/sandboxes/sessions/{session_id}/snapshot"

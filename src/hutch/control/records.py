@@ -172,7 +172,8 @@ class SnapshotStatus(enum.StrEnum):
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """Files that a session left. `expiration_ms` counts from its last use, 0: never; `expires_at` is what follows. `durable_at`:
-    since when it survives a power cut."""
+    since when it survives a power cut. `memory_bytes`: the size of its memory, if that was saved too; only a session with as many
+    `vcpus` goes on from it."""
 
     id: str
     team_id: str
@@ -193,6 +194,8 @@ class Snapshot:
     last_used_at: int
     expires_at: int | None
     durable_at: int | None = None
+    memory_bytes: int = 0
+    vcpus: int = 0
     number: int = 0
 
 

@@ -15,12 +15,13 @@ import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from hutch.control.names import MAX_NAME_LENGTH, NAME_PATTERN, RESERVED_NAMES
+from hutch.control.names import MAX_NAME_LENGTH, NAME_PATTERN, RESERVED_NAMES, is_name
 from hutch.errors import BadRequestError, PayloadTooLargeError
 
 DAY_MS = 86_400_000
 TEN_YEARS_MS = 3650 * DAY_MS
 MEMORY_MB_PER_VCPU = 2048
+MAX_FORKS = 100
 MAX_PORTS = 15
 MAX_TAGS = 5
 MAX_PATH_BYTES = 4095
@@ -161,7 +162,8 @@ class KeepLastSnapshots(Body):
 
 
 class SandboxSource(Body):
-    """Where the file system comes from; which of the other fields are needed depends on `type`."""
+    """Where the file system comes from; which of the other fields are needed depends on `type`. Without `memory` (Hutch's own)
+    only the files of a snapshot are used."""
 
     type: Literal["git", "tarball", "snapshot"]
     url: Text | None = None
@@ -170,6 +172,7 @@ class SandboxSource(Body):
     revision: Text | None = None
     username: Text | None = None
     password: Text | None = None
+    memory: bool = True
 
     @model_validator(mode="after")
     def _check(self) -> SandboxSource:
@@ -220,11 +223,30 @@ class CreateSandbox(SandboxFields):
 
 
 class ForkSandbox(SandboxFields):
-    """Body of a fork: each given field replaces the copied one."""
+    """Body of a fork: each given field replaces the copied one. Hutch's own: with `memory` the running session is forked with all
+    its processes; `count` sandboxes are made, named NAME-1 and so on."""
 
     name: Name | None = None
     image: Text | None = Field(None, min_length=1, max_length=255)
     disk_bytes: int | None = Field(None, ge=MIN_DISK_BYTES, le=MAX_DISK_BYTES)
+    memory: bool = False
+    count: int | None = Field(None, ge=1, le=MAX_FORKS)
+
+    @model_validator(mode="after")
+    def _of_one_machine(self) -> ForkSandbox:
+        for name in ("image", "resources") if self.memory else ():
+            if getattr(self, name) is not None:
+                raise PydanticCustomError("body", "`memory` can't be used together with `{name}`", {"name": name})
+        return self
+
+    def names(self) -> list[str | None]:
+        """One per sandbox; None is made up. Raises `BadRequestError`."""
+        if self.name is None or self.count is None:
+            return [self.name] * (self.count or 1)
+        names = [f"{self.name}-{number}" for number in range(1, self.count + 1)]
+        if not is_name(names[-1]):
+            raise BadRequestError("bad_request", f"Invalid request: `name` is too long for {self.count} sandboxes.")
+        return list(names)
 
 
 class UpdateSandbox(SandboxFields):

@@ -193,6 +193,8 @@ class SnapshotModel(Base):
     runtime: Mapped[str] = mapped_column(String(32))
     region: Mapped[str] = mapped_column(String(32))
     size_bytes: Mapped[int] = mapped_column(BigInteger)
+    memory_bytes: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    vcpus: Mapped[int] = mapped_column(server_default="0")
     expiration_ms: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[int] = mapped_column(BigInteger)
     updated_at: Mapped[int] = mapped_column(BigInteger)

@@ -73,11 +73,17 @@ async def children(connection: AsyncConnection, scope: Scope, parent_id: str | N
 
 
 async def reported(
-    connection: AsyncConnection, session: SessionRow, report: SnapshotRecord, now: int, *, expiration_ms: int | None = None
+    connection: AsyncConnection,
+    session: SessionRow,
+    report: SnapshotRecord,
+    now: int,
+    *,
+    expiration_ms: int | None = None,
+    for_others: bool = False,
 ) -> None:
     """Write what a host says about a snapshot. The first time it becomes what its sandbox goes on from, and what the sandbox
-    keeps no longer is deleted. Idempotent."""
-    size = report.size_bytes + report.image_bytes
+    keeps no longer is deleted, unless it was made `for_others`. Idempotent."""
+    size = report.size_bytes + report.image_bytes + report.memory_bytes
     known = update(SnapshotModel).where(SnapshotModel.id == report.snapshot_id)
     if (await connection.execute(known.values(size_bytes=size, durable_at=report.durable_at))).rowcount:
         return
@@ -101,6 +107,8 @@ async def reported(
             runtime=session.runtime,
             region=session.region,
             size_bytes=size,
+            memory_bytes=report.memory_bytes,
+            vcpus=session.vcpus,
             expiration_ms=expiration_ms,
             created_at=report.created_at,
             updated_at=now,
@@ -109,7 +117,7 @@ async def reported(
             durable_at=report.durable_at,
         )
     )
-    if sandbox is None:
+    if sandbox is None or for_others:
         return
     if sandbox.current_session_id == session.id:
         current = update(SandboxModel).where(SandboxModel.id == session.sandbox_id)
