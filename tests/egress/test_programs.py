@@ -227,6 +227,10 @@ PROGRAMS = {
 
 @pytest.mark.parametrize("program", PROGRAMS)
 async def test_a_program_is_allowed_denied_and_given_a_credential(box: Box, program: str) -> None:
+    await passes(box, program)
+
+
+async def passes(box: Box, program: str) -> None:
     name, script, expected = PROGRAMS[program]
     await box.policy({"allow": [name]})
     code, text = await box.shell(script)
@@ -454,3 +458,85 @@ async def test_a_process_that_runs_on_is_given_the_credential_and_nothing_else(b
             ).stdout
             == b""
         )
+
+
+# -- forks -------------------------------------------------------------------------------------------
+
+KEPT_OPEN = """
+import http.client, socket, ssl, time
+connection = None
+while True:
+    try:
+        if connection is None:
+            connection = http.client.HTTPSConnection("files.test", timeout=5)
+            print(socket.gethostname(), "opened", flush=True)
+        connection.request("GET", "/hello.txt")
+        print(socket.gethostname(), connection.getresponse().read().decode().strip(), flush=True)
+    except OSError:
+        print(socket.gethostname(), "ended", flush=True)
+        connection = None
+    time.sleep(0.05)
+"""
+
+
+async def printed(client: Client, session: str, command: str, until: str, count: int = 1) -> list[str]:
+    """Lines of a command, once `until` is in so many."""
+    text, lines = "", list[str]()
+    try:
+        async with asyncio.timeout(30):
+            async for piece in client.commands.logs(session, command):
+                text += piece.text
+                lines = text.splitlines()[:-1]
+                if sum(until in line for line in lines) >= count:
+                    return lines
+    except TimeoutError:
+        pass
+    raise AssertionError(lines[-20:])
+
+
+async def test_a_fork_is_judged_by_its_own_policy_from_its_first_packet(box: Box) -> None:
+    """And what was added to its parent's requests was never in its memory."""
+    rule = {"transform": [{"headers": {"authorization": f"Bearer {CANARY}"}}]}
+    await box.policy({"allow": {"files.test": [rule]}})
+    await box.client.files.put(box.session, {"kept_open.py": KEPT_OPEN.encode()}, cwd="/vercel")
+    command = await box.client.commands.start(box.session, ["sh", "-c", "python3 kept_open.py"])
+    await printed(box.client, box.session, command.id, "hello", 5)
+    snapshot = (await box.client.snapshots.take(box.session, keep_running=True, memory=True)).snapshot
+    memory = box.services.server.data_dir / "host" / "memory" / snapshot.id
+    assert subprocess.run(["grep", "-rl", CANARY, str(memory)], capture_output=True, check=False).stdout == b""
+    assert subprocess.run(["grep", "-rlq", "kept_open", str(memory)], check=False).returncode == 0
+    [closed] = await box.client.sandboxes.fork(box.name, "closed", memory=True, networkPolicy="deny-all")
+    [alike] = await box.client.sandboxes.fork(box.name, "alike", memory=True, networkPolicy={"allow": {"files.test": [rule]}})
+    try:
+        assert all(
+            "hello" not in line
+            for line in await printed(box.client, closed.session.id, command.id, "closed ended", 5)
+            if line.startswith("closed")
+        )
+        # Its parent's connection is not its own: it ends, and another one is let through.
+        lines = await printed(box.client, alike.session.id, command.id, "alike hello", 5)
+        assert [line.split()[1] for line in lines if "hello" not in line] == ["opened", "ended", "opened"]
+        parents = await printed(box.client, box.session, command.id, "hello", 60)
+        assert [line for line in parents if "hello" not in line] == [f"{parents[0].split()[0]} opened"]
+        for fork in (closed, alike):
+            _, out, err = await box.client.commands.run(
+                fork.session.id,
+                ["sh", "-c", "env; sudo cat /proc/*/environ; sudo sh -c 'cat /proc/[0-9]*/mem' 2>/dev/null | tail -c 100000"],
+            )
+            assert CANARY not in out + err
+        records = [record async for record in box.client.audit.all("closed")]
+        assert {record["decision"] for record in records} == {"deny"}
+    finally:
+        for fork in (closed, alike):
+            await box.client.sandboxes.delete(fork.sandbox.name)
+        await box.client.snapshots.delete(snapshot.id)
+        await box.client.commands.kill(box.session, command.id)
+
+
+@pytest.mark.parametrize("program", ["curl", "node", "urllib", "git"])
+async def test_a_program_in_a_fork_is_allowed_denied_and_given_a_credential(box: Box, program: str) -> None:
+    [fork] = await box.client.sandboxes.fork(box.name, memory=True)
+    try:
+        await passes(Box(box.client, box.services, fork.sandbox.name, fork.session.id), program)
+    finally:
+        await box.client.sandboxes.delete(fork.sandbox.name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from itertools import pairwise
 
 import pytest
 
@@ -169,3 +171,96 @@ async def test_saved_memory_goes_with_its_snapshot(host: Service) -> None:
     await host.supervisor.snapshots.remove(snapshot.snapshot_id)
     assert list(directory.iterdir()) == []
     assert (await child.shell("echo here")).stdout == b"here\n"
+
+
+# -- what a copy of a machine must not share, and must know ------------------------------------------
+
+FRESH = {
+    "python": [
+        "python3",
+        "-c",
+        "import os, secrets, ssl, uuid; print(os.urandom(9).hex(), uuid.uuid4(), ssl.RAND_bytes(9).hex())",
+    ],
+    "node": ["node", "-e", "const c = require('crypto'); console.log(c.randomUUID(), c.randomBytes(9).toString('hex'))"],
+    "openssl": ["sh", "-c", "openssl rand -hex 9; openssl ecparam -genkey -name prime256v1 -noout | openssl dgst -sha256 -r"],
+    "kernel": ["sh", "-c", "head -c 9 /dev/urandom | od -An -tx1 | tr -d ' '; cat /proc/sys/kernel/random/uuid"],
+}
+
+
+@pytest.mark.parametrize("program", FRESH)
+async def test_what_starts_after_a_restore_draws_its_own_random_numbers(host: Service, program: str) -> None:
+    parent = await guest(host)
+    snapshot = await saved(parent)
+    children = await asyncio.gather(
+        *(guest(host, source_snapshot=snapshot.snapshot_id, hostname=f"child-{number}") for number in range(2))
+    )
+    drawn: list[bytes] = []
+    for box in (parent, *children):
+        ran = await box.run(*FRESH[program])
+        assert ran.exit_code == 0, ran
+        drawn += ran.stdout.split()
+    drawn = [word for word in drawn if word != b"*stdin"]
+    assert len(drawn) >= 6
+    assert len(set(drawn)) == len(drawn)
+
+
+async def test_a_process_that_runs_on_knows_what_time_it_is(host: Service) -> None:
+    box = await guest(host)
+    counter = await box.start("python3", "-c", COUNTER)
+    await lines(counter, 5)
+    snapshot = await saved(box, keep_running=False)
+    await asyncio.sleep(3)
+    again = await guest(host, source_snapshot=snapshot.snapshot_id, hostname="again")
+    command = again.commands.get(counter.record.command_id)
+    printed = await lines(command, 5)
+    async with asyncio.timeout(10):
+        while printed[-1]["host"] != "again":
+            printed = await lines(command, len(printed) + 1)
+    assert abs(float(str(printed[-1]["time"])) - time.time()) < 0.5
+    steady = [float(str(line["steady"])) for line in printed]
+    assert steady == sorted(steady)
+    # The pause counts, as the sleep of a machine does in CLOCK_BOOTTIME.
+    assert 2.5 < max(after - before for before, after in pairwise(steady)) < 10
+
+
+async def test_connections_inside_a_machine_stay_and_one_to_the_outside_ends(host: Service) -> None:
+    program = """
+import json, socket, threading, time
+server = socket.create_server(("127.0.0.1", 7777))
+client = socket.create_connection(("127.0.0.1", 7777))
+accepted, _ = server.accept()
+local, remote = socket.socketpair()
+while True:
+    for one, other in ((client, accepted), (local, remote)):
+        one.sendall(b"x")
+        assert other.recv(1) == b"x"
+    print(socket.gethostname(), flush=True)
+    time.sleep(0.02)
+"""
+    box = await guest(host)
+    command = await box.start("python3", "-c", program)
+    snapshot = await saved(box)
+    child = await guest(host, source_snapshot=snapshot.snapshot_id, hostname="child")
+    reader = child.commands.get(command.record.command_id).output.reader()
+    text = b""
+    try:
+        while b"child" not in text:
+            piece = await asyncio.wait_for(reader.next(), 10)
+            assert piece is not None
+            text += piece[1]
+    finally:
+        reader.close()
+    assert set(text.split()) == {b"box", b"child"}
+
+
+async def test_each_copy_has_its_own_address_authority_and_token(host: Service) -> None:
+    box = await guest(host)
+    snapshot = await saved(box)
+    child = await guest(host, source_snapshot=snapshot.snapshot_id)
+    seen = [
+        await one.shell("hostname -I; sha256sum < $SSL_CERT_FILE; cat /proc/sys/kernel/random/boot_id") for one in (box, child)
+    ]
+    address, authority, _, boot = zip(*(ran.stdout.split() for ran in seen), strict=True)
+    assert len(set(address)) == len(set(authority)) == len(set(boot)) == 2
+    tokens = [one.session.entry.token for one in (box, child) if one.session.entry is not None]
+    assert len(set(tokens)) == 2

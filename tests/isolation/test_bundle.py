@@ -26,7 +26,8 @@ def config(**changes: Any) -> dict[str, Any]:
         "vcpus": 2,
         "memory_bytes": 4 << 30,
     }
-    made = bundle.config(MachinePlan(**(values | changes)), Path("/d/root"), Path("/d/resolv.conf"), Path("/d/hosts"))
+    files = {bundle.RESOLVER: Path("/d/resolv.conf"), bundle.HOSTS: Path("/d/hosts"), bundle.BOOT_ID: Path("/d/boot_id")}
+    made = bundle.config(MachinePlan(**(values | changes)), Path("/d/root"), files)
     assert json.loads(json.dumps(made)) == made
     return made
 
@@ -43,9 +44,9 @@ def test_every_namespace_is_its_own_and_the_network_is_the_given_one() -> None:
     assert namespaces == {"pid": None, "ipc": None, "uts": None, "mount": None, "network": "/run/netns/n"}
 
 
-def test_only_the_channel_the_agent_and_two_files_of_the_host_are_shown() -> None:
+def test_only_the_channel_the_agent_and_three_files_of_the_host_are_shown() -> None:
     shown = {entry["source"]: entry["options"] for entry in config()["mounts"] if entry["type"] == "bind"}
-    assert set(shown) == {"/d/channel", "/bin/agent", "/d/resolv.conf", "/d/hosts"}
+    assert set(shown) == {"/d/channel", "/bin/agent", "/d/resolv.conf", "/d/hosts", "/d/boot_id"}
     assert all("ro" in options for source, options in shown.items() if source != "/d/hosts")
 
 

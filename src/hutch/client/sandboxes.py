@@ -28,9 +28,13 @@ class Sandboxes:
         version = "v2" if "runtime" in body else "v3"
         return await self._http.call("POST", f"/{version}/sandboxes", Created, body=body, timeout_s=120.0)
 
-    async def fork(self, name: str, fork_name: str | None = None, *, memory: bool = False, count: int = 1) -> list[Created]:
-        """New sandboxes with another's configuration, from its current snapshot or, with `memory`, where its session is."""
-        body = {"memory": memory, "count": count} | ({"name": fork_name} if fork_name is not None else {})
+    async def fork(
+        self, name: str, fork_name: str | None = None, *, memory: bool = False, count: int = 1, **fields: Any
+    ) -> list[Created]:
+        """New sandboxes with another's configuration, from its current snapshot or, with `memory`, where its session is.
+        `fields` as in `create`."""
+        given = {"name": fork_name, "memory": memory, "count": count, **fields}
+        body = {key: value for key, value in given.items() if value is not None}
         query = self._http.project()
         forked = await self._http.call("POST", f"{_path(name)}/fork", Forked, body=body, query=query, timeout_s=FORK_TIMEOUT_S)
         return forked.forks

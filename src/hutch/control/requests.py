@@ -224,7 +224,7 @@ class CreateSandbox(SandboxFields):
 
 class ForkSandbox(SandboxFields):
     """Body of a fork: each given field replaces the copied one. Hutch's own: with `memory` the running session is forked with all
-    its processes; `count` sandboxes are made, named NAME-1 and so on."""
+    its processes; `count` sandboxes are made, several named NAME-1 and so on."""
 
     name: Name | None = None
     image: Text | None = Field(None, min_length=1, max_length=255)
@@ -241,8 +241,9 @@ class ForkSandbox(SandboxFields):
 
     def names(self) -> list[str | None]:
         """One per sandbox; None is made up. Raises `BadRequestError`."""
-        if self.name is None or self.count is None:
+        if self.name is None or self.count in (None, 1):
             return [self.name] * (self.count or 1)
+        assert self.count is not None
         names = [f"{self.name}-{number}" for number in range(1, self.count + 1)]
         if not is_name(names[-1]):
             raise BadRequestError("bad_request", f"Invalid request: `name` is too long for {self.count} sandboxes.")

@@ -8,6 +8,7 @@ from typing import Any
 from hutch.isolation.protocol import MachinePlan
 
 CPU_PERIOD_US = 100_000
+RESOLVER, HOSTS, BOOT_ID = "/etc/resolv.conf", "/etc/hosts", "/proc/sys/kernel/random/boot_id"
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - the guest's, not ours
 # A backstop against fork bombs. It counts threads of the sentry and stubs too: tight limits crash the sentry.
 MAX_PIDS = 8192
@@ -42,8 +43,8 @@ CAPABILITIES = [
 ]
 
 
-def config(plan: MachinePlan, root: Path, resolv: Path, hosts: Path) -> dict[str, Any]:
-    """`config.json` for `runsc run`."""
+def config(plan: MachinePlan, root: Path, files: dict[str, Path]) -> dict[str, Any]:
+    """`config.json` for `runsc run`. `files` are the machine's own, by where the guest sees them."""
     capabilities = dict.fromkeys(("bounding", "effective", "permitted", "inheritable"), CAPABILITIES)
     # Shared memory is the sentry's, charged to the sandbox: filling it must stay far below the limit that kills the sentry.
     shared = max(16, min(64, plan.memory_bytes // (16 * 1024 * 1024)))
@@ -76,8 +77,15 @@ def config(plan: MachinePlan, root: Path, resolv: Path, hosts: Path) -> dict[str
             {"destination": SHARED_MEMORY, "type": "tmpfs", "source": "tmpfs", "options": ["mode=1777", f"size={shared}m"]},
             {"destination": "/run/hutch", "type": "bind", "source": str(plan.channel_dir), "options": ["bind", "ro"]},
             {"destination": "/run/hutch/agent", "type": "bind", "source": str(plan.agent), "options": ["bind", "ro"]},
-            {"destination": "/etc/resolv.conf", "type": "bind", "source": str(resolv), "options": ["bind", "ro"]},
-            {"destination": "/etc/hosts", "type": "bind", "source": str(hosts), "options": ["bind"]},
+            *(
+                {
+                    "destination": place,
+                    "type": "bind",
+                    "source": str(file),
+                    "options": ["bind"] if place == HOSTS else ["bind", "ro"],
+                }
+                for place, file in files.items()
+            ),
         ],
         "linux": {
             "cgroupsPath": plan.cgroup,

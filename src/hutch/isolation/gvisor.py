@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import threading
 import time
+import uuid
 from pathlib import Path
 
 from hutch.host import kernel
@@ -79,17 +80,22 @@ class Gvisor:
         lowers = [self._mounted(image) for image in plan.lowers]
         root = plan.directory / "root"
         root.mkdir(mode=0o755)
-        resolv, hosts = plan.directory / "resolv.conf", plan.directory / "hosts"
-        resolv.write_text(f"nameserver {plan.nameserver}\noptions timeout:2 attempts:2\n")
-        hosts.write_text("127.0.0.1 localhost\n127.0.1.1 sandbox\n")
-        for file in (resolv, hosts):
+        contents = {
+            bundle.RESOLVER: f"nameserver {plan.nameserver}\noptions timeout:2 attempts:2\n",
+            bundle.HOSTS: "127.0.0.1 localhost\n127.0.1.1 sandbox\n",
+            # gVisor's own is part of saved memory, and would be the same in all that go on from it.
+            bundle.BOOT_ID: f"{uuid.uuid4()}\n",
+        }
+        files = {place: plan.directory / Path(place).name for place in contents}
+        for place, file in files.items():
+            file.write_text(contents[place])
             file.chmod(0o644)
         # The mount point of the agent's own bind mount inside the channel's directory.
         (plan.channel_dir / "agent").touch()
         options = f"lowerdir={':'.join(map(str, reversed(lowers)))},upperdir={plan.layer / 'u'},workdir={plan.layer / 'w'}"
         try:
             kernel.mount("overlay", root, "overlay", kernel.MS_NODEV, options)
-            (plan.directory / "config.json").write_text(json.dumps(bundle.config(plan, root, resolv, hosts)))
+            (plan.directory / "config.json").write_text(json.dumps(bundle.config(plan, root, files)))
             self._run(plan)
             return kernel.process(int((plan.directory / "pid").read_text()))
         except (OSError, ValueError) as error:
