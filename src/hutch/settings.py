@@ -195,6 +195,13 @@ class PoolSettings(Section):
 
     size: int = Field(2, description="Machines kept ready per image; 0 switches pools off.", ge=0, le=1000)
     images: TextList = Field((), description="Images that get a pool. Default: only `sandbox.default_image`.")
+    max_size: int = Field(
+        16,
+        description="Machines kept ready in all: more than `pool.size` while many are asked for, and some with the files of "
+        "snapshots that are used again and again.",
+        ge=0,
+        le=10_000,
+    )
     refill_concurrency: int = Field(2, description="Machines started at once to refill a pool.", ge=1, le=64)
 
 

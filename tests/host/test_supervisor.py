@@ -143,12 +143,12 @@ async def test_the_pool_is_claimed_and_refilled(no_leaks: Path) -> None:
                 await asyncio.sleep(0.02)
 
         await asyncio.wait_for(filled(), 30)
-        (ready,) = (one for queue in pool._ready.values() for one in queue)
+        (ready,) = (one for shelf in pool._shelves.values() for one in shelf.ready)
         box = await guest(service)
         assert box.session.machine is ready
         assert (await box.run("hostname")).stdout == b"box\n"
         await asyncio.wait_for(filled(), 30)
-        (waiting,) = (one for queue in pool._ready.values() for one in queue)
+        (waiting,) = (one for shelf in pool._shelves.values() for one in shelf.ready)
         os.kill(waiting.process.pid, signal.SIGKILL)
         await asyncio.wait_for(waiting.died, 10)
         other = await guest(service)

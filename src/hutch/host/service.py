@@ -136,7 +136,7 @@ class Service:
         stream.send_reply(await self._supervisor.snapshot(stream.params(SnapshotRequest)))
 
     async def _snapshot_delete(self, stream: Stream) -> None:
-        await self._supervisor.snapshots.remove(stream.params(SnapshotRef).snapshot_id)
+        await self._supervisor.remove_snapshot(stream.params(SnapshotRef).snapshot_id)
         stream.send_reply({})
 
     async def _snapshot_list(self, stream: Stream) -> None:

@@ -31,7 +31,7 @@ from hutch.host.journal import Journal, MachineEntry
 from hutch.host.machine import Admit, Machine, MachineKind, Machines, gone, reason_of
 from hutch.host.memory import Memory, MemoryRecord
 from hutch.host.network import Network, Networks
-from hutch.host.pool import Pool
+from hutch.host.pool import Pool, Recipe
 from hutch.host.protocol import (
     LIVE,
     CommandRecord,
@@ -117,7 +117,9 @@ class Supervisor:
         self._removals: set[asyncio.Task[None]] = set()
         self._saves: set[asyncio.Task[SnapshotTaken]] = set()
         self._changed = asyncio.Event()
-        self.pool = Pool(self._kinds_to_pool(), self._boot, self._discard, settings.pool.refill_concurrency)
+        self.pool = Pool(
+            self._kinds_to_pool(), self._boot, self._discard, settings.pool.refill_concurrency, settings.pool.max_size
+        )
         self.draining = self._left = False
         self.ready_reason = "starting"
 
@@ -326,7 +328,7 @@ class Supervisor:
     async def _claimed(self, kind: MachineKind, spec: SessionSpec) -> Machine:
         """A machine that is this session's. A pooled one that fails is replaced by a fresh one, once."""
         source = self.snapshots.source(spec.source_snapshot) if spec.source_snapshot is not None else None
-        pooled = await self.pool.take(kind) if source is None else None
+        pooled = await self.pool.take(Recipe(kind, source))
         if pooled is not None:
             try:
                 await self._claim(pooled, kind, spec)
@@ -608,6 +610,11 @@ class Supervisor:
                 planned = self._planned(session, method)
             session.ending = asyncio.get_running_loop().create_task(self._end(session, status, reason, planned))
         return await asyncio.shield(session.ending)
+
+    async def remove_snapshot(self, snapshot_id: str) -> None:
+        """Remove a snapshot; nothing happens when there is none. Acknowledged: it goes, whatever happens now."""
+        self.pool.forget(snapshot_id)
+        await self.snapshots.remove(snapshot_id)
 
     async def snapshot(self, request: SnapshotRequest) -> SnapshotTaken:
         """Make a snapshot of a running session. Raises `HutchError`."""
