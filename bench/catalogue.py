@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from bench import api, cpu, density, egress, execute, files, start
+from bench import api, cpu, density, egress, execute, files, npm, start, state
 from bench.measure import Result
 
 Benchmark = Callable[[bool], Awaitable[list[Result]]]
@@ -16,6 +16,10 @@ BENCHMARKS: dict[str, Benchmark] = {
     "exec.rt": execute.exec_rt,
     "exec.stream": execute.exec_stream,
     "files": files.put_and_get,
+    "snap.create": state.snap_create,
+    "snap.start": state.snap_start,
+    "fork.n": state.fork_n,
+    "io.npm": npm.io_npm,
     "density": density.density,
     "cpu.overhead": cpu.cpu_overhead,
     "api.overhead": api.api_overhead,

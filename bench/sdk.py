@@ -23,17 +23,33 @@ class Sdk:
         self._http = Http(server.url, server.token)
         self._team, self._project = server.team_id, server.project_id
 
-    async def create(self, vcpus: int = 2) -> Sandbox:
-        body = {
+    async def create(self, vcpus: int = 2, snapshot: str | None = None) -> Sandbox:
+        body: dict[str, Any] = {
             "projectId": self._project,
             "ports": [],
             "timeout": 600_000,
             "resources": {"vcpus": vcpus, "memory": vcpus * 2048},
             "persistent": False,
         }
+        if snapshot is not None:
+            body["source"] = {"type": "snapshot", "snapshotId": snapshot}
         answer = await self._http.request("POST", f"/api/v3/sandboxes?teamId={self._team}", msgspec.json.encode(body))
-        created = msgspec.json.decode(answer)
-        return Sandbox(created["sandbox"]["name"], created["session"]["id"])
+        return _sandbox(msgspec.json.decode(answer))
+
+    async def snapshot(self, sandbox: Sandbox, *, keep_running: bool = False, memory: bool = False) -> dict[str, Any]:
+        body = msgspec.json.encode({"keepRunning": keep_running, "memory": memory})
+        answer = await self._http.request("POST", f"{self._session(sandbox)}/snapshot?teamId={self._team}", body)
+        return dict(msgspec.json.decode(answer)["snapshot"])
+
+    async def shown_snapshot(self, snapshot_id: str) -> dict[str, Any]:
+        answer = await self._http.request("GET", f"/api/v2/sandboxes/snapshots/{snapshot_id}?teamId={self._team}")
+        return dict(msgspec.json.decode(answer)["snapshot"])
+
+    async def fork(self, sandbox: Sandbox, count: int, *, memory: bool = False) -> list[Sandbox]:
+        """Hutch's own: several at once, with memory or from the current snapshot."""
+        path = f"/api/v2/sandboxes/{sandbox.name}/fork?teamId={self._team}&projectId={self._project}"
+        body = msgspec.json.encode({"count": count, "memory": memory, "persistent": False})
+        return [_sandbox(fork) for fork in msgspec.json.decode(await self._http.request("POST", path, body))["forks"]]
 
     async def run(self, sandbox: Sandbox, argv: Sequence[str], *, sudo: bool = False) -> tuple[int, str]:
         """A waited command: exit code and standard output."""
@@ -85,3 +101,7 @@ class Sdk:
     @staticmethod
     def _session(sandbox: Sandbox) -> str:
         return f"/api/v2/sandboxes/sessions/{sandbox.session_id}"
+
+
+def _sandbox(created: dict[str, Any]) -> Sandbox:
+    return Sandbox(created["sandbox"]["name"], created["session"]["id"])
