@@ -60,5 +60,6 @@ def test_the_demo_checks_its_result_and_leaves_nothing(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     assert "as computed here" in done.stdout
+    assert "fork-3: …" in done.stdout
     assert list(tmp_path.iterdir()) == []
     assert leaks.new(before, leaks.snapshot(tmp_path)) == []

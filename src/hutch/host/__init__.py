@@ -9,6 +9,9 @@
     logs.py        stored output with a cap
     journal.py     SQLite: intent before effect, outcome after
     storage.py     writable layers
+    snapshots.py   layers that were sealed, and copies of those in use
+    memory.py      saved memory, that machines go on from
+    pool.py        machines started ahead of time; demand.py decides how many
     network.py     namespaces, links and the packet baseline
     traffic.py     what passed for each session, kept beyond its gateway's death
     cgroups.py     limits and counters, v1 and v2
