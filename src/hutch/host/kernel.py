@@ -217,7 +217,10 @@ def make_network_namespace(path: Path) -> None:
 _SUBVOL_CREATE, _SNAP_DESTROY, _SNAP_CREATE_V2 = 0x5000940E, 0x5000940F, 0x50009417
 _QUOTA_CTL, _QGROUP_LIMIT, _INO_LOOKUP, _QGROUP_CREATE = 0xC0109428, 0x8030942B, 0xD0009412, 0x4010942A
 _QUOTA_ENABLE, _QUOTA_ENABLE_SIMPLE = 1, 4
+_QGROUP_ASSIGN = 0x40189429
 _LIMIT_REFERENCED = 1
+_ALL = 1 << 48 | 1
+"""The group that all subvolumes are in: number 1 of level 1."""
 _FIRST_FREE_OBJECT = 256
 
 
@@ -280,12 +283,36 @@ def sync_file_system(directory: Path) -> None:
 def btrfs_limit(subvolume: Path, size_bytes: int) -> None:
     """Bound what a subvolume may hold; beyond it writes fail with EDQUOT."""
     with _directory(subvolume) as descriptor:
-        lookup = bytearray(struct.pack("QQ4080s", 0, _FIRST_FREE_OBJECT, b""))
-        fcntl.ioctl(descriptor, _INO_LOOKUP, lookup)
-        identifier = struct.unpack_from("Q", lookup)[0]
-        fcntl.ioctl(
-            descriptor, _QGROUP_LIMIT, bytearray(struct.pack("QQQQQQ", identifier, _LIMIT_REFERENCED, size_bytes, 0, 0, 0))
-        )
+        _limit(descriptor, _identifier(descriptor), size_bytes)
+
+
+def btrfs_limit_all(root: Path, size_bytes: int) -> None:
+    """Bound what all subvolumes that were joined may hold together."""
+    with _directory(root) as descriptor:
+        _limit(descriptor, _ALL, size_bytes)
+
+
+def btrfs_make_group(root: Path) -> None:
+    """Make the group that `btrfs_join` means; nothing happens when it is there."""
+    with _directory(root) as descriptor, contextlib.suppress(FileExistsError):
+        fcntl.ioctl(descriptor, _QGROUP_CREATE, bytearray(struct.pack("QQ", 1, _ALL)))
+
+
+def btrfs_join(subvolume: Path) -> None:
+    """Have a subvolume count towards the bound of all; nothing happens when it does."""
+    with _directory(subvolume) as descriptor, contextlib.suppress(FileExistsError):
+        fcntl.ioctl(descriptor, _QGROUP_ASSIGN, bytearray(struct.pack("QQQ", 1, _identifier(descriptor), _ALL)))
+
+
+def _identifier(descriptor: int) -> int:
+    lookup = bytearray(struct.pack("QQ4080s", 0, _FIRST_FREE_OBJECT, b""))
+    fcntl.ioctl(descriptor, _INO_LOOKUP, lookup)
+    return int(struct.unpack_from("Q", lookup)[0])
+
+
+def _limit(descriptor: int, identifier: int, size_bytes: int) -> None:
+    limit = struct.pack("QQQQQQ", identifier, _LIMIT_REFERENCED, size_bytes, 0, 0, 0)
+    fcntl.ioctl(descriptor, _QGROUP_LIMIT, bytearray(limit))
 
 
 @contextlib.contextmanager

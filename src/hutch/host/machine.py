@@ -438,6 +438,10 @@ class Machines:
         cpu = self.cgroups.cpu_us(self._names.cgroup(entry.machine_id))
         return max(0, cpu - entry.cpu_zero_us) if cpu is not None else 0
 
+    def memory_of(self, machine: Machine) -> int:
+        """Bytes of memory that a machine holds, at most. Blocks."""
+        return self.cgroups.memory_bytes(machine.cgroup) or 0
+
     async def seal(self, identifier: str, snapshot: str) -> None:
         """Make the files of an ended machine a snapshot. Idempotent. Raises `OSError`."""
         await self._blocking(self._seal, identifier, snapshot)

@@ -19,6 +19,7 @@ import msgspec
 from hutch.host import kernel
 from hutch.host.egress import Placeholder
 from hutch.host.protocol import CommandRecord
+from hutch.host.storage import check_room
 
 PART = ".part"
 
@@ -64,8 +65,10 @@ class MemoryImages:
             if entry.name not in known:
                 shutil.rmtree(entry)
 
-    def begin(self, snapshot_id: str) -> Memory:
-        """Empty directories for memory that is about to be saved; `finish` or `remove` it."""
+    def begin(self, snapshot_id: str, most_bytes: int) -> Memory:
+        """Empty directories for at most so much memory, which is about to be saved; `finish` or `remove` it. Raises
+        `UnavailableError` (`disk_full`)."""
+        check_room(self._directory, most_bytes)
         directory = self._directory / (snapshot_id + PART)
         memory = Memory(directory, MemoryRecord(fingerprint="", token="", vcpus=0, memory_mb=0, commands=[], placeholders=[]))
         memory.image.mkdir(parents=True, mode=0o700)

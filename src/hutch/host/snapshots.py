@@ -94,6 +94,10 @@ class Snapshots:
                 "Make one without `keepRunning`.",
             )
 
+    def bound(self) -> None:
+        """Bound what all layers may grow by as free space is now. Blocks."""
+        self._layers.bound()
+
     def sync(self) -> None:
         """Write what is written so far. Blocks."""
         self._layers.sync()

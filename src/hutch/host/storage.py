@@ -10,8 +10,9 @@ A snapshot is a layer that nobody writes to any more, under a name of its own. S
 and for a terabyte. A layer that begins with a snapshot begins with all that was ever written over the image, so that
 layers do not pile up, and a snapshot can go without regard to those that came from it.
 
-Beyond its bound a guest's write fails with EDQUOT or ENOSPC. The images are sparse, so a store also refuses new layers
-while the data directory's file system is nearly full.
+Beyond its bound a guest's write fails with EDQUOT or ENOSPC. The images are sparse, and a file system whose image finds no room
+is lost, so a store refuses new layers while the data directory's file system is nearly full, and all layers together are
+bounded by what is free there (`bound`; enforced by the kernel, so that a fast writer can't outrun us).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ MIN_LAYER_BYTES = 16 * 1024 * 1024
 # btrfs itself refuses to be smaller.
 MIN_STORE_BYTES = 256 * 1024 * 1024
 STORE_SHARE = 0.85
+BOUND_STEP_BYTES = 16 * 1024 * 1024
 COPY_TIMEOUT_S = 600.0
 TMP_MARK = ".hutch"
 
@@ -78,6 +80,9 @@ class WritableLayers(Protocol):
     def size(self, snapshot: str, inherited: int) -> int:
         """Bytes of a sealed layer, whose source had `inherited` bytes; they may lag behind until `sync`."""
 
+    def bound(self) -> None:
+        """Bound what all layers may grow by as free space is now; to be called every few seconds."""
+
     def sync(self) -> None:
         """Have everything survive a power cut."""
 
@@ -120,6 +125,7 @@ class BtrfsLayers:
         self._mount = directory / "mnt"
         self._sealed = self._mount / "sealed"
         self._opened = self._simple_quotas = False
+        self._bound = 0
 
     @property
     def complete(self) -> bool:
@@ -138,6 +144,14 @@ class BtrfsLayers:
             self._ready_mark.touch()
         self._sealed.mkdir(exist_ok=True, mode=0o700)
         self._simple_quotas = kernel.btrfs_has_simple_quotas(self._mount)
+        if self._simple_quotas:
+            kernel.btrfs_make_group(self._mount)
+            # Those of releases that had no such group.
+            for directory in (self._mount, self._sealed):
+                for entry in directory.iterdir():
+                    if entry != self._sealed:
+                        kernel.btrfs_join(entry)
+            self.bound()
         self._opened = True
 
     def _format(self) -> None:
@@ -170,6 +184,8 @@ class BtrfsLayers:
             # One sandbox may take half of what is left, never all of it.
             limit = min(size_bytes - self._apart(inherited), room // 2)
             kernel.btrfs_limit(path, max(MIN_LAYER_BYTES, limit))
+            if self._simple_quotas:
+                kernel.btrfs_join(path)
             make_directories(path)
         except BaseException:
             self.remove(name)
@@ -201,6 +217,19 @@ class BtrfsLayers:
     def _apart(self, inherited: int) -> int:
         """What of it a layer's own size does not have: simple quotas count a byte where it was first written."""
         return inherited if self._simple_quotas else 0
+
+    def bound(self) -> None:
+        if not self._simple_quotas:
+            return
+        used = os.statvfs(self._mount)
+        held = (used.f_blocks - used.f_bfree) * used.f_frsize
+        allocated = self.image.stat().st_blocks * 512
+        # Blocks of the image that are free inside it are room too.
+        room = max(0, shutil.disk_usage(self.directory).free - MIN_FREE_BYTES)
+        limit = max(held, allocated) + room
+        if abs(limit - self._bound) > BOUND_STEP_BYTES or limit < self._bound:
+            kernel.btrfs_limit_all(self._mount, limit)
+            self._bound = limit
 
     def sync(self) -> None:
         kernel.sync_file_system(self._mount)
@@ -289,6 +318,9 @@ class Ext4Layers:
     def size(self, snapshot: str, inherited: int) -> int:
         return (self._sealed / snapshot).stat().st_blocks * 512
 
+    def bound(self) -> None:
+        """Each image has a size of its own, of which one sandbox was given at most half of what was free."""
+
     def sync(self) -> None:
         kernel.sync_file_system(self._sealed)
 
@@ -304,12 +336,12 @@ class Ext4Layers:
                 self.remove(name)
 
 
-def check_room(directory: Path) -> None:
-    """Raises `UnavailableError` when the data directory's file system is nearly full."""
+def check_room(directory: Path, more_bytes: int = 0) -> None:
+    """Raises `UnavailableError` when the data directory's file system is nearly full, or would be with so much more in it."""
     free = shutil.disk_usage(directory).free
-    if free < MIN_FREE_BYTES:
+    if free < MIN_FREE_BYTES + more_bytes:
         raise UnavailableError(
-            "disk_full", f"The host has {free} bytes of disk left; new sandboxes need {MIN_FREE_BYTES}.", retry_after_s=30
+            "disk_full", f"The host has {free} bytes of disk left; this needs {MIN_FREE_BYTES + more_bytes}.", retry_after_s=30
         )
 
 

@@ -61,6 +61,10 @@ MIB = 1024 * 1024
 KEEP_RECORDS_MS = 24 * 3600 * 1000
 KEEP_LOGS_MS = 3600 * 1000
 TIDY_EVERY_S = 300.0
+BOUND_EVERY_S = 2.0
+SEAL_AGAIN_S = 0.2
+SEAL_AGAIN_MAX_S = 30.0
+ADOPT_WAIT_S = 10.0
 ADOPT_AT_ONCE = 32
 
 
@@ -139,6 +143,7 @@ class Supervisor:
         for record in self.snapshots.records():
             self._settle(record)
         self._spawn(self._meter_for_ever())
+        self._spawn(self._bound_for_ever())
         self.pool.start()
         self.ready_reason = ""
 
@@ -184,10 +189,11 @@ class Supervisor:
             machine = await self._machines.adopt(session.entry)
         except InterruptedError as interrupted:
             # Its end had begun; it is carried through.
-            await self._after_death(session, SessionStatus.STOPPED, str(interrupted))
+            await self._carry_through(session, SessionStatus.STOPPED, str(interrupted))
             return
         except OSError as error:
-            await self._after_death(session, SessionStatus.FAILED, f"The sandbox could not be adopted: {reason_of(error)}.")
+            reason = f"The sandbox could not be adopted: {reason_of(error)}."
+            await self._carry_through(session, SessionStatus.FAILED, reason)
             return
         await self._meter.resume(session.record.session_id, machine.network)
         await self.egress.resume(session.record.session_id, machine.network)
@@ -199,6 +205,15 @@ class Supervisor:
             await self.end(session, SessionStatus.FAILED, f"The sandbox could not be adopted: {error.message}")
             return
         log.info("adopted session %s with %d commands", session.record.session_id, len(commands))
+
+    async def _carry_through(self, session: Session, status: SessionStatus, reason: str) -> None:
+        """Write the end of a session whose machine is gone; what can't be done at once does not hold up the others."""
+        ending = asyncio.get_running_loop().create_task(self._after_death(session, status, reason))
+        self._removals.add(ending)
+        ending.add_done_callback(self._removals.discard)
+        await asyncio.wait({ending}, timeout=ADOPT_WAIT_S)
+        if ending.done():
+            ending.result()
 
     async def _after_death(self, session: Session, status: SessionStatus, reason: str) -> None:
         """Write the end of a session whose machine is gone or unreachable, and remove what is left of it."""
@@ -229,9 +244,13 @@ class Supervisor:
         """End everything: a clean stop of the host."""
         self.draining, self.ready_reason = True, "stopping"
         await asyncio.gather(*self._creating.values(), *self._saves, return_exceptions=True)
-        await asyncio.gather(
-            *(self.end(session, SessionStatus.STOPPED, "host_shutdown") for session in self._sessions.values() if session.live)
+        ending = [session for session in self._sessions.values() if session.live and session.machine is not None]
+        ended = await asyncio.gather(
+            *(self.end(session, SessionStatus.STOPPED, "host_shutdown") for session in ending), return_exceptions=True
         )
+        for session, result in zip(ending, ended, strict=True):
+            if isinstance(result, BaseException):
+                log.error("the end of session %s is left to the next start: %s", session.record.session_id, result)
         await self.leave()
 
     async def leave(self) -> None:
@@ -446,7 +465,8 @@ class Supervisor:
         try:
             await machine.quiet(commands.let_go)
             try:
-                part = await asyncio.to_thread(memory.begin, planned.snapshot_id)
+                held = await asyncio.to_thread(self._machines.memory_of, machine)
+                part = await asyncio.to_thread(memory.begin, planned.snapshot_id, held)
                 running = await asyncio.to_thread(commands.copy, part.logs)
                 state = self.egress.state(session.record.session_id)
                 record = MemoryRecord(
@@ -579,6 +599,11 @@ class Supervisor:
             await self._meter.flush(running)
             await asyncio.sleep(FLUSH_EVERY_S)
 
+    async def _bound_for_ever(self) -> None:
+        while True:
+            await asyncio.to_thread(self.snapshots.bound)
+            await asyncio.sleep(BOUND_EVERY_S)
+
     async def change_credential(self, change: CredentialChange) -> None:
         """Have every live session of a project that names a stored credential use another value of it."""
         for session_id, session in list(self._sessions.items()):
@@ -604,6 +629,9 @@ class Supervisor:
         if not session.live:
             return session.record
         if session.ending is None:
+            if session.machine is None:
+                # A former host began to end it, and its files are still being kept.
+                raise NotReadyError("sandbox_stopping", "Sandbox is stopping and no longer accepts commands.")
             if method is None and session.record.persistent:
                 method = SnapshotMethod.AUTOMATIC
             if planned is None and method is not None:
@@ -664,12 +692,30 @@ class Supervisor:
         assert record.snapshot is not None
         assert session.entry is not None
         try:
-            await self._machines.seal(session.entry.machine_id, record.snapshot.snapshot_id)
-        except OSError as error:
-            log.error("the files of session %s could not be kept: %s", record.session_id, error)
+            await self._seal(session.entry.machine_id, record.snapshot.snapshot_id)
+        except FileNotFoundError as error:
+            log.error("the files of session %s are gone: %s", record.session_id, error)
             return None
         self.snapshots.made(record.snapshot)
         return record.snapshot
+
+    async def _seal(self, machine_id: str, snapshot_id: str) -> None:
+        """Seal a layer, however long it takes: until it is, the session is not over, and nothing of it is removed. Raises
+        `FileNotFoundError` when there is no layer, and `OSError` when this host is to stop: its next start tries again."""
+        pause = SEAL_AGAIN_S
+        while True:
+            try:
+                await self._machines.seal(machine_id, snapshot_id)
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                log.error("the files of machine %s can't be kept yet: %s", machine_id, error)
+                if self.draining:
+                    raise
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, SEAL_AGAIN_MAX_S)
+            else:
+                return
 
     def _settle(self, record: SnapshotRecord | None) -> None:
         """Behind everybody's back, have a snapshot survive a power cut."""

@@ -92,7 +92,9 @@ class Gvisor:
             file.chmod(0o644)
         # The mount point of the agent's own bind mount inside the channel's directory.
         (plan.channel_dir / "agent").touch()
-        options = f"lowerdir={':'.join(map(str, reversed(lowers)))},upperdir={plan.layer / 'u'},workdir={plan.layer / 'w'}"
+        layers = f"lowerdir={':'.join(map(str, reversed(lowers)))},upperdir={plan.layer / 'u'},workdir={plan.layer / 'w'}"
+        # A layer's files are whole, and it may lie over other images' mounts than it was made over.
+        options = f"{layers},index=off,metacopy=off"
         try:
             kernel.mount("overlay", root, "overlay", kernel.MS_NODEV, options)
             (plan.directory / "config.json").write_text(json.dumps(bundle.config(plan, root, files)))

@@ -1,0 +1,140 @@
+"""A host whose disk is full: it takes no new work, what runs stays alive, and it goes on by itself when there is room."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hutch.errors import HutchError, UnavailableError
+from hutch.host import kernel
+from hutch.host.machine import Machines
+from hutch.host.protocol import SessionStatus, SnapshotRequest
+from hutch.host.service import Service
+from tests.host.guest import Guest, guest, real_host
+
+pytestmark = pytest.mark.root
+
+MIB = 1024 * 1024
+DISK_BYTES = 2048 * MIB
+
+
+@pytest.fixture
+def small_disk(no_leaks: Path) -> Iterator[Path]:
+    """A data directory on a file system of its own."""
+    image, point = no_leaks.parent / "disk.ext4", no_leaks
+    with image.open("xb") as file:
+        file.truncate(DISK_BYTES)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", str(image)], check=True)
+    point.mkdir()
+    subprocess.run(["mount", "-o", "loop", str(image), str(point)], check=True)
+    yield point
+    kernel.unmount(point)
+    point.rmdir()
+
+
+def fill(disk: Path, leave_bytes: int) -> Path:
+    filler = disk / "filler"
+    free = kernel_free(disk)
+    subprocess.run(["fallocate", "-l", str(max(MIB, free - leave_bytes)), str(filler)], check=True)
+    return filler
+
+
+def kernel_free(disk: Path) -> int:
+    found = os.statvfs(disk)
+    return found.f_bavail * found.f_frsize
+
+
+async def eventually(check: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(30):
+        while not await check():
+            await asyncio.sleep(0.1)
+
+
+async def test_a_full_disk_refuses_new_work_keeps_what_runs_and_recovers(small_disk: Path) -> None:
+    async with real_host(small_disk) as service:
+        box = await guest(service, persistent=True)
+        await box.shell("head -c 30000000 /dev/urandom > kept; sha256sum kept > sum; sync")
+        if service.supervisor.snapshots._layers.kind != "btrfs":
+            pytest.skip("only one store's images share their room")
+        filler = fill(small_disk, 300 * MIB)
+        with pytest.raises(UnavailableError, match="bytes of disk left"):
+            await guest(service)
+        with pytest.raises(UnavailableError, match="bytes of disk left"):
+            await box.supervisor.snapshot(SnapshotRequest(session_id=box.session_id, keep_running=True, memory=True))
+
+        async def is_bounded() -> bool:
+            return b"quota exceeded" in (await box.shell("dd if=/dev/zero of=more bs=1M count=400 2>&1")).stdout
+
+        await eventually(is_bounded)
+        # More than there was room for never was asked of the disk, so nothing of the store is lost.
+        assert kernel_free(small_disk) > 100 * MIB
+        assert (await box.shell("rm more; sync; sha256sum -c sum; echo alive")).stdout.endswith(b"kept: OK\nalive\n")
+        filler.unlink()
+
+        async def has_room() -> bool:
+            return (await box.shell("dd if=/dev/zero of=more bs=1M count=400 && sync")).exit_code == 0
+
+        await eventually(has_room)
+        other = await guest(service)
+        assert (await other.shell("echo here")).stdout == b"here\n"
+        snapshot = (await box.stop()).snapshot
+        assert snapshot is not None
+        again = await guest(service, source_snapshot=snapshot.snapshot_id)
+        assert (await again.shell("sha256sum -c sum")).exit_code == 0
+
+
+async def refuse(*_: object) -> None:
+    raise OSError(5, "no layer can be sealed now")
+
+
+async def test_files_that_can_not_be_kept_at_once_are_kept_later(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = await guest(host, persistent=True)
+    await box.shell("echo here > kept")
+    with monkeypatch.context() as broken:
+        broken.setattr(Machines, "seal", refuse)
+        stopping = asyncio.ensure_future(box.stop())
+        while box.record.status is not SessionStatus.SNAPSHOTTING:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.5)
+        assert not stopping.done()
+    snapshot = (await stopping).snapshot
+    assert snapshot is not None
+    again = await guest(host, source_snapshot=snapshot.snapshot_id)
+    assert (await again.shell("cat kept")).stdout == b"here\n"
+
+
+async def test_files_that_a_stopping_host_can_not_keep_are_kept_by_the_next(
+    no_leaks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with real_host(no_leaks, end_all=False) as service:
+        box = await guest(service, persistent=True)
+        await box.shell("echo here > kept")
+        with monkeypatch.context() as broken:
+            broken.setattr(Machines, "seal", refuse)
+            await service.supervisor.drain()
+    # The next one can't either, for a while; it is there all the same.
+    monkeypatch.setattr("hutch.host.supervisor.ADOPT_WAIT_S", 0.3)
+    with monkeypatch.context() as broken:
+        broken.setattr(Machines, "seal", refuse)
+        starting = contextlib.AsyncExitStack()
+        service = await starting.enter_async_context(real_host(no_leaks))
+        late = Guest(service.supervisor, box.session_id)
+        assert late.record.status is SessionStatus.SNAPSHOTTING
+        with pytest.raises(HutchError, match="stopping"):
+            await late.stop()
+    async with starting:
+
+        async def is_over() -> bool:
+            return late.record.stopped_at is not None
+
+        await eventually(is_over)
+        snapshot = late.record.snapshot
+        assert snapshot is not None
+        again = await guest(service, source_snapshot=snapshot.snapshot_id)
+        assert (await again.shell("cat kept")).stdout == b"here\n"
