@@ -94,7 +94,7 @@ class Gvisor:
         (plan.channel_dir / "agent").touch()
         layers = f"lowerdir={':'.join(map(str, reversed(lowers)))},upperdir={plan.layer / 'u'},workdir={plan.layer / 'w'}"
         # A layer's files are whole, and it may lie over other images' mounts than it was made over.
-        options = f"{layers},index=off,metacopy=off"
+        options = f"{layers},index=off,metacopy=off,redirect_dir=off"
         try:
             kernel.mount("overlay", root, "overlay", kernel.MS_NODEV, options)
             (plan.directory / "config.json").write_text(json.dumps(bundle.config(plan, root, files)))
