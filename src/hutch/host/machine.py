@@ -23,14 +23,17 @@ from hutch.errors import GoneError, HutchError, UnavailableError
 from hutch.host import authority, channel, kernel
 from hutch.host.authority import Authority, TrustStore
 from hutch.host.cgroups import Cgroups
+from hutch.host.drive_storage import DriveStore
+from hutch.host.drives import Attachment
 from hutch.host.gateway import Gateway
 from hutch.host.journal import MachineEntry
 from hutch.host.kernel import Process
 from hutch.host.names import Names, machine_id
 from hutch.host.network import Network, Networks
+from hutch.host.protocol import DriveMode
 from hutch.host.storage import Source, WritableLayers
 from hutch.images import Image
-from hutch.isolation.protocol import Isolation, MachinePlan
+from hutch.isolation.protocol import Isolation, MachinePlan, PlannedMount
 from hutch.wire import Connection, Stream
 from hutch.wire.connection import ConnectionClosed
 
@@ -190,6 +193,7 @@ class Machines:
         names: Names,
         isolation: Isolation,
         layers: WritableLayers,
+        drives: DriveStore,
         networks: Networks,
         agent: Path,
         executor: Executor,
@@ -201,6 +205,7 @@ class Machines:
         self._names = names
         self._isolation = isolation
         self._layers = layers
+        self._drives = drives
         self._networks = networks
         self._agent = agent
         self._executor = executor
@@ -215,7 +220,7 @@ class Machines:
     async def _blocking(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
-    async def boot(self, kind: MachineKind, source: Source | None = None) -> Machine:
+    async def boot(self, kind: MachineKind, source: Source | None = None, attachments: tuple[Attachment, ...] = ()) -> Machine:
         """Start a machine, with the files of a snapshot if one is given, and wait for its agent. Raises `HutchError` or
         `OSError`; nothing is left then."""
         identifier = machine_id()
@@ -230,6 +235,7 @@ class Machines:
             layer = await self._blocking(self._layers.create, identifier, kind.disk_bytes, source)
             directory = self._directory / identifier
             await self._blocking(self._make_directory, directory)
+            mounts = await self._blocking(self._mounts, identifier, attachments, kind.image)
             plan = MachinePlan(
                 machine_id=identifier,
                 directory=directory,
@@ -242,6 +248,7 @@ class Machines:
                 cgroup=self._names.cgroup(identifier),
                 vcpus=kind.vcpus,
                 memory_bytes=kind.memory_bytes,
+                mounts=mounts,
             )
             undo.push_async_callback(self._blocking, self._isolation.remove, identifier, directory, None)
             agent = asyncio.ensure_future(channel.accept_agent(plan.channel_dir, "", BOOT_AGENT_TIMEOUT_S))
@@ -257,6 +264,22 @@ class Machines:
             await self._install_trust(machine, own)
             undo.pop_all()
             return machine
+
+    def _mounts(self, identifier: str, attachments: tuple[Attachment, ...], image: Image) -> tuple[PlannedMount, ...]:
+        """Make a machine's drives ready. A new one belongs to the user that commands run as."""
+        planned = []
+        for number, attachment in enumerate(attachments):
+            mount = attachment.mount
+            read_only = mount.mode is DriveMode.SNAPSHOT
+            if read_only:
+                path = self._drives.view(mount.drive_id, f"{identifier}-{number}")
+            else:
+                path = self._drives.attach(mount.drive_id, attachment.size_bytes, attachment.inherited_bytes)
+            if attachment.is_new:
+                os.chown(path, image.config.uid, image.config.gid)
+                path.chmod(0o755)
+            planned.append(PlannedMount(mount.path, path, read_only))
+        return tuple(planned)
 
     async def _install_trust(self, machine: Machine, own: Authority) -> None:
         """Have the guest trust this host's roots and its own authority. A guest's file system may be older than its authority,
@@ -384,12 +407,14 @@ class Machines:
         for point in kernel.mounts_below(directory):
             kernel.unmount(point)
         shutil.rmtree(directory, ignore_errors=True)
+        self._drives.remove_views(identifier)
         self._layers.remove(identifier)
 
     def left_behind(self) -> set[str]:
         """Ids of every machine of which something is left. Blocks."""
         found = {entry.name for entry in self._directory.iterdir()} if self._directory.is_dir() else set()
-        return found | self._isolation.machines() | self._layers.names() | self.cgroups.children(self._names.cgroup_parent)
+        found |= self._isolation.machines() | self._layers.names() | self._drives.viewers()
+        return found | self.cgroups.children(self._names.cgroup_parent)
 
 
 def reason_of(error: BaseException) -> str:

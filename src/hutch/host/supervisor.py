@@ -24,6 +24,7 @@ from hutch.errors import BadRequestError, HutchError, NotFoundError, NotReadyErr
 from hutch.host import egress
 from hutch.host.audit import AuditStore
 from hutch.host.commands import Commands
+from hutch.host.drives import Attachment, Drives
 from hutch.host.egress import Egress
 from hutch.host.gateway import Gateway
 from hutch.host.journal import Journal, MachineEntry
@@ -95,6 +96,7 @@ class Supervisor:
         audit: AuditStore,
         meter: TrafficMeter,
         snapshots: Snapshots,
+        drives: Drives,
     ) -> None:
         self._settings = settings
         self._journal = journal
@@ -106,6 +108,7 @@ class Supervisor:
         self.egress = egress
         self.audit = audit
         self.snapshots = snapshots
+        self.drives = drives
         self._meter = meter
         self._logs = settings.host_dir / "logs"
         self._sessions: dict[str, Session] = {}
@@ -156,6 +159,7 @@ class Supervisor:
         for identifier in sorted(left - keep):
             log.info("removing %s, which no session uses", identifier)
             await asyncio.to_thread(self._machines.remove_by_id, identifier)
+        await self.drives.recover({session.record.session_id: session.record.mounts for session in live})
         for name in {entry.name for entry in self._logs.iterdir()} - self._sessions.keys():
             shutil.rmtree(self._logs / name, ignore_errors=True)
         gate = asyncio.Semaphore(ADOPT_AT_ONCE)
@@ -202,6 +206,7 @@ class Supervisor:
         await self._gateway.remove(self._networks.network(entry.network))
         await self._networks.give_back(self._networks.network(entry.network))
         await self.egress.forget(session.record.session_id)
+        await self.drives.release(session.record.session_id)
         now = now_ms()
         await self._change(
             session,
@@ -276,8 +281,13 @@ class Supervisor:
             )
         image = self._images.resolve(spec.image)
         kind = self._kind(image, spec.vcpus, spec.memory_mb, spec.disk_bytes)
-        machine = await self._claimed(kind, spec)
-        return await self._run(spec, requested, image, machine)
+        attachments = self.drives.claim(spec.session_id, spec.mounts)
+        try:
+            machine = await self._claimed(kind, spec, attachments)
+            return await self._run(spec, requested, image, machine)
+        except BaseException:
+            await self.drives.release(spec.session_id)
+            raise
 
     async def _run(self, spec: SessionSpec, requested: int, image: Image, machine: Machine) -> SessionRecord:
         """Make a claimed machine a running session."""
@@ -297,9 +307,11 @@ class Supervisor:
             isolation=self._isolation_name,
             source_snapshot=spec.source_snapshot,
             persistent=spec.persistent,
+            mounts=spec.mounts,
         )
         session = Session(record, 0, machine.entry())
         try:
+            await self.drives.begin(spec.session_id)
             await self._put(session, record)
         except BaseException:
             await self.egress.forget(spec.session_id)
@@ -311,10 +323,11 @@ class Supervisor:
         self._announce()
         return record
 
-    async def _claimed(self, kind: MachineKind, spec: SessionSpec) -> Machine:
+    async def _claimed(self, kind: MachineKind, spec: SessionSpec, attachments: tuple[Attachment, ...]) -> Machine:
         """A machine that is this session's. A pooled one that fails is replaced by a fresh one, once."""
         source = self.snapshots.source(spec.source_snapshot) if spec.source_snapshot is not None else None
-        pooled = await self.pool.take(kind) if source is None else None
+        # What is mounted in a machine is mounted as it boots.
+        pooled = await self.pool.take(kind) if source is None and not attachments else None
         if pooled is not None:
             try:
                 await self._claim(pooled, kind, spec)
@@ -323,7 +336,7 @@ class Supervisor:
                 await self._discard(pooled)
             else:
                 return pooled
-        machine = await self._boot(kind, source)
+        machine = await self._boot(kind, source, attachments)
         try:
             await self._claim(machine, kind, spec)
         except BaseException:
@@ -343,9 +356,9 @@ class Supervisor:
         state = await self.egress.begin(spec.session_id, machine.network, state)
         await self._machines.claim(machine, kind.image, spec.hostname, {**state.env(), **spec.env})
 
-    async def _boot(self, kind: MachineKind, source: Source | None = None) -> Machine:
+    async def _boot(self, kind: MachineKind, source: Source | None = None, attachments: tuple[Attachment, ...] = ()) -> Machine:
         try:
-            machine = await self._machines.boot(kind, source)
+            machine = await self._machines.boot(kind, source, attachments)
         except OSError as error:
             log.error("a sandbox did not start: %s", error)
             raise UnavailableError(
@@ -551,6 +564,8 @@ class Supervisor:
             reason += f" The kernel ended {usage.oom_kills} of its processes because its memory limit was reached."
         await commands.close()
         snapshot = await self._sealed(session)
+        # Before anybody hears that it ended, and could ask for its drives.
+        await self.drives.release(session.record.session_id)
         now = now_ms()
         await self._write_end(
             session,

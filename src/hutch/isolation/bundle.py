@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hutch.isolation.protocol import MachinePlan
+from hutch.isolation.protocol import MachinePlan, PlannedMount
 
 CPU_PERIOD_US = 100_000
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - the guest's, not ours
@@ -78,6 +78,7 @@ def config(plan: MachinePlan, root: Path, resolv: Path, hosts: Path) -> dict[str
             {"destination": "/run/hutch/agent", "type": "bind", "source": str(plan.agent), "options": ["bind", "ro"]},
             {"destination": "/etc/resolv.conf", "type": "bind", "source": str(resolv), "options": ["bind", "ro"]},
             {"destination": "/etc/hosts", "type": "bind", "source": str(hosts), "options": ["bind"]},
+            *(_mount(mount) for mount in plan.mounts),
         ],
         "linux": {
             "cgroupsPath": plan.cgroup,
@@ -95,3 +96,10 @@ def config(plan: MachinePlan, root: Path, resolv: Path, hosts: Path) -> dict[str
             ],
         },
     }
+
+
+def _mount(mount: PlannedMount) -> dict[str, Any]:
+    # What another sandbox left there must give nobody another user's rights. runsc's hint that nobody else has the directory
+    # (`share=container`) is not given: it lays an overlay over it, in which everything that is written would be lost.
+    options = ["bind", "ro" if mount.read_only else "rw", "nosuid", "nodev"]
+    return {"destination": mount.path, "type": "bind", "source": str(mount.source), "options": options}

@@ -22,6 +22,7 @@ from hutch.host.cgroups import Cgroups
 from hutch.host.kernel import Process
 from hutch.host.names import is_machine_id
 from hutch.isolation import bundle
+from hutch.isolation.mount_points import make_mount_point
 from hutch.isolation.protocol import BootFailed, MachinePlan
 
 PLATFORM = "systrap"
@@ -81,6 +82,8 @@ class Gvisor:
         options = f"lowerdir={':'.join(map(str, reversed(lowers)))},upperdir={plan.layer / 'u'},workdir={plan.layer / 'w'}"
         try:
             kernel.mount("overlay", root, "overlay", kernel.MS_NODEV, options)
+            for mount in plan.mounts:
+                make_mount_point(root, mount.path)
             (plan.directory / "config.json").write_text(json.dumps(bundle.config(plan, root, resolv, hosts)))
             self._run(plan)
             return kernel.process(int((plan.directory / "pid").read_text()))

@@ -15,6 +15,15 @@ from hutch.host.kernel import Process
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedMount:
+    """A directory of the host at a path of the guest, which has it alone: nobody else changes what is in it."""
+
+    path: str
+    source: Path
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True)
 class MachinePlan:
     """Everything a machine is made of.
 
@@ -33,6 +42,7 @@ class MachinePlan:
     cgroup: str
     vcpus: int
     memory_bytes: int
+    mounts: tuple[PlannedMount, ...] = ()
 
 
 class BootFailed(OSError):
@@ -49,7 +59,8 @@ class Isolation(Protocol):
         """Really start something under this backend. Raises `OSError` with the reason why it can't be used."""
 
     def boot(self, plan: MachinePlan) -> Process:
-        """Start a machine. Raises `BootFailed`; what was made until then is removed by `remove`."""
+        """Start a machine. Raises `BootFailed`, and `BadRequestError` where the guest's files have no place for a mount; what was
+        made until then is removed by `remove`."""
 
     def remove(self, machine_id: str, directory: Path, process: Process | None) -> None:
         """Kill a machine and remove everything that `boot` made. The cgroup's counters are gone afterwards."""
