@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import pytest
 
 from hutch import ids
 from hutch.errors import BadRequestError, ConflictError, HutchError, NotFoundError
-from hutch.host.protocol import DriveMode, DriveMount, DriveSpec
+from hutch.host.drive_storage import Ext4Drives
+from hutch.host.kernel import Process
+from hutch.host.protocol import DriveMode, DriveMount, DriveRecord, DriveRef, DriveSpec, SessionRecord, SessionStatus, StopRequest
 from hutch.host.service import Service
-from tests.conftest import wait_until
-from tests.host.guest import Guest, guest
+from tests.host.dying import die_at
+from tests.host.guest import Guest, guest, real_host, spec
+from tests.host.process import HostProcess
 from tests.host.test_storage import MIB
 
 pytestmark = pytest.mark.root
@@ -127,7 +131,8 @@ async def test_a_mounted_drive_is_not_removed(host: Service) -> None:
     with pytest.raises(NotFoundError):
         await writer(host, kept)
     assert host.supervisor.drives._store.names() == set()
-    wait_until(lambda: not host.supervisor.drives._store.viewers(), 10, "the copies of ended sessions to go")
+    await asyncio.gather(*host.supervisor._removals)
+    assert host.supervisor.drives._store.viewers() == set()
 
 
 async def test_rights_of_others_do_not_come_with_a_drive(host: Service) -> None:
@@ -175,3 +180,215 @@ async def test_a_mount_hides_what_is_there_and_leaves_it(host: Service) -> None:
     # Drives are in no snapshot.
     again = await guest(host, source_snapshot=snapshot.snapshot_id)
     assert (await again.shell("ls -A /srv/deep/data")).stdout == b""
+
+
+# -- deaths ------------------------------------------------------------------------------------------
+
+
+async def test_what_was_written_outlives_sandbox_and_host(no_leaks: Path) -> None:
+    async with real_host(no_leaks, end_all=False) as service:
+        kept = await drive(service)
+        box = await writer(service, kept)
+        await box.shell("head -c 3000000 /dev/urandom > /data/f; sha256sum /data/f > /data/sum")
+        entry = box.session.entry
+        assert entry is not None
+    # Nothing of them runs any more, and nobody stopped it.
+    Process(entry.pid, entry.start_ticks).kill()
+    async with real_host(no_leaks) as service:
+        assert service.supervisor.get(box.session_id).record.status is SessionStatus.FAILED
+        seen = await guest(service, mounts=[at("/data", kept, DriveMode.SNAPSHOT)])
+        assert (await seen.shell("sha256sum -c /data/sum")).exit_code == 0
+        again = await writer(service, kept)
+        assert (await again.shell("sha256sum -c /data/sum")).exit_code == 0
+
+
+async def test_a_claim_survives_its_host_and_not_its_session(no_leaks: Path) -> None:
+    async with real_host(no_leaks, end_all=False) as service:
+        kept = await drive(service)
+        box = await writer(service, kept)
+        looking = await reader(service, kept)
+    async with real_host(no_leaks, end_all=False) as service:
+        with pytest.raises(ConflictError, match=box.session_id):
+            await writer(service, kept)
+        assert (await Guest(service.supervisor, box.session_id).shell("echo on > /data/f; cat /data/f")).stdout == b"on\n"
+        assert (await Guest(service.supervisor, looking.session_id).shell("ls -A /seen")).stdout == b""
+        await Guest(service.supervisor, box.session_id).stop()
+        with pytest.raises(ConflictError, match=looking.session_id):
+            await service.supervisor.drives.remove(kept)
+    async with real_host(no_leaks) as service:
+        await writer(service, kept)
+        await Guest(service.supervisor, looking.session_id).stop()
+        await asyncio.gather(*service.supervisor._removals)
+        assert service.supervisor.drives._store.viewers() == set()
+
+
+STORE, JOURNAL, MACHINES = "hutch.host.drive_storage:BtrfsDrives", "hutch.host.journal:Journal", "hutch.host.machine:Machines"
+
+
+@pytest.fixture
+async def kept(no_leaks: Path) -> str:
+    """A drive of a host that is not there now, with a file."""
+    async with real_host(no_leaks) as service:
+        made = await drive(service)
+        assert (await (await writer(service, made)).shell("echo here > /data/f")).exit_code == 0
+    return made
+
+
+async def check_and_remove(service: Service, drive_id: str) -> None:
+    """The drive is free and has its file; then it goes, and nothing is left."""
+    supervisor = service.supervisor
+    box = await writer(service, drive_id)
+    assert (await box.shell("cat /data/f")).stdout == b"here\n"
+    await box.stop()
+    await supervisor.drives.remove(drive_id)
+    await asyncio.gather(*supervisor._removals)
+    assert supervisor.drives._store.names() == set()
+    assert supervisor.drives._store.viewers() == set()
+    assert supervisor.drives._journal.drives() == {}
+
+
+@pytest.mark.parametrize("mode", list(DriveMode))
+@pytest.mark.parametrize(
+    ("when", "step"),
+    [
+        ("before", f"{MACHINES}._mounts"),
+        ("after", f"{MACHINES}._mounts"),
+        ("after", "hutch.isolation.gvisor:Gvisor.boot"),
+        ("before", f"{JOURNAL}.put_session"),
+        ("after", f"{JOURNAL}.put_session"),
+    ],
+)
+async def test_a_host_that_dies_while_it_mounts(no_leaks: Path, kept: str, when: str, step: str, mode: DriveMode) -> None:
+    session_id = ids.session_id()
+    await asyncio.to_thread(die_at, no_leaks, when, step, "mount", session_id, kept, mode)
+    async with real_host(no_leaks) as service:
+        if (when, step) == ("after", f"{JOURNAL}.put_session"):
+            # It runs, and nobody was told: whoever asked asks again.
+            box = Guest(service.supervisor, session_id)
+            assert (await box.shell("cat /data/f")).stdout == b"here\n"
+            if mode is DriveMode.READ_WRITE:
+                with pytest.raises(ConflictError):
+                    await writer(service, kept)
+            await box.stop()
+        else:
+            with pytest.raises(NotFoundError):
+                service.supervisor.get(session_id)
+        await check_and_remove(service, kept)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_host_that_dies_while_it_gives_a_drive_back(no_leaks: Path, kept: str, when: str) -> None:
+    async with real_host(no_leaks, end_all=False) as service:
+        box = await writer(service, kept)
+        await box.shell("echo more > /data/g")
+    await asyncio.to_thread(die_at, no_leaks, when, "hutch.host.drives:Drives.release", "stop", box.session_id)
+    async with real_host(no_leaks) as service:
+        assert service.supervisor.get(box.session_id).record.status is SessionStatus.STOPPED
+        assert (await (await reader(service, kept)).shell("cat /seen/g")).stdout == b"more\n"
+        for session in service.supervisor.records():
+            await Guest(service.supervisor, session.session_id).stop()
+        await check_and_remove(service, kept)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("step", [f"{STORE}._finish", f"{JOURNAL}.put_drive"])
+@pytest.mark.parametrize("action", ["create", "copy"])
+async def test_a_host_that_dies_while_it_makes_one(no_leaks: Path, kept: str, action: str, step: str, when: str) -> None:
+    new = ids.drive_id()
+    await asyncio.to_thread(die_at, no_leaks, when, step, action, new, *([kept] if action == "copy" else []))
+    async with real_host(no_leaks) as service:
+        drives = service.supervisor.drives
+        # Whoever asked was not told, and asks again.
+        source = kept if action == "copy" else None
+        await drives.create(DriveSpec(drive_id=new, size_bytes=256 * MIB, source_id=source))
+        box = await writer(service, new)
+        assert (await box.shell("cat /data/f || echo none")).stdout == (b"here\n" if source is not None else b"none\n")
+        await box.stop()
+        await drives.remove(new)
+        await check_and_remove(service, kept)
+
+
+@pytest.mark.parametrize(
+    ("when", "step", "is_there"),
+    [
+        ("before", f"{JOURNAL}.put_drive", True),
+        ("after", f"{JOURNAL}.put_drive", False),
+        ("before", f"{STORE}.remove", False),
+        ("after", f"{STORE}.remove", False),
+        ("after", f"{JOURNAL}.delete_drive", False),
+    ],
+)
+async def test_a_host_that_dies_while_it_removes_one(no_leaks: Path, kept: str, when: str, step: str, is_there: bool) -> None:
+    await asyncio.to_thread(die_at, no_leaks, when, step, "remove", kept)
+    async with real_host(no_leaks) as service:
+        if is_there:
+            await check_and_remove(service, kept)
+        drives = service.supervisor.drives
+        await drives.remove(kept)
+        assert drives._store.names() == set()
+        assert drives._journal.drives() == {}
+
+
+async def test_sigkill_of_the_host_while_a_guest_writes(no_leaks: Path) -> None:
+    no_leaks.mkdir()
+    host = HostProcess(no_leaks, pool__size="0")
+    await host.start()
+    client = host.client
+    made = DriveSpec(drive_id=ids.drive_id(), size_bytes=256 * MIB)
+    await client.call("drive.create", made, DriveRecord)
+    first = spec(mounts=[at("/data", made.drive_id)])
+    await client.call("session.create", first, SessionRecord)
+    for _ in range(3):
+        await host.kill()
+        await host.start()
+        with pytest.raises(ConflictError) as refused:
+            await client.call("session.create", spec(mounts=[at("/data", made.drive_id)]), SessionRecord)
+        assert refused.value.code == "drive_attached"
+    await client.call("session.stop", StopRequest(first.session_id), SessionRecord)
+    await host.kill()
+    await host.start()
+    second = spec(mounts=[at("/data", made.drive_id)])
+    assert (await client.call("session.create", second, SessionRecord)).status is SessionStatus.RUNNING
+    with pytest.raises(ConflictError):
+        await client.call("drive.delete", DriveRef(made.drive_id))
+    await client.call("session.stop", StopRequest(second.session_id), SessionRecord)
+    await client.call("drive.delete", DriveRef(made.drive_id))
+    await host.stop()
+
+
+@pytest.fixture
+def ext4(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a host without btrfs."""
+    which = shutil.which
+    monkeypatch.setattr(shutil, "which", lambda name, *more: None if name in ("mkfs.btrfs", "modprobe") else which(name, *more))
+
+
+async def test_the_same_on_ext4_but_for_copies_of_what_is_in_use(no_leaks: Path, ext4: None) -> None:
+    async with real_host(no_leaks, end_all=False) as service:
+        assert isinstance(service.supervisor.drives._store, Ext4Drives)
+        kept = await drive(service, 64 * MIB)
+        box = await writer(service, kept)
+        assert (await box.shell("ls -A /data; echo one > /data/f")).stdout == b""
+        with pytest.raises(ConflictError) as busy:
+            await reader(service, kept)
+        assert busy.value.code == "drive_attached"
+        with pytest.raises(ConflictError):
+            await drive(service, source=kept)
+    async with real_host(no_leaks) as service:
+        box = Guest(service.supervisor, box.session_id)
+        with pytest.raises(ConflictError):
+            await writer(service, kept)
+        full = await box.shell("dd if=/dev/zero of=/data/big bs=1M count=80 conv=fsync")
+        assert b"No space left" in full.stderr
+        assert (await box.shell("rm /data/big; echo two > /data/f")).exit_code == 0
+        await box.stop()
+        seen = await reader(service, kept)
+        assert (await seen.shell("cat /seen/f; touch /seen/x")).stdout == b"two\n"
+        again = await writer(service, kept)
+        assert (await again.shell("echo three > /data/f; cat /data/f")).stdout == b"three\n"
+        assert (await seen.shell("cat /seen/f")).stdout == b"two\n"
+        await again.stop()
+        copy = await drive(service, 64 * MIB, source=kept)
+        await seen.stop()
+        await service.supervisor.drives.remove(kept)
+        assert (await (await writer(service, copy)).shell("cat /data/f")).stdout == b"three\n"

@@ -266,8 +266,8 @@ async def settle(services: Services) -> None:
     for drive_id in due:
         try:
             await _finish_deleting(services, drive_id)
-        except ConflictError as error:
-            log.info("drive %s is not deleted: %s", drive_id, error.message)
+        except HutchError as error:
+            log.warning("drive %s is not deleted: %s", drive_id, error.message)
 
 
 # -- shared with sandboxes.py -----------------------------------------------------------------------
