@@ -4,6 +4,7 @@
 | --- | --- | --- |
 | session | `sbx_` + 28 base62 characters | 166 |
 | snapshot | `snap_` + 28 base62 | 166 |
+| drive | `drive_` + 24 base62 | 142 |
 | command | `cmd_` + 28 lowercase hexadecimal | 112 |
 | team, project | `team_`, `prj_` + 24 base62 | 142 |
 | token | `tok_` + 24 base62 | 142 |
@@ -43,6 +44,10 @@ def command_id() -> str:
 
 def snapshot_id() -> str:
     return "snap_" + _base62(28)
+
+
+def drive_id() -> str:
+    return "drive_" + _base62(24)
 
 
 def team_id() -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from hutch import ids
-from hutch.errors import BadRequestError, GoneError, HutchError, NotFoundError, UnavailableError
+from hutch.errors import BadRequestError, ConflictError, GoneError, HutchError, NotFoundError, UnavailableError
 from hutch.host.protocol import (
     LIVE,
     MAX_LARGE_BYTES,
@@ -34,6 +34,12 @@ from hutch.host.protocol import (
     CommandStart,
     CommandStdin,
     CredentialChange,
+    DriveMode,
+    DriveMount,
+    DriveRecord,
+    DriveRef,
+    DriveSpec,
+    DriveUsage,
     ExtendRequest,
     FileMkdir,
     FileRead,
@@ -117,6 +123,9 @@ class FakeHost:
         self.traffic = Traffic(up_bytes=0, down_bytes=0, flows=0, egress_bytes=0, ingress_bytes=0, tallies={})
         self.snapshots: dict[str, SnapshotRecord] = {}
         self.refuse_delete: HutchError | None = None
+        self.drives: dict[str, DriveRecord] = {}
+        self.refuse_drive: HutchError | None = None
+        self.break_drive = ""
         self.lose_snapshot_answer = False
         self.forwarding_key: ForwardingKey | None = None
         self.create_gate = asyncio.Event()
@@ -209,6 +218,7 @@ class FakeHost:
             raise self.refuse_create
         if spec.source_snapshot is not None and spec.source_snapshot not in self.snapshots:
             raise GoneError("snapshot_not_found", "The host does not have it.")
+        self._mount(spec.mounts)
         now = int(time.time() * 1000)
         record = SessionRecord(
             session_id=spec.session_id,
@@ -226,6 +236,7 @@ class FakeHost:
             isolation="gvisor",
             source_snapshot=spec.source_snapshot,
             persistent=spec.persistent,
+            mounts=spec.mounts,
         )
         self.specs[spec.session_id] = spec
         self.networks[spec.session_id] = spec.network
@@ -321,6 +332,67 @@ class FakeHost:
         stream.send_reply({})
         for record in list(self.snapshots.values()):
             await stream.send_event(record)
+
+    def _holders(self, drive_id: str, *, writing: bool) -> list[str]:
+        return [
+            record.session_id
+            for record in self.sessions.values()
+            if record.status in LIVE
+            and any(m.drive_id == drive_id and (not writing or m.mode is DriveMode.READ_WRITE) for m in record.mounts)
+        ]
+
+    def _mount(self, mounts: list[DriveMount]) -> None:
+        for mount in mounts:
+            drive = self._drive(mount.drive_id)
+            if mount.mode is DriveMode.SNAPSHOT and not drive.written:
+                raise ConflictError("drive_not_initialized", "never written")
+            if mount.mode is DriveMode.READ_WRITE and self._holders(mount.drive_id, writing=True):
+                raise ConflictError("drive_attached", "somebody has it")
+        for mount in mounts:
+            if mount.mode is DriveMode.READ_WRITE:
+                self.drives[mount.drive_id] = msgspec.structs.replace(self.drives[mount.drive_id], written=True)
+
+    def _drive(self, drive_id: str) -> DriveRecord:
+        drive = self.drives.get(drive_id)
+        if drive is None:
+            raise NotFoundError("not_found", "no such drive")
+        return drive
+
+    def _breaks(self, when: str) -> bool:
+        """`break_drive`: the connection breaks "before" or "after" a drive is made or removed."""
+        if self.break_drive != when:
+            return False
+        self.break_drive = ""
+        self.drop_connections()
+        return True
+
+    async def _on_drive_create(self, stream: Stream) -> None:
+        spec = stream.params(DriveSpec)
+        if self.refuse_drive is not None:
+            raise self.refuse_drive
+        if self._breaks("before"):
+            return
+        if spec.source_id is not None and spec.drive_id not in self.drives and not self._drive(spec.source_id).written:
+            raise ConflictError("drive_not_initialized", "never written")
+        made = DriveRecord(drive_id=spec.drive_id, size_bytes=spec.size_bytes, created_at=1, written=spec.source_id is not None)
+        self.drives.setdefault(spec.drive_id, made)
+        if not self._breaks("after"):
+            stream.send_reply(made)
+
+    async def _on_drive_usage(self, stream: Stream) -> None:
+        if self.refuse_drive is not None:
+            raise self.refuse_drive
+        stream.send_reply(DriveUsage(len(self._drive(stream.params(DriveRef).drive_id).drive_id)))
+
+    async def _on_drive_delete(self, stream: Stream) -> None:
+        drive_id = stream.params(DriveRef).drive_id
+        if self._breaks("before"):
+            return
+        if self._holders(drive_id, writing=False):
+            raise ConflictError("drive_attached", "mounted")
+        self.drives.pop(drive_id, None)
+        if not self._breaks("after"):
+            stream.send_reply({})
 
     async def _on_session_extend(self, stream: Stream) -> None:
         request = stream.params(ExtendRequest)

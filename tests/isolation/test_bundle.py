@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hutch.isolation import bundle
-from hutch.isolation.protocol import MachinePlan
+from hutch.isolation.protocol import MachinePlan, PlannedMount
 
 
 def config(**changes: Any) -> dict[str, Any]:
@@ -48,6 +48,18 @@ def test_only_the_channel_the_agent_and_three_files_of_the_host_are_shown() -> N
     shown = {entry["source"]: entry["options"] for entry in config()["mounts"] if entry["type"] == "bind"}
     assert set(shown) == {"/d/channel", "/bin/agent", "/d/resolv.conf", "/d/hosts", "/d/boot_id"}
     assert all("ro" in options for source, options in shown.items() if source != "/d/hosts")
+
+
+def test_drives_come_last_and_bring_no_rights() -> None:
+    mounts = (PlannedMount("/data", Path("/drives/a"), read_only=False), PlannedMount("/seen", Path("/views/b"), read_only=True))
+    *_, data, seen = config(mounts=mounts)["mounts"]
+    assert data == {
+        "destination": "/data",
+        "type": "bind",
+        "source": "/drives/a",
+        "options": ["bind", "rw", "nosuid", "nodev"],
+    }
+    assert (seen["source"], seen["options"]) == ("/views/b", ["bind", "ro", "nosuid", "nodev"])
 
 
 @pytest.mark.parametrize("memory_mb", [64, 512, 2048, 65536])

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 
-from hutch.api import forwarding, network_bounds, network_policy, snapshots
+from hutch.api import drives, forwarding, network_bounds, network_policy, snapshots
 from hutch.api.services import Services
 from hutch.control.lifecycle import is_live, merge
 from hutch.control.records import Scope, SessionRow
@@ -104,6 +104,7 @@ async def reconcile(services: Services) -> None:
         if report.session_id not in believed and is_live(report.status):
             await _stop_if_over(services, report.session_id)
     await snapshots.reconcile(services)
+    await drives.settle(services)
     live = [row for row in believed.values() if row.id in reports]
     await network_policy.settle(services, live)
     await network_bounds.settle(services, live)

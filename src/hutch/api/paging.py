@@ -6,6 +6,7 @@ from starlette.requests import Request
 
 from hutch.control import cursor
 from hutch.control.cursor import Position
+from hutch.control.names import NAME_PATTERN, is_name
 from hutch.errors import BadRequestError
 
 DEFAULT_LIMIT = 20
@@ -47,6 +48,16 @@ def text(request: Request, name: str, max_length: int = 512) -> str | None:
     if value is not None and ("\0" in value or len(value) > max_length):
         raise BadRequestError("bad_request", f"Invalid request: `{name}` should be at most {max_length} characters without NUL.")
     return value or None
+
+
+def name_prefix(request: Request, sort_by: str) -> str | None:
+    """`namePrefix`, which only a list by name takes."""
+    prefix = text(request, "namePrefix")
+    if prefix is not None and sort_by != "name":
+        raise BadRequestError("bad_request", "Invalid request: `namePrefix` is only valid when `sortBy` is `name`.")
+    if prefix is not None and not is_name(prefix):
+        raise BadRequestError("bad_request", f'Invalid request: `namePrefix` should match pattern "{NAME_PATTERN.pattern}".')
+    return prefix
 
 
 def position(request: Request, query: str, kind: type[int] | type[str] = int) -> Position | None:

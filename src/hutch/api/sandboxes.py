@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter
+from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
 from starlette.responses import Response
 
 from hutch import ids
-from hutch.api import network_policy, paging
+from hutch.api import drives, network_policy, paging
 from hutch.api.auth import Principal
 from hutch.api.network_policy import IF_MATCH, checked, kept, read_with_policy, require_generation
 from hutch.api.responses import JsonResponse
@@ -27,7 +28,7 @@ from hutch.api.sessions import routes, stop
 from hutch.api.snapshots import usable
 from hutch.control import shapes
 from hutch.control.lifecycle import is_live, sandbox_status
-from hutch.control.names import NAME_PATTERN, generate_name, is_name
+from hutch.control.names import generate_name, is_name
 from hutch.control.records import FIRST_GENERATION, Route, SandboxConfig, SandboxRecord, Scope, SessionRow, Snapshot
 from hutch.control.requests import (
     DAY_MS,
@@ -39,6 +40,8 @@ from hutch.control.requests import (
 )
 from hutch.errors import BadRequestError, GoneError, HutchError, NotFoundError, NotReadyError
 from hutch.host.protocol import (
+    DriveMode,
+    DriveMount,
     NetworkSpec,
     PersistRequest,
     SessionRecord,
@@ -49,6 +52,7 @@ from hutch.host.protocol import (
     SnapshotTaken,
     StopRequest,
 )
+from hutch.storage import drives as drive_rows
 from hutch.storage import sandboxes as rows
 from hutch.storage import sessions as session_rows
 from hutch.storage import snapshots as snapshot_rows
@@ -122,7 +126,8 @@ async def fork_sandbox(request: Request, name: str) -> Response:
     scope = await scope_of(request, services)
     body, policy = await read_with_policy(request, ForkSandbox)
     source = await find(services, scope, name)
-    config = configured(services, source.config, body)
+    # What the source has mounted it still has.
+    config = configured(services, replace(source.config, mounts=None), body)
     copied = source.config.network_policy
     if policy is not None:
         config = replace(config, network_policy=kept(await checked(services, scope, policy, copied), FIRST_GENERATION))
@@ -232,11 +237,7 @@ async def list_sandboxes(request: Request) -> Response:
     scope = await services.auth.scope(request, principal, project, one=False)
     sort_by = paging.choice(request, "sortBy", "createdAt", tuple(SORT_COLUMNS))
     order = paging.choice(request, "sortOrder", "desc", ("asc", "desc"))
-    prefix, tag = paging.text(request, "namePrefix"), paging.text(request, "tags", 1024)
-    if prefix is not None and sort_by != "name":
-        raise BadRequestError("bad_request", "Invalid request: `namePrefix` is only valid when `sortBy` is `name`.")
-    if prefix is not None and not is_name(prefix):
-        raise BadRequestError("bad_request", f'Invalid request: `namePrefix` should match pattern "{NAME_PATTERN.pattern}".')
+    prefix, tag = paging.name_prefix(request, sort_by), paging.text(request, "tags", 1024)
     status = None
     if request.query_params.get("status"):
         status = paging.choice(request, "status", "", ("running", "stopping", "stopped"))
@@ -298,10 +299,13 @@ async def update_sandbox(request: Request, name: str) -> Response:
     body, raw = await read_with_policy(request, UpdateSandbox)
     session: SessionRow | None
     while True:
-        seen = (await find(services, scope, name)).config.network_policy
+        known = (await find(services, scope, name)).config
+        seen = known.network_policy
         require_generation(request, seen)
         # Before the transaction: nobody else writes while one is open.
         policy = await checked(services, scope, raw, seen) if raw is not None else None
+        if body.mounts:
+            await drives.resolved(services, scope, configured(services, known, body))
         async with services.database.write() as connection:
             record = await rows.find(connection, scope, name, services.sealer, lock=True)
             if record is None:
@@ -432,10 +436,15 @@ async def _resumed(
 async def _begin(services: Services, scope: Scope, name: str) -> Start | None:
     """Make a new session a sandbox's current one, from its snapshot. None when somebody else just did."""
     now = services.clock()
+    seen = (await find(services, scope, name)).config
+    # Before the transaction: the host may have to make one.
+    mounts = await drives.resolved(services, scope, seen)
     async with services.database.write() as connection:
         record = await rows.find(connection, scope, name, services.sealer, lock=True)
         if record is None:
             raise unknown(name)
+        if record.config.mounts != seen.mounts:
+            return None
         former = await session_rows.find(connection, scope, record.current_session_id, services.sealer)
         if former is not None and is_live(former.status):
             return None
@@ -447,7 +456,7 @@ async def _begin(services: Services, scope: Scope, name: str) -> Start | None:
             # What the former session was told last may have been another one.
             policy = replace(policy, generation=await rows.next_generation(connection, record.id))
         record = replace(record, config=replace(record.config, image=snapshot.image, network_policy=policy), updated_at=now)
-        session = _pending(record, ids.session_id(), snapshot, now)
+        session = _pending(record, ids.session_id(), snapshot, mounts, now)
         record = replace(record, current_session_id=session.id, status="pending", status_updated_at=now)
         services.starting.add(session.id)
         try:
@@ -455,10 +464,11 @@ async def _begin(services: Services, scope: Scope, name: str) -> Start | None:
             await rows.save(connection, record, services.sealer)
             await rows.set_session(connection, record)
             await snapshot_rows.used(connection, snapshot, now)
+            await _used(connection, mounts, now)
         except BaseException:
             services.starting.discard(session.id)
             raise
-    return Start(record, session, snapshot, is_first=False)
+    return Start(record, session, snapshot, mounts, is_first=False)
 
 
 async def _confirmed(services: Services, session: SessionRow) -> SessionRow:
@@ -476,8 +486,6 @@ async def _confirmed(services: Services, session: SessionRow) -> SessionRow:
 def configured(services: Services, base: SandboxConfig, body: SandboxFields) -> SandboxConfig:
     """`base` with what `body` says. Raises `BadRequestError` beyond this server's limits."""
     limits = services.settings.sandbox
-    if body.mounts:
-        raise BadRequestError("not_supported", "`mounts` are not supported by this server yet.")
     if body.networkId is not None:
         raise BadRequestError("not_supported", "`networkId` is not supported by this server.")
     if body.timeout is not None and body.timeout > limits.max_timeout_ms:
@@ -488,6 +496,9 @@ def configured(services: Services, base: SandboxConfig, body: SandboxFields) -> 
     failover = tuple(body.failoverRegions) if body.failoverRegions is not None else base.failover_regions
     if region in failover:
         raise BadRequestError("bad_request", "Invalid request: `failoverRegions` should NOT contain `region`.")
+    mounts = {path: mount.stored() for path, mount in body.mounts.items()} if body.mounts is not None else base.mounts
+    if mounts and failover:
+        raise BadRequestError("bad_request", "Invalid request: `failoverRegions` can't be used together with `mounts`.")
     vcpus = body.resources.vcpus if body.resources is not None else base.vcpus
     return replace(
         base,
@@ -497,6 +508,7 @@ def configured(services: Services, base: SandboxConfig, body: SandboxFields) -> 
         persistent=body.persistent if body.persistent is not None else base.persistent,
         region=region,
         failover_regions=failover,
+        mounts=mounts or None,
         env=body.env if body.env is not None else base.env,
         tags=body.tags if body.tags is not None else base.tags,
         snapshot_expiration_ms=body.snapshotExpiration if body.snapshotExpiration is not None else base.snapshot_expiration_ms,
@@ -531,6 +543,7 @@ class Start:
     record: SandboxRecord
     session: SessionRow
     snapshot: Snapshot | None
+    mounts: list[DriveMount]
     is_first: bool
     with_memory: bool = True
 
@@ -553,6 +566,7 @@ class Start:
             network=network,
             source_snapshot=self.snapshot.id if self.snapshot is not None else None,
             with_memory=self.with_memory,
+            mounts=self.mounts,
         )
 
     async def start(self, services: Services, scope: Scope) -> tuple[SandboxRecord, SessionRow]:
@@ -596,7 +610,7 @@ class Start:
                 await rows.remove(connection, scope, self.record.id, services.clock())
 
 
-def _pending(record: SandboxRecord, session_id: str, snapshot: Snapshot | None, now: int) -> SessionRow:
+def _pending(record: SandboxRecord, session_id: str, snapshot: Snapshot | None, mounts: list[DriveMount], now: int) -> SessionRow:
     """A new session of a sandbox, as it is now."""
     config = record.config
     return SessionRow(
@@ -618,7 +632,15 @@ def _pending(record: SandboxRecord, session_id: str, snapshot: Snapshot | None, 
         updated_at=now,
         source_snapshot_id=snapshot.id if snapshot is not None else None,
         network_policy=config.network_policy,
+        mounts=[{"path": mount.path, "drive_id": mount.drive_id, "mode": str(mount.mode)} for mount in mounts] or None,
     )
+
+
+async def _used(connection: AsyncConnection, mounts: list[DriveMount], now: int) -> None:
+    """A session begins with these drives."""
+    written = [mount.drive_id for mount in mounts if mount.mode is DriveMode.READ_WRITE]
+    if written:
+        await drive_rows.used(connection, written, now)
 
 
 async def boot(
@@ -641,6 +663,7 @@ async def boot(
     else:
         image = services.images.resolve(snapshot.image, None)
         config = replace(config, image=snapshot.image, cwd=image.cwd, runtime=snapshot.runtime)
+    mounts = await drives.resolved(services, scope, config)
     now = services.clock()
     session_id, sandbox_name = ids.session_id(), name or generate_name()
     record = SandboxRecord(
@@ -657,7 +680,9 @@ async def boot(
         current_session_id=session_id,
         current_snapshot_id=snapshot.id if snapshot is not None and snapshot_stays else None,
     )
-    start = Start(record, _pending(record, session_id, snapshot, now), snapshot, is_first=True, with_memory=with_memory)
+    start = Start(
+        record, _pending(record, session_id, snapshot, mounts, now), snapshot, mounts, is_first=True, with_memory=with_memory
+    )
     services.starting.add(session_id)
     try:
         async with services.database.write() as connection:
@@ -665,6 +690,7 @@ async def boot(
             await session_rows.add(connection, start.session, services.sealer)
             if snapshot is not None:
                 await snapshot_rows.used(connection, snapshot, now)
+            await _used(connection, mounts, now)
     except BaseException:
         services.starting.discard(session_id)
         raise

@@ -2,7 +2,7 @@
 
     app.py         the commands, put together
     serve.py, token.py, env.py, run.py, create.py, sandboxes.py, execute.py, copy.py, logs.py, image.py, config.py, doctor.py,
-    policy.py, credential.py, audit.py, traffic.py
+    policy.py, credential.py, audit.py, traffic.py, snapshot.py, drive.py
                    one file per noun: options in, one call of `hutch.client` (or of the server's own modules), lines out
     options.py     options that several commands share
     connection.py  the client and the event loop behind a command, and what a signal does to both

@@ -17,6 +17,7 @@ from hutch.cli import (
     create,
     credential,
     doctor,
+    drive,
     env,
     errors,
     execute,
@@ -76,6 +77,7 @@ app.command()(env.env)
 app.add_typer(policy.app, name="policy")
 app.add_typer(credential.app, name="credential")
 app.add_typer(snapshot.app, name="snapshot")
+app.add_typer(drive.app, name="drive")
 app.add_typer(token.app, name="token")
 app.add_typer(image.app, name="image")
 app.add_typer(config.app, name="config")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hutch.cli import options, output
+from hutch.cli import drive, options, output
 from hutch.cli.connection import with_client
 from hutch.client import Client
 
@@ -43,6 +43,9 @@ def create(
     port: Annotated[list[int] | None, typer.Option("--port", "-p", help="Port to expose. Repeatable.")] = None,
     disk: Annotated[int | None, typer.Option("--disk-bytes", help="Writable space.")] = None,
     snapshot: Annotated[str | None, typer.Option("--snapshot", help="Begin with the files of this snapshot.")] = None,
+    mount: Annotated[
+        list[str] | None, typer.Option("--mount", help="DRIVE:PATH, or DRIVE:PATH:ro for a drive as it is now. Repeatable.")
+    ] = None,
     persistent: Annotated[bool, typer.Option("--persistent/--ephemeral", help="Whether its files outlive a session.")] = True,
     data_dir: options.DataDir = None,
     as_json: options.AsJson = False,
@@ -57,6 +60,7 @@ def create(
             ports=port or None,
             disk_bytes=disk,
             persistent=persistent,
+            mounts=drive.mounts(mount),
             source={"type": "snapshot", "snapshotId": snapshot} if snapshot is not None else None,
         )
         if as_json:

@@ -7,7 +7,9 @@
     commands.py   processes: waited, detached, streamed
     files.py      bytes in and out
     terminal.py   a terminal over a WebSocket
-    credentials.py, snapshots.py, audit.py
+    snapshots.py, drives.py
+                  files that sessions left; file systems that sandboxes mount
+    credentials.py, audit.py
                   what rules of network policies add to requests, what the egress firewall decided, and what passed
     bounds.py     network policies of teams and projects
     tokens.py     tokens and images, Hutch's own part of the API

@@ -11,6 +11,7 @@ from hutch.client.audit import Audit
 from hutch.client.bounds import Bounds
 from hutch.client.commands import Commands
 from hutch.client.credentials import Credentials
+from hutch.client.drives import Drives
 from hutch.client.files import Files
 from hutch.client.places import Server
 from hutch.client.sandboxes import Sandboxes
@@ -30,6 +31,7 @@ class Client:
         self.files = Files(self.http)
         self.credentials = Credentials(self.http)
         self.snapshots = Snapshots(self.http)
+        self.drives = Drives(self.http)
         self.audit = Audit(self.http)
         self.bounds = Bounds(self.http)
         self.tokens = Tokens(self.http)

@@ -28,6 +28,7 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     expires_at: int | None = None
     tags: dict[str, str] = {}
     network_policy: Json | None = None
+    mounts: dict[str, dict[str, str]] = {}
     total_active_cpu_duration_ms: int | None = None
     total_duration_ms: int | None = None
 
@@ -119,6 +120,34 @@ class SnapshotTree(msgspec.Struct, frozen=True, kw_only=True):
 
     snapshots: list[SnapshotNode]
     anchor: SnapshotNode | None = None
+
+
+class Drive(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A named file system of a project, and the session that has it read-write. `used_bytes` is only in the answer to a get."""
+
+    id: str
+    name: str
+    project_id: str
+    region: str
+    max_size_bytes: int
+    created_at: int
+    updated_at: int
+    used_bytes: int | None = None
+    current_session_id: str | None = None
+    current_sandbox_name: str | None = None
+    parent_drive_id: str | None = None
+    root_drive_id: str | None = None
+
+
+class OneDrive(msgspec.Struct, frozen=True, kw_only=True):
+    drive: Drive
+
+
+class DrivePage(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of a list; `next` is the cursor of the following one."""
+
+    drives: list[Drive]
+    pagination: Pagination
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

@@ -1,6 +1,7 @@
 """Decisions of the control plane, without I/O: values in, values out.
 
     names.py           sandbox names and slugs: what is allowed, what is generated
+    mounts.py          where in a sandbox drives can be mounted
     requests.py        bodies of requests as pydantic models, and their error messages
     cursor.py          opaque page cursors
     lifecycle.py       states of sessions and sandboxes, and how a host's report changes a record

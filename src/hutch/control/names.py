@@ -1,4 +1,4 @@
-"""Names of sandboxes and slugs of teams and projects."""
+"""Names of sandboxes and drives, and slugs of teams and projects."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from hutch.errors import BadRequestError
 
 NAME_PATTERN = re.compile(r"^[a-zA-Z0-9_-]+$")
 MAX_NAME_LENGTH = 128
+MAX_DRIVE_NAME_LENGTH = 64
 RESERVED_NAMES = frozenset({"sessions", "snapshots", "drives"})
 """Their paths belong to other resources, so a sandbox of such a name could never be reached."""
 SLUG_PATTERN = re.compile(r"^[a-z0-9](?:[a-z0-9-]{0,46}[a-z0-9])?$")

@@ -137,6 +137,8 @@ class SandboxConfig:
     snapshot_expiration_ms: int | None = None
     keep_last_snapshots: dict[str, Any] | None = None
     disk_bytes: int | None = None
+    mounts: dict[str, dict[str, str]] | None = None
+    """Path → `{"drive": name, "mode": …}`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +202,33 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Drive:
+    """A named drive of a project. `made_at`: since when its host has it. `deleting_at`: since when it is being removed."""
+
+    id: str
+    team_id: str
+    project_id: str
+    name: str
+    region: str
+    max_size_bytes: int
+    created_at: int
+    updated_at: int
+    parent_drive_id: str | None = None
+    root_drive_id: str | None = None
+    made_at: int | None = None
+    deleting_at: int | None = None
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DriveHolder:
+    """The live session that has a drive read-write."""
+
+    session_id: str
+    sandbox_name: str
+
+
+@dataclass(frozen=True, slots=True)
 class SessionRow:
     """One run of a sandbox, as the control plane last heard of it. Usage fields are set once it ended."""
 
@@ -232,4 +261,6 @@ class SessionRow:
     stop_reason: str | None = None
     cgroup: str = ""
     isolation: str = ""
+    mounts: list[dict[str, str]] | None = None
+    """What it had mounted: `{"path", "drive_id", "mode"}` each."""
     number: int = 0

@@ -15,7 +15,8 @@ import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from hutch.control.names import MAX_NAME_LENGTH, NAME_PATTERN, RESERVED_NAMES, is_name
+from hutch.control.mounts import MAX_MOUNT_PATH, canonical_path, mount_problem, overlap
+from hutch.control.names import MAX_DRIVE_NAME_LENGTH, MAX_NAME_LENGTH, NAME_PATTERN, RESERVED_NAMES, is_name
 from hutch.errors import BadRequestError, PayloadTooLargeError
 
 DAY_MS = 86_400_000
@@ -33,6 +34,8 @@ MAX_STDIN_BYTES = 1_000_000
 MAX_CREDENTIAL_BYTES = 8192
 MIN_DISK_BYTES = 16 * 1024 * 1024
 MAX_DISK_BYTES = 64 * 1024**4
+MAX_MOUNTS = 4
+MAX_DRIVE_BYTES = 16 * 1024**4
 
 B = TypeVar("B", bound="Body")
 
@@ -117,6 +120,7 @@ Tags = Annotated[dict[str, str], AfterValidator(_tags)]
 Port = Annotated[int, Field(ge=1024, le=65535)]
 Ports = Annotated[list[Port], Field(max_length=MAX_PORTS), AfterValidator(_ports)]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^[a-zA-Z0-9_-]+\z"), AfterValidator(_name)]
+DriveName = Annotated[str, Field(min_length=1, max_length=MAX_DRIVE_NAME_LENGTH, pattern=r"^[a-zA-Z0-9_-]+\z")]
 Region = Annotated[str, Field(min_length=1, max_length=32, pattern=r"^[a-z0-9-]+\z")]
 POLICY_SCHEMA: dict[str, Any] = {"anyOf": [{"enum": ["allow-all", "deny-all"]}, {"type": "object"}]}
 NetworkPolicy = Annotated[Any, Field(json_schema_extra=POLICY_SCHEMA)]
@@ -183,6 +187,37 @@ class SandboxSource(Body):
         return self
 
 
+class Mount(Body):
+    """A drive by its name. `read-only` is what older clients call `snapshot`."""
+
+    drive: DriveName
+    mode: Literal["read-write", "snapshot", "read-only"] = "read-write"
+
+    def stored(self) -> dict[str, str]:
+        return {"drive": self.drive, "mode": "snapshot" if self.mode == "read-only" else self.mode}
+
+
+def _mounts(value: dict[str, Mount]) -> dict[str, Mount]:
+    if len(value) > MAX_MOUNTS:
+        raise PydanticCustomError("mounts", f"should NOT have more than {MAX_MOUNTS} properties")
+    found: dict[str, Mount] = {}
+    for path, mount in value.items():
+        problem = mount_problem(path)
+        if problem is not None:
+            shown = {"path": ascii(path[:MAX_MOUNT_PATH]), "problem": problem}
+            raise PydanticCustomError("mounts", "has the path {path}, which {problem}", shown)
+        canonical = canonical_path(path)
+        if any(overlap(canonical, other) for other in found):
+            raise PydanticCustomError("mounts", "has paths that overlap")
+        if any(mount.drive == other.drive for other in found.values()):
+            raise PydanticCustomError("mounts", "has a drive twice")
+        found[canonical] = mount
+    return found
+
+
+Mounts = Annotated[dict[str, Mount], AfterValidator(_mounts)]
+
+
 class SandboxFields(Body):
     """What create, fork and update have in common. `networkPolicy` is read by the policy engine, from `raw_policy`."""
 
@@ -198,7 +233,7 @@ class SandboxFields(Body):
     tags: Tags | None = None
     snapshotExpiration: Expiration | None = None
     keepLastSnapshots: KeepLastSnapshots | None = None
-    mounts: dict[str, Any] | None = None
+    mounts: Mounts | None = None
     region: Region | None = None
     failoverRegions: list[Region] | None = Field(None, max_length=16)
 
@@ -320,10 +355,16 @@ class OpenInteractive(Body):
     """Nothing is read from it today."""
 
 
-class DriveSpec(Body):
+class GetOrCreateDrive(Body):
+    """What is absent is as it is, or the default."""
+
     projectId: Text | None = None
     region: Region | None = None
-    maxSizeBytes: int | None = Field(None, ge=1)
+    maxSizeBytes: int | None = Field(None, ge=1, le=MAX_DRIVE_BYTES)
+
+
+class ForkDrive(Body):
+    name: DriveName
 
 
 class PolicyBody(RootModel[NetworkPolicy]):

@@ -8,6 +8,8 @@ from typing import Any
 from hutch.control.lifecycle import duration_ms, is_live, sandbox_status
 from hutch.control.records import (
     CredentialRecord,
+    Drive,
+    DriveHolder,
     NetworkPolicy,
     Route,
     SandboxRecord,
@@ -57,6 +59,8 @@ def sandbox(record: SandboxRecord, session: SessionRow | None, *, bounded: bool,
         shape["snapshotExpiration"] = config.snapshot_expiration_ms
     if config.keep_last_snapshots is not None:
         shape["keepLastSnapshots"] = config.keep_last_snapshots
+    if config.mounts:
+        shape["mounts"] = config.mounts
     if not created:
         shape["totalEgressBytes"] = record.total_egress_bytes
         shape["totalIngressBytes"] = record.total_ingress_bytes
@@ -128,6 +132,22 @@ def snapshot(value: Snapshot) -> Json:
         "durableAt": value.durable_at,
         "memoryBytes": value.memory_bytes or None,
     }
+    return shape | {key: given for key, given in optional.items() if given is not None}
+
+
+def drive(value: Drive, holder: DriveHolder | None, used_bytes: int | None = None) -> Json:
+    shape: Json = {
+        "id": value.id,
+        "name": value.name,
+        "projectId": value.project_id,
+        "region": value.region,
+        "maxSizeBytes": value.max_size_bytes,
+        "createdAt": value.created_at,
+        "updatedAt": value.updated_at,
+    }
+    if holder is not None:
+        shape |= {"currentSessionId": holder.session_id, "currentSandboxName": holder.sandbox_name}
+    optional = {"parentDriveId": value.parent_drive_id, "rootDriveId": value.root_drive_id, "usedBytes": used_bytes}
     return shape | {key: given for key, given in optional.items() if given is not None}
 
 

@@ -4,9 +4,9 @@ One SQLite file in WAL mode, written by one thread. Writes that are asked for wh
 the next one, so a busy host pays one commit for many changes. An awaited write is acknowledged: it survives the death of
 every process of ours.
 
-Only what can't be found again is here: sessions with the machine they run on, snapshots, commands, what holds for a session's
-network (sealed), and what passed there. Machines without a session (the pool) are not written down; after a restart they are
-orphans and are removed.
+Only what can't be found again is here: sessions with the machine they run on, snapshots, drives, commands, what holds for a
+session's network (sealed), and what passed there. Machines without a session (the pool) are not written down; after a restart
+they are orphans and are removed.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
-from hutch.host.protocol import LIVE, CommandRecord, SessionRecord, SnapshotRecord
+from hutch.host.protocol import LIVE, CommandRecord, DriveRecord, SessionRecord, SnapshotRecord
 
 SCHEMA_VERSION = 5
 _VERSION = f"pragma user_version={SCHEMA_VERSION};"
@@ -43,6 +43,7 @@ create table if not exists session_commands (
     primary key (session_id, command_id)
 ) without rowid;
 create table if not exists snapshots (snapshot_id text primary key, record blob not null, deleted integer not null) without rowid;
+create table if not exists drives (drive_id text primary key, record blob not null, deleted integer not null) without rowid;
 create table if not exists egress (session_id text primary key, state blob not null) without rowid;
 create table if not exists traffic (session_id text primary key, totals blob not null) without rowid;
 """
@@ -73,6 +74,7 @@ class MachineEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Operation = Callable[[sqlite3.Connection], None]
+K = TypeVar("K", SnapshotRecord, DriveRecord)
 
 
 class JournalDamaged(OSError):
@@ -154,10 +156,17 @@ class Journal:
 
     def snapshots(self) -> dict[str, tuple[SnapshotRecord, bool]]:
         """Each snapshot, and whether its removal has begun."""
+        return self._kept("select snapshot_id, record, deleted from snapshots", SnapshotRecord)
+
+    def drives(self) -> dict[str, tuple[DriveRecord, bool]]:
+        """Each drive, and whether its removal has begun."""
+        return self._kept("select drive_id, record, deleted from drives", DriveRecord)
+
+    def _kept(self, query: str, kind: type[K]) -> dict[str, tuple[K, bool]]:
         connection = self._connect()
         try:
-            rows = connection.execute("select snapshot_id, record, deleted from snapshots").fetchall()
-            return {name: (msgspec.msgpack.decode(record, type=SnapshotRecord), bool(gone)) for name, record, gone in rows}
+            rows = connection.execute(query).fetchall()
+            return {name: (msgspec.msgpack.decode(record, type=kind), bool(gone)) for name, record, gone in rows}
         finally:
             connection.close()
 
@@ -210,6 +219,13 @@ class Journal:
 
     async def delete_snapshot(self, snapshot_id: str) -> None:
         await self._write(lambda c: _execute(c, "delete from snapshots where snapshot_id = ?", (snapshot_id,)))
+
+    async def put_drive(self, record: DriveRecord, *, deleted: bool = False) -> None:
+        values = (record.drive_id, msgspec.msgpack.encode(record), deleted)
+        await self._write(lambda c: _execute(c, "insert or replace into drives values (?, ?, ?)", values))
+
+    async def delete_drive(self, drive_id: str) -> None:
+        await self._write(lambda c: _execute(c, "delete from drives where drive_id = ?", (drive_id,)))
 
     async def put_egress(self, session_id: str, state: bytes) -> None:
         await self._write(lambda c: _execute(c, "insert or replace into egress values (?, ?)", (session_id, state)))

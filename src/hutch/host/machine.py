@@ -23,15 +23,18 @@ from hutch.errors import ConflictError, GoneError, HutchError, UnavailableError
 from hutch.host import authority, channel, kernel
 from hutch.host.authority import Authority, TrustStore
 from hutch.host.cgroups import Cgroups
+from hutch.host.drive_storage import DriveStore
+from hutch.host.drives import Attachment
 from hutch.host.gateway import Gateway
 from hutch.host.journal import MachineEntry
 from hutch.host.kernel import Process
 from hutch.host.memory import Memory
 from hutch.host.names import Names, machine_id
 from hutch.host.network import Network, Networks
+from hutch.host.protocol import DriveMode
 from hutch.host.storage import Source, WritableLayers
 from hutch.images import Image
-from hutch.isolation.protocol import Isolation, MachinePlan
+from hutch.isolation.protocol import Isolation, MachinePlan, PlannedMount
 from hutch.wire import Connection, Stream
 from hutch.wire.connection import ConnectionClosed
 
@@ -62,6 +65,15 @@ class MachineKind:
     @property
     def key(self) -> tuple[str, int, int, int]:
         return (self.image.digest, self.vcpus, self.memory_bytes, self.disk_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a machine begins with beside its image: files of a snapshot, memory over them, drives."""
+
+    source: Source | None = None
+    memory: Memory | None = None
+    attachments: tuple[Attachment, ...] = ()
 
 
 @dataclass(slots=True)
@@ -228,6 +240,7 @@ class Machines:
         names: Names,
         isolation: Isolation,
         layers: WritableLayers,
+        drives: DriveStore,
         networks: Networks,
         agent: Path,
         executor: Executor,
@@ -239,6 +252,7 @@ class Machines:
         self._names = names
         self._isolation = isolation
         self._layers = layers
+        self._drives = drives
         self._networks = networks
         self._agent = agent
         self._executor = executor
@@ -253,12 +267,10 @@ class Machines:
     async def _blocking(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
-    async def boot(
-        self, kind: MachineKind, source: Source | None = None, memory: Memory | None = None, admit: Admit | None = None
-    ) -> Machine:
-        """Start a machine, with the files and the memory of a snapshot if these are given, and wait for its agent. `admit` is
-        called with its network before anything in it runs. Raises `HutchError` or `OSError`; nothing is left then."""
-        identifier = machine_id()
+    async def boot(self, kind: MachineKind, contents: Contents, admit: Admit | None = None) -> Machine:
+        """Start a machine and wait for its agent. `admit` is called with its network before anything in it runs. Raises
+        `HutchError` or `OSError`; nothing is left then."""
+        identifier, source, memory = machine_id(), contents.source, contents.memory
         async with contextlib.AsyncExitStack() as undo:
             network = await self._networks.take()
             undo.push_async_callback(self._networks.give_back, network)
@@ -270,6 +282,7 @@ class Machines:
             layer = await self._blocking(self._layers.create, identifier, kind.disk_bytes, source)
             directory = self._directory / identifier
             await self._blocking(self._make_directory, directory)
+            mounts = await self._blocking(self._mounts, identifier, contents.attachments, kind.image)
             plan = MachinePlan(
                 machine_id=identifier,
                 directory=directory,
@@ -283,6 +296,7 @@ class Machines:
                 vcpus=kind.vcpus,
                 memory_bytes=kind.memory_bytes,
                 memory=memory.image if memory is not None else None,
+                mounts=mounts,
             )
             if admit is not None:
                 await admit(network)
@@ -301,6 +315,22 @@ class Machines:
             await self._install_trust(machine, own)
             undo.pop_all()
             return machine
+
+    def _mounts(self, identifier: str, attachments: tuple[Attachment, ...], image: Image) -> tuple[PlannedMount, ...]:
+        """Make a machine's drives ready. A new one belongs to the user that commands run as."""
+        planned = []
+        for number, attachment in enumerate(attachments):
+            mount = attachment.mount
+            read_only = mount.mode is DriveMode.SNAPSHOT
+            if read_only:
+                path = self._drives.view(mount.drive_id, f"{identifier}-{number}")
+            else:
+                path = self._drives.attach(mount.drive_id, attachment.size_bytes, attachment.inherited_bytes)
+            if attachment.is_new:
+                os.chown(path, image.config.uid, image.config.gid)
+                path.chmod(0o755)
+            planned.append(PlannedMount(mount.path, path, read_only))
+        return tuple(planned)
 
     async def _install_trust(self, machine: Machine, own: Authority) -> None:
         """Have the guest trust this host's roots and its own authority. A guest's file system may be older than its authority,
@@ -474,12 +504,14 @@ class Machines:
         for point in kernel.mounts_below(directory):
             kernel.unmount(point)
         shutil.rmtree(directory, ignore_errors=True)
+        self._drives.remove_views(identifier)
         self._layers.remove(identifier)
 
     def left_behind(self) -> set[str]:
         """Ids of every machine of which something is left. Blocks."""
         found = {entry.name for entry in self._directory.iterdir()} if self._directory.is_dir() else set()
-        return found | self._isolation.machines() | self._layers.names() | self.cgroups.children(self._names.cgroup_parent)
+        found |= self._isolation.machines() | self._layers.names() | self._drives.viewers()
+        return found | self.cgroups.children(self._names.cgroup_parent)
 
 
 def reason_of(error: BaseException) -> str:

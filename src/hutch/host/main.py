@@ -22,10 +22,12 @@ from uuid import uuid4
 import uvloop
 
 from hutch.errors import HutchError
-from hutch.host import storage
+from hutch.host import drive_storage, storage
 from hutch.host.audit import AuditStore
 from hutch.host.authority import TrustStore
 from hutch.host.binaries import agent_path, gateway_path
+from hutch.host.drive_storage import DriveStore
+from hutch.host.drives import Drives
 from hutch.host.egress import Egress
 from hutch.host.gateway import Gateway
 from hutch.host.journal import Journal
@@ -122,6 +124,8 @@ async def _opened(settings: Settings, directory: Path, *, end_all: bool) -> Asyn
     isolation = await asyncio.to_thread(choose.choose, settings, directory)
     layers = await asyncio.to_thread(storage.choose, directory / "layers")
     await asyncio.to_thread(layers.open)
+    drive_store = drive_storage.beside(layers)
+    await asyncio.to_thread(drive_store.open)
     networks = Networks(names, executor)
     block = await asyncio.to_thread(
         networks.open, int(stored_block) if stored_block is not None else None, {entry.network for entry in kept.values()}
@@ -136,6 +140,7 @@ async def _opened(settings: Settings, directory: Path, *, end_all: bool) -> Asyn
         names,
         isolation,
         layers,
+        drive_store,
         networks,
         agent_path(settings),
         executor,
@@ -147,8 +152,9 @@ async def _opened(settings: Settings, directory: Path, *, end_all: bool) -> Asyn
     images = ImageStore(settings.image_dir())
     snapshots = Snapshots(journal, layers, MemoryImages(directory / "memory"))
     meter = TrafficMeter(gateway, journal)
+    drives = Drives(journal, drive_store)
     supervisor = Supervisor(
-        settings, journal, machines, networks, images, isolation.name, gateway, egress, audit, meter, snapshots
+        settings, journal, machines, networks, images, isolation.name, gateway, egress, audit, meter, snapshots, drives
     )
     host_id = journal.meta("host_id") or f"host_{uuid4().hex[:20]}"
     service = Service(supervisor, settings, host_id, isolation.name)
@@ -161,19 +167,20 @@ async def _opened(settings: Settings, directory: Path, *, end_all: bool) -> Asyn
         async with contextlib.AsyncExitStack() as last_first:
             last_first.callback(networks.release)
             if end_all:
-                last_first.push_async_callback(asyncio.to_thread, _close, networks, isolation, layers, names)
+                last_first.push_async_callback(asyncio.to_thread, _close, networks, isolation, layers, drive_store, names)
             last_first.push_async_callback(asyncio.to_thread, journal.close)
             last_first.push_async_callback(asyncio.to_thread, executor.shutdown)
             last_first.push_async_callback(gateway.close if end_all else gateway.leave)
             last_first.push_async_callback(supervisor.drain if end_all else supervisor.leave)
 
 
-def _close(networks: Networks, isolation: Isolation, layers: storage.WritableLayers, names: Names) -> None:
+def _close(networks: Networks, isolation: Isolation, layers: storage.WritableLayers, drives: DriveStore, names: Names) -> None:
     with contextlib.ExitStack() as last_first:
         # The parent of all instances; another one may still need it.
         last_first.callback(isolation.cgroups.remove, str(Path(names.cgroup_parent).parent))
         last_first.callback(isolation.cgroups.remove, names.cgroup_parent)
         last_first.callback(layers.close)
+        last_first.callback(drives.close)
         last_first.callback(isolation.close)
         last_first.callback(networks.close)
 

@@ -12,6 +12,9 @@ Methods over `hutch.wire` (client = control plane):
     session.snapshot SnapshotRequest            → SnapshotTaken (answers when the snapshot exists)
     snapshot.delete  SnapshotRef                → {} (of a snapshot that there is not, too)
     snapshot.list    {}                         → {}, EVENT SnapshotRecord …
+    drive.create     DriveSpec                  → DriveRecord (of a drive that there is, too)
+    drive.usage      DriveRef                   → DriveUsage
+    drive.delete     DriveRef                   → {} (of a drive that there is not, too)
     session.network  NetworkUpdate              → NetworkApplied (answers when the policy is enforced)
     forwarding.key   ForwardingKey              → {}
     events           {"after": seq}             → {}, then EVENT SessionEvent …, for ever
@@ -31,8 +34,8 @@ Methods over `hutch.wire` (client = control plane):
 
 `session.create` and `session.network` may be larger than a frame (`Connection.call_large`), up to `MAX_LARGE_BYTES`.
 
-Errors: 404 `session_not_found`, `command_not_found`; 410 `snapshot_not_found`, `sandbox_stopped`; those of the agent protocol;
-503 `host_full`.
+Errors: 404 `session_not_found`, `command_not_found`, `not_found` (a drive); 409 `drive_attached`, `drive_not_initialized`;
+410 `snapshot_not_found`, `sandbox_stopped`; those of the agent protocol; 503 `host_full`.
 """
 
 from __future__ import annotations
@@ -76,6 +79,45 @@ class NetworkSpec(msgspec.Struct, frozen=True, kw_only=True):
     generation: int = 1
 
 
+class DriveMode(enum.StrEnum):
+    READ_WRITE = "read-write"
+    SNAPSHOT = "snapshot"
+
+
+class DriveMount(msgspec.Struct, frozen=True, kw_only=True):
+    """A drive at a path of the guest: to write to, which one session at a time can, or as it was at the session's start."""
+
+    path: str
+    drive_id: str
+    mode: DriveMode
+
+
+class DriveSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A drive of at most `size_bytes`, empty or with what another one holds."""
+
+    drive_id: str
+    size_bytes: int
+    source_id: str | None = None
+
+
+class DriveRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A drive. `inherited_bytes` of it came with the drive that it is a copy of; `written`: somebody had it read-write."""
+
+    drive_id: str
+    size_bytes: int
+    created_at: int
+    inherited_bytes: int = 0
+    written: bool = False
+
+
+class DriveRef(msgspec.Struct, frozen=True):
+    drive_id: str
+
+
+class DriveUsage(msgspec.Struct, frozen=True):
+    used_bytes: int
+
+
 class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a host needs to start a session. `image` is a reference; `env` the sandbox's; `timeout_ms` from the start."""
 
@@ -97,6 +139,7 @@ class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The snapshot whose files it begins with. `image` is the one that the snapshot was made on."""
     with_memory: bool = True
     """Whether it goes on from the memory of the snapshot, if that has any."""
+    mounts: list[DriveMount] = []
 
 
 class SnapshotMethod(enum.StrEnum):
@@ -149,6 +192,8 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
     persistent: bool = False
     snapshot: SnapshotRecord | None = None
     """What it left: set with the last state, and before, while it is being made (`snapshotting`), without a size."""
+    mounts: list[DriveMount] = []
+    """The drives that it has while it lives."""
 
 
 class PersistRequest(msgspec.Struct, frozen=True):

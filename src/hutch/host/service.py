@@ -21,6 +21,8 @@ from hutch.host.protocol import (
     CommandStart,
     CommandStdin,
     CredentialChange,
+    DriveRef,
+    DriveSpec,
     ExtendRequest,
     FileMkdir,
     FileRead,
@@ -66,6 +68,9 @@ class Service:
             "session.snapshot": self._snapshot,
             "snapshot.delete": self._snapshot_delete,
             "snapshot.list": self._snapshot_list,
+            "drive.create": self._drive_create,
+            "drive.usage": self._drive_usage,
+            "drive.delete": self._drive_delete,
             "events": self._events,
             "command.start": self._command_start,
             "command.get": self._command_get,
@@ -143,6 +148,16 @@ class Service:
         stream.send_reply({})
         for record in self._supervisor.snapshots.records():
             await stream.send_event(record)
+
+    async def _drive_create(self, stream: Stream) -> None:
+        stream.send_reply(await self._supervisor.drives.create(stream.params(DriveSpec)))
+
+    async def _drive_usage(self, stream: Stream) -> None:
+        stream.send_reply(await self._supervisor.drives.usage(stream.params(DriveRef).drive_id))
+
+    async def _drive_delete(self, stream: Stream) -> None:
+        await self._supervisor.drives.remove(stream.params(DriveRef).drive_id)
+        stream.send_reply({})
 
     async def _network(self, stream: Stream) -> None:
         stream.send_reply(await self._supervisor.set_network(await stream.value(NetworkUpdate, MAX_LARGE_BYTES)))

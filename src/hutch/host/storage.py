@@ -35,6 +35,8 @@ STORE_SHARE = 0.85
 BOUND_STEP_BYTES = 16 * 1024 * 1024
 COPY_TIMEOUT_S = 600.0
 TMP_MARK = ".hutch"
+NO_LAYERS = frozenset({"sealed", "drives", "views"})
+"""What lies beside the layers in their file system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +125,14 @@ class BtrfsLayers:
         self.image = directory / "layers.btrfs"
         self._ready_mark = directory / "ready"
         self._mount = directory / "mnt"
-        self._sealed = self._mount / "sealed"
+        self._sealed = self.directory_for("sealed")
         self._opened = self._simple_quotas = False
         self._bound = 0
+
+    def directory_for(self, purpose: str) -> Path:
+        """A directory for subvolumes that are no layers."""
+        assert purpose in NO_LAYERS
+        return self._mount / purpose
 
     @property
     def complete(self) -> bool:
@@ -147,9 +154,11 @@ class BtrfsLayers:
         if self._simple_quotas:
             kernel.btrfs_make_group(self._mount)
             # Those of releases that had no such group.
-            for directory in (self._mount, self._sealed):
+            for name in sorted(NO_LAYERS):
+                (self._mount / name).mkdir(exist_ok=True, mode=0o700)
+            for directory in (self._mount, *(self._mount / name for name in NO_LAYERS)):
                 for entry in directory.iterdir():
-                    if entry != self._sealed:
+                    if entry.name not in NO_LAYERS:
                         kernel.btrfs_join(entry)
             self.bound()
         self._opened = True
@@ -182,15 +191,19 @@ class BtrfsLayers:
             inherited = source.size_bytes
         try:
             # One sandbox may take half of what is left, never all of it.
-            limit = min(size_bytes - self._apart(inherited), room // 2)
+            limit = min(size_bytes - self.apart(inherited), room // 2)
             kernel.btrfs_limit(path, max(MIN_LAYER_BYTES, limit))
-            if self._simple_quotas:
-                kernel.btrfs_join(path)
+            self.join(path)
             make_directories(path)
         except BaseException:
             self.remove(name)
             raise
         return path
+
+    def join(self, subvolume: Path) -> None:
+        """Have what is written to a subvolume count towards the bound of all."""
+        if self._simple_quotas:
+            kernel.btrfs_join(subvolume)
 
     def path(self, name: str) -> Path:
         return self._mount / name
@@ -200,7 +213,7 @@ class BtrfsLayers:
             kernel.btrfs_delete_subvolume(self._mount, name)
 
     def names(self) -> set[str]:
-        return {entry.name for entry in self._mount.iterdir() if entry.is_dir()} - {self._sealed.name}
+        return {entry.name for entry in self._mount.iterdir() if entry.is_dir()} - NO_LAYERS
 
     def seal(self, name: str, snapshot: str) -> None:
         if not (self._sealed / snapshot).exists():
@@ -209,12 +222,12 @@ class BtrfsLayers:
     def copy(self, name: str, snapshot: str, inherited: int) -> int:
         # Which commits, so that the layer's own size is that of the moment.
         kernel.btrfs_snapshot(self._mount / name, self._sealed, snapshot, read_only=True)
-        return self._apart(inherited) + kernel.btrfs_referenced(self._mount / name)
+        return self.apart(inherited) + kernel.btrfs_referenced(self._mount / name)
 
     def size(self, snapshot: str, inherited: int) -> int:
-        return self._apart(inherited) + kernel.btrfs_referenced(self._sealed / snapshot)
+        return self.apart(inherited) + kernel.btrfs_referenced(self._sealed / snapshot)
 
-    def _apart(self, inherited: int) -> int:
+    def apart(self, inherited: int) -> int:
         """What of it a layer's own size does not have: simple quotas count a byte where it was first written."""
         return inherited if self._simple_quotas else 0
 
@@ -263,7 +276,7 @@ class Ext4Layers:
         image, path = self._image(name), self.path(name)
         try:
             if source is None:
-                self._format(image, max(MIN_LAYER_BYTES, min(size_bytes, room // 2)) // 4096 * 4096)
+                format_ext4(image, max(MIN_LAYER_BYTES, min(size_bytes, room // 2)) // 4096 * 4096)
             else:
                 self._copy(self._sealed / source.snapshot, image)
             path.mkdir(mode=0o700)
@@ -275,18 +288,10 @@ class Ext4Layers:
         return path
 
     @staticmethod
-    def _format(image: Path, size: int) -> None:
-        with image.open("xb") as file:
-            file.truncate(size)
-        # Lazy tables: formatting writes almost nothing.
-        options = "lazy_itable_init=1,nodiscard,root_owner=0:0"
-        kernel.run(["mkfs.ext4", "-q", "-F", "-m", "0", "-i", "16384", "-J", "size=4", "-E", options, str(image)])
-
-    @staticmethod
     def _copy(snapshot: Path, image: Path) -> None:
         if not snapshot.exists():
             raise FileNotFoundError(f"there is no snapshot {snapshot.name}")
-        kernel.run(["cp", "--sparse=always", "--reflink=auto", str(snapshot), str(image)], timeout_s=COPY_TIMEOUT_S)
+        copy_image(snapshot, image)
 
     def path(self, name: str) -> Path:
         return self.directory / name
@@ -334,6 +339,20 @@ class Ext4Layers:
         for name in self.names():
             with contextlib.suppress(OSError):
                 self.remove(name)
+
+
+def format_ext4(image: Path, size_bytes: int) -> None:
+    """A new image with an empty file system."""
+    with image.open("xb") as file:
+        file.truncate(size_bytes)
+    # Lazy tables: formatting writes almost nothing.
+    options = "lazy_itable_init=1,nodiscard,root_owner=0:0"
+    kernel.run(["mkfs.ext4", "-q", "-F", "-m", "0", "-i", "16384", "-J", "size=4", "-E", options, str(image)])
+
+
+def copy_image(source: Path, image: Path) -> None:
+    """A copy of an image that nobody writes to, with its holes."""
+    kernel.run(["cp", "--sparse=always", "--reflink=auto", str(source), str(image)], timeout_s=COPY_TIMEOUT_S)
 
 
 def check_room(directory: Path, more_bytes: int = 0) -> None:

@@ -25,10 +25,11 @@ from hutch.errors import BadRequestError, ConflictError, HutchError, NotFoundErr
 from hutch.host import egress
 from hutch.host.audit import AuditStore
 from hutch.host.commands import Commands
+from hutch.host.drives import Attachment, Drives
 from hutch.host.egress import Egress
 from hutch.host.gateway import Gateway
 from hutch.host.journal import Journal, MachineEntry
-from hutch.host.machine import Admit, Machine, MachineKind, Machines, gone, reason_of
+from hutch.host.machine import Admit, Contents, Machine, MachineKind, Machines, gone, reason_of
 from hutch.host.memory import Memory, MemoryRecord
 from hutch.host.network import Network, Networks
 from hutch.host.pool import Pool, Recipe
@@ -102,6 +103,7 @@ class Supervisor:
         audit: AuditStore,
         meter: TrafficMeter,
         snapshots: Snapshots,
+        drives: Drives,
     ) -> None:
         self._settings = settings
         self._journal = journal
@@ -113,6 +115,7 @@ class Supervisor:
         self.egress = egress
         self.audit = audit
         self.snapshots = snapshots
+        self.drives = drives
         self._meter = meter
         self._logs = settings.host_dir / "logs"
         self._sessions: dict[str, Session] = {}
@@ -122,7 +125,7 @@ class Supervisor:
         self._saves: set[asyncio.Task[SnapshotTaken]] = set()
         self._changed = asyncio.Event()
         self.pool = Pool(
-            self._kinds_to_pool(), self._boot, self._discard, settings.pool.refill_concurrency, settings.pool.max_size
+            self._kinds_to_pool(), self._boot_for_pool, self._discard, settings.pool.refill_concurrency, settings.pool.max_size
         )
         self.draining = self._left = False
         self.ready_reason = "starting"
@@ -170,6 +173,7 @@ class Supervisor:
         for identifier in sorted(left - keep):
             log.info("removing %s, which no session uses", identifier)
             await asyncio.to_thread(self._machines.remove_by_id, identifier)
+        await self.drives.recover({session.record.session_id: session.record.mounts for session in live})
         for name in {entry.name for entry in self._logs.iterdir()} - self._sessions.keys():
             shutil.rmtree(self._logs / name, ignore_errors=True)
         gate = asyncio.Semaphore(ADOPT_AT_ONCE)
@@ -226,6 +230,7 @@ class Supervisor:
         await self._gateway.remove(self._networks.network(entry.network))
         await self._networks.give_back(self._networks.network(entry.network))
         await self.egress.forget(session.record.session_id)
+        await self.drives.release(session.record.session_id)
         now = now_ms()
         await self._change(
             session,
@@ -306,8 +311,16 @@ class Supervisor:
         image = self._images.resolve(spec.image)
         kind = self._kind(image, spec.vcpus, spec.memory_mb, spec.disk_bytes)
         memory = await self._memory(spec)
-        machine = await self._claimed(kind, spec) if memory is None else await self._restored(kind, spec, memory)
-        record = await self._run(spec, requested, image, machine)
+        attachments = self.drives.claim(spec.session_id, spec.mounts)
+        try:
+            if memory is None:
+                machine = await self._claimed(kind, spec, attachments)
+            else:
+                machine = await self._restored(kind, spec, memory)
+            record = await self._run(spec, requested, image, machine)
+        except BaseException:
+            await self.drives.release(spec.session_id)
+            raise
         if memory is not None:
             await self._inherit(self._sessions[spec.session_id], memory)
         return record
@@ -330,9 +343,11 @@ class Supervisor:
             isolation=self._isolation_name,
             source_snapshot=spec.source_snapshot,
             persistent=spec.persistent,
+            mounts=spec.mounts,
         )
         session = Session(record, 0, machine.entry())
         try:
+            await self.drives.begin(spec.session_id)
             await self._put(session, record)
         except BaseException:
             await self.egress.forget(spec.session_id)
@@ -344,10 +359,11 @@ class Supervisor:
         self._announce()
         return record
 
-    async def _claimed(self, kind: MachineKind, spec: SessionSpec) -> Machine:
+    async def _claimed(self, kind: MachineKind, spec: SessionSpec, attachments: tuple[Attachment, ...]) -> Machine:
         """A machine that is this session's. A pooled one that fails is replaced by a fresh one, once."""
         source = self.snapshots.source(spec.source_snapshot) if spec.source_snapshot is not None else None
-        pooled = await self.pool.take(Recipe(kind, source))
+        # What is mounted in a machine is mounted as it boots.
+        pooled = await self.pool.take(Recipe(kind, source)) if not attachments else None
         if pooled is not None:
             try:
                 await self._claim(pooled, kind, spec)
@@ -356,7 +372,7 @@ class Supervisor:
                 await self._discard(pooled)
             else:
                 return pooled
-        machine = await self._boot(kind, source)
+        machine = await self._boot(kind, Contents(source, attachments=attachments))
         try:
             await self._claim(machine, kind, spec)
         except BaseException:
@@ -383,11 +399,12 @@ class Supervisor:
         env = self.egress.env(spec.session_id)
         await self._machines.claim(machine, kind.image, spec.hostname, {**env, **spec.env})
 
-    async def _boot(
-        self, kind: MachineKind, source: Source | None = None, memory: Memory | None = None, admit: Admit | None = None
-    ) -> Machine:
+    async def _boot_for_pool(self, kind: MachineKind, source: Source | None) -> Machine:
+        return await self._boot(kind, Contents(source))
+
+    async def _boot(self, kind: MachineKind, contents: Contents, admit: Admit | None = None) -> Machine:
         try:
-            machine = await self._machines.boot(kind, source, memory, admit)
+            machine = await self._machines.boot(kind, contents, admit)
         except OSError as error:
             log.error("a sandbox did not start: %s", error)
             raise UnavailableError(
@@ -406,6 +423,8 @@ class Supervisor:
         if memory is None:
             return None
         record = memory.record
+        if spec.mounts:
+            raise ConflictError("snapshot_incompatible", "A sandbox that goes on from saved memory can't mount drives.")
         if record.fingerprint != await asyncio.to_thread(self._machines.fingerprint):
             raise ConflictError(
                 "snapshot_incompatible",
@@ -431,7 +450,7 @@ class Supervisor:
 
         machine = None
         try:
-            machine = await self._boot(kind, source, memory, admit)
+            machine = await self._boot(kind, Contents(source, memory), admit)
             await self._name(machine, kind, spec)
         except BaseException:
             await self.egress.forget(spec.session_id)
@@ -649,6 +668,8 @@ class Supervisor:
         session, _ = self.running(request.session_id)
         assert session.machine is not None
         planned = self._planned(session, SnapshotMethod.MANUAL)
+        if request.memory and session.record.mounts:
+            raise ConflictError("memory_snapshot_failed", "The memory of a sandbox that has drives mounted can't be saved.")
         if request.keep_running:
             self.snapshots.require_copies()
         if request.memory:
@@ -743,6 +764,8 @@ class Supervisor:
             reason += f" The kernel ended {usage.oom_kills} of its processes because its memory limit was reached."
         await commands.close()
         snapshot = await self._sealed(session)
+        # Before anybody hears that it ended, and could ask for its drives.
+        await self.drives.release(session.record.session_id)
         now = now_ms()
         await self._write_end(
             session,

@@ -3,6 +3,7 @@
     protocol.py   what the host asks of a backend
     gvisor.py     a user-space kernel (`runsc`), for machines with and without hardware virtualization
     bundle.py     the OCI bundle of a gVisor sandbox, as a value
+    mount_points.py  directories in a guest's files for what is mounted there
 
 The host knows only `protocol`; backends differ only in here. There is no backend that shares the host's kernel with guests.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hutch.isolation.protocol import MachinePlan
+from hutch.isolation.protocol import MachinePlan, PlannedMount
 
 CPU_PERIOD_US = 100_000
 RESOLVER, HOSTS, BOOT_ID = "/etc/resolv.conf", "/etc/hosts", "/proc/sys/kernel/random/boot_id"
@@ -86,6 +86,7 @@ def config(plan: MachinePlan, root: Path, files: dict[str, Path]) -> dict[str, A
                 }
                 for place, file in files.items()
             ),
+            *(_mount(mount) for mount in plan.mounts),
         ],
         "linux": {
             "cgroupsPath": plan.cgroup,
@@ -103,3 +104,10 @@ def config(plan: MachinePlan, root: Path, files: dict[str, Path]) -> dict[str, A
             ],
         },
     }
+
+
+def _mount(mount: PlannedMount) -> dict[str, Any]:
+    # What another sandbox left there must give nobody another user's rights. runsc's hint that nobody else has the directory
+    # (`share=container`) is not given: it lays an overlay over it, in which everything that is written would be lost.
+    options = ["bind", "ro" if mount.read_only else "rw", "nosuid", "nodev"]
+    return {"destination": mount.path, "type": "bind", "source": str(mount.source), "options": options}

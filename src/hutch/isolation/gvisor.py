@@ -27,6 +27,7 @@ from hutch.host.cgroups import Cgroups
 from hutch.host.kernel import Process
 from hutch.host.names import is_machine_id
 from hutch.isolation import bundle
+from hutch.isolation.mount_points import make_mount_point
 from hutch.isolation.protocol import BootFailed, MachinePlan
 
 PLATFORM = "systrap"
@@ -97,6 +98,8 @@ class Gvisor:
         options = f"{layers},index=off,metacopy=off,redirect_dir=off"
         try:
             kernel.mount("overlay", root, "overlay", kernel.MS_NODEV, options)
+            for mount in plan.mounts:
+                make_mount_point(root, mount.path)
             (plan.directory / "config.json").write_text(json.dumps(bundle.config(plan, root, files)))
             self._run(plan)
             return kernel.process(int((plan.directory / "pid").read_text()))

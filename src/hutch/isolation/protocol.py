@@ -15,6 +15,15 @@ from hutch.host.kernel import Process
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedMount:
+    """A directory of the host at a path of the guest, which has it alone: nobody else changes what is in it."""
+
+    path: str
+    source: Path
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True)
 class MachinePlan:
     """Everything a machine is made of.
 
@@ -35,6 +44,7 @@ class MachinePlan:
     vcpus: int
     memory_bytes: int
     memory: Path | None = None
+    mounts: tuple[PlannedMount, ...] = ()
 
 
 class BootFailed(OSError):
@@ -51,7 +61,8 @@ class Isolation(Protocol):
         """Really start something under this backend. Raises `OSError` with the reason why it can't be used."""
 
     def boot(self, plan: MachinePlan) -> Process:
-        """Start a machine. Raises `BootFailed`; what was made until then is removed by `remove`."""
+        """Start a machine. Raises `BootFailed`, and `BadRequestError` where the guest's files have no place for a mount; what was
+        made until then is removed by `remove`."""
 
     def suspend(self, machine_id: str) -> None:
         """Have a machine stand still. Raises `OSError`."""

@@ -12,6 +12,7 @@
     network_bounds.py
                   policies of teams and projects, within which those of sandboxes hold
     sessions.py   their runs, and what hosts report about them
+    drives.py     drives, and which live sessions have them
     hosts.py      how far each host's events were applied
 
 Functions take an open connection first and, where rows belong to a tenant, a `Scope` second; none returns a row outside it.

@@ -121,6 +121,7 @@ class SandboxModel(Base):
     total_duration_ms: Mapped[int] = mapped_column(BigInteger)
     total_ingress_bytes: Mapped[int] = mapped_column(BigInteger)
     total_egress_bytes: Mapped[int] = mapped_column(BigInteger)
+    mounts: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class SandboxTagModel(Base):
@@ -171,6 +172,7 @@ class SessionModel(Base):
     stop_reason: Mapped[str | None] = mapped_column(Text)
     cgroup: Mapped[str] = mapped_column(Text)
     isolation: Mapped[str] = mapped_column(String(32))
+    mounts: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class SnapshotModel(Base):
@@ -202,6 +204,31 @@ class SnapshotModel(Base):
     expires_at: Mapped[int | None] = mapped_column(BigInteger, index=True)
     durable_at: Mapped[int | None] = mapped_column(BigInteger)
     purged_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class DriveModel(Base):
+    """A drive of a project. `made_at`: its host has it. `deleting_at`: it is not there for anybody any more, and keeps its name
+    until its host has removed it. Who has it is told by the `mounts` of live sessions."""
+
+    __tablename__ = "drives"
+    __table_args__ = (
+        UniqueConstraint("project_id", "name"),
+        Index("ix_drives_created", "project_id", "created_at", "number"),
+    )
+
+    number: Mapped[int] = mapped_column(Number, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(64), unique=True)
+    team_id: Mapped[str] = mapped_column(ForeignKey("teams.id"), index=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str] = mapped_column(_bytewise(64))
+    region: Mapped[str] = mapped_column(String(32))
+    max_size_bytes: Mapped[int] = mapped_column(BigInteger)
+    parent_drive_id: Mapped[str | None] = mapped_column(String(64))
+    root_drive_id: Mapped[str | None] = mapped_column(String(64))
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    updated_at: Mapped[int] = mapped_column(BigInteger)
+    made_at: Mapped[int | None] = mapped_column(BigInteger)
+    deleting_at: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class CredentialModel(Base):

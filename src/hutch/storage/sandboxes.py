@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -14,6 +14,7 @@ from hutch.control.records import Route, SandboxConfig, SandboxRecord, Scope
 from hutch.errors import ConflictError
 from hutch.storage import network_policies
 from hutch.storage.models import SandboxModel, SandboxTagModel, SessionModel
+from hutch.storage.paging import by_column, with_prefix
 from hutch.storage.sealing import Sealer
 
 _TABLE = SandboxModel.__table__
@@ -30,6 +31,7 @@ _PLAIN_CONFIG = (
     "snapshot_expiration_ms",
     "keep_last_snapshots",
     "disk_bytes",
+    "mounts",
 )
 _PLAIN = (
     "id",
@@ -126,23 +128,17 @@ async def page(
     connection: AsyncConnection, scope: Scope, query: SandboxQuery, sealer: Sealer
 ) -> tuple[list[SandboxRecord], Position | None]:
     """One page, and where the next begins."""
-    column, number = SORT_COLUMNS[query.sort_by], SandboxModel.number.expression
-    conditions = _scoped(scope)
+    column = SORT_COLUMNS[query.sort_by]
+    behind, order = by_column(column, SandboxModel.number, descending=query.descending, after=query.after)
+    conditions = [*_scoped(scope), *behind]
     if query.name_prefix:
-        # "{" follows "z", the last character a name can have.
-        conditions += [SandboxModel.name >= query.name_prefix, SandboxModel.name < query.name_prefix + "{"]
+        conditions += with_prefix(SandboxModel.name, query.name_prefix)
     if query.tag is not None:
         tag_key, tag_value = query.tag
         tagged = select(SandboxTagModel.sandbox_id).where(SandboxTagModel.key == tag_key, SandboxTagModel.value == tag_value)
         conditions.append(SandboxModel.id.in_(tagged))
     if query.status is not None:
         conditions.append(SandboxModel.status == query.status)
-    if query.after is not None:
-        value, last = query.after.value, query.after.number
-        beyond = column < value if query.descending else column > value
-        tie = number < last if query.descending else number > last
-        conditions.append(or_(beyond, (column == value) & tie))
-    order = (column.desc(), number.desc()) if query.descending else (column.asc(), number.asc())
     statement = select(_TABLE, column.label("sort_value")).where(*conditions).order_by(*order).limit(query.limit + 1)
     rows = (await connection.execute(statement)).all()
     records = [_record(row, sealer) for row in rows[: query.limit]]

@@ -14,7 +14,7 @@ from hutch.control.records import Scope, SessionRow
 from hutch.host.protocol import LIVE, SessionStatus
 from hutch.storage import network_policies
 from hutch.storage.models import SandboxModel, SessionModel
-from hutch.storage.paging import by_creation
+from hutch.storage.paging import by_column
 from hutch.storage.sealing import Sealer
 
 _TABLE = SessionModel.__table__
@@ -92,7 +92,7 @@ async def page(
     limit: int,
 ) -> tuple[list[SessionRow], Position | None]:
     """One page by time of creation, and where the next begins."""
-    behind, order = by_creation(SessionModel.created_at, SessionModel.number, descending=descending, after=after)
+    behind, order = by_column(SessionModel.created_at, SessionModel.number, descending=descending, after=after)
     conditions = [*_scoped(scope), *behind]
     if sandbox_name is not None:
         conditions.append(SessionModel.sandbox_name == sandbox_name)

@@ -11,7 +11,7 @@ from hutch.control.cursor import Position
 from hutch.control.records import Scope, SessionRow, Snapshot, SnapshotStatus
 from hutch.host.protocol import SnapshotRecord
 from hutch.storage.models import SandboxModel, SnapshotModel
-from hutch.storage.paging import by_creation
+from hutch.storage.paging import by_column
 
 DEFAULT_EXPIRATION_MS = 30 * 24 * 3600 * 1000
 _TABLE = SnapshotModel.__table__
@@ -53,7 +53,7 @@ async def page(
     connection: AsyncConnection, scope: Scope, *, sandbox_name: str | None, descending: bool, after: Position | None, limit: int
 ) -> tuple[list[Snapshot], Position | None]:
     """One page by time of creation, and where the next begins."""
-    behind, order = by_creation(SnapshotModel.created_at, SnapshotModel.number, descending=descending, after=after)
+    behind, order = by_column(SnapshotModel.created_at, SnapshotModel.number, descending=descending, after=after)
     conditions = [*_scoped(scope), *behind]
     if sandbox_name is not None:
         conditions.append(SnapshotModel.sandbox_name == sandbox_name)
