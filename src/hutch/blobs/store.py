@@ -67,7 +67,10 @@ class BlobStore:
 
     def __init__(self, spec: StoreSpec) -> None:
         self._spec = spec
-        self._store = _open(spec)
+        try:
+            self._store = _open(spec)
+        except (BaseError, OSError) as error:
+            raise _unavailable(error) from error
         self.directory = Path(urlsplit(spec.url).path) if spec.url.startswith("file://") else None
 
     # -- chunks and manifests ----------------------------------------------------------------------

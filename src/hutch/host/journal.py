@@ -23,8 +23,8 @@ import msgspec
 
 from hutch.host.protocol import LIVE, CommandRecord, SessionRecord, SnapshotRecord
 
-SCHEMA_VERSION = 4
-_READABLE = (0, 1, 2, 3, 4)
+SCHEMA_VERSION = 5
+_READABLE = (0, 1, 2, 3, 4, 5)
 _SCHEMA = """
 create table if not exists meta (key text primary key, value text not null) without rowid;
 create table if not exists sessions (

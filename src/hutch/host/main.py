@@ -26,12 +26,14 @@ from hutch.host import storage
 from hutch.host.audit import AuditStore
 from hutch.host.authority import TrustStore
 from hutch.host.binaries import agent_path, gateway_path
+from hutch.host.copies import Copies, store_spec
 from hutch.host.egress import Egress
 from hutch.host.gateway import Gateway
 from hutch.host.journal import Journal
 from hutch.host.machine import Machines
 from hutch.host.names import Names
 from hutch.host.network import Networks
+from hutch.host.packing import Packers
 from hutch.host.service import HELLO, Service
 from hutch.host.snapshots import Snapshots
 from hutch.host.supervisor import Supervisor
@@ -144,7 +146,10 @@ async def _opened(settings: Settings, directory: Path, *, end_all: bool) -> Asyn
     )
     (directory / "machines").mkdir(exist_ok=True, mode=0o700)
     images = ImageStore(settings.image_dir())
-    snapshots, meter = Snapshots(journal, layers), TrafficMeter(gateway, journal)
+    copies = Copies(
+        store_spec(settings), layers, Packers(), grace_s=settings.blobs.grace_s, disk_bytes=settings.sandbox.disk_bytes
+    )
+    snapshots, meter = Snapshots(journal, layers, copies), TrafficMeter(gateway, journal)
     supervisor = Supervisor(
         settings, journal, machines, networks, images, isolation.name, gateway, egress, audit, meter, snapshots
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import hutch
@@ -33,6 +33,8 @@ from hutch.host.protocol import (
     SessionRef,
     SessionSpec,
     SessionStatus,
+    SnapshotExport,
+    SnapshotImport,
     SnapshotRef,
     SnapshotRequest,
     StopRequest,
@@ -66,6 +68,9 @@ class Service:
             "session.snapshot": self._snapshot,
             "snapshot.delete": self._snapshot_delete,
             "snapshot.list": self._snapshot_list,
+            "snapshot.verify": self._snapshot_verify,
+            "snapshot.export": self._snapshot_export,
+            "snapshot.import": self._snapshot_import,
             "events": self._events,
             "command.start": self._command_start,
             "command.get": self._command_get,
@@ -143,6 +148,27 @@ class Service:
         stream.send_reply({})
         for record in self._supervisor.snapshots.records():
             await stream.send_event(record)
+
+    async def _snapshot_verify(self, stream: Stream) -> None:
+        stream.send_reply(await self._supervisor.snapshots.verify(stream.params(SnapshotRef).snapshot_id))
+
+    async def _snapshot_export(self, stream: Stream) -> None:
+        request = stream.params(SnapshotExport)
+        replied = False
+
+        async def send(piece: bytes) -> None:
+            nonlocal replied
+            if not replied:
+                # Not before: what can't be exported is an error, not a tar that breaks off.
+                stream.send_reply({})
+                replied = True
+            await stream.send_data(piece, 1)
+
+        await self._supervisor.snapshots.export(request.snapshot_id, request.max_bytes, send)
+
+    async def _snapshot_import(self, stream: Stream) -> None:
+        request = stream.params(SnapshotImport)
+        stream.send_reply(await self._supervisor.load_snapshot(request, _pieces(stream)))
 
     async def _network(self, stream: Stream) -> None:
         stream.send_reply(await self._supervisor.set_network(await stream.value(NetworkUpdate, MAX_LARGE_BYTES)))
@@ -292,3 +318,12 @@ class Service:
                     await asyncio.gather(sending, answering, return_exceptions=True)
         finally:
             upward.cancel()
+
+
+async def _pieces(stream: Stream) -> AsyncIterator[bytes]:
+    """What the client sends, as fast as it is taken."""
+    stream.manual_credit = True
+    while (item := await stream.next()) is not None:
+        if isinstance(item, Data):
+            yield item.data
+            stream.grant(len(item.data))
