@@ -172,7 +172,7 @@ class SnapshotStatus(enum.StrEnum):
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """Files that a session left. `expiration_ms` counts from its last use, 0: never; `expires_at` is what follows. `durable_at`:
-    since when it survives a power cut."""
+    since when it survives a power cut; `stored_at`: since when a copy of it is in the blob store, `store_error`: why not yet."""
 
     id: str
     team_id: str
@@ -193,6 +193,8 @@ class Snapshot:
     last_used_at: int
     expires_at: int | None
     durable_at: int | None = None
+    stored_at: int | None = None
+    store_error: str | None = None
     number: int = 0
 
 

@@ -122,7 +122,13 @@ def snapshot(value: Snapshot) -> Json:
         "creationMethod": value.method,
         "architecture": ARCHITECTURE,
     }
-    optional = {"expiresAt": value.expires_at, "parentId": value.parent_id, "durableAt": value.durable_at}
+    optional = {
+        "expiresAt": value.expires_at,
+        "parentId": value.parent_id,
+        "durableAt": value.durable_at,
+        "storedAt": value.stored_at,
+        "storeError": value.store_error,
+    }
     return shape | {key: given for key, given in optional.items() if given is not None}
 
 
