@@ -32,8 +32,8 @@ MIB = 1024 * 1024
 GIB = 1024 * MIB
 
 _SECRET_KEYS = frozenset({"database.url"})
-_SECRETS = frozenset({"blobs.access_key_id", "blobs.secret_access_key"})
-"""Nothing of these is ever shown."""
+HOST_SECRETS = frozenset({"blobs.access_key_id", "blobs.secret_access_key"})
+"""Nothing of these is ever shown, and only the host gets them."""
 MASK = "********"
 
 
@@ -448,7 +448,7 @@ def split_listen(value: str) -> tuple[str, int]:
 
 def mask(key: str, value: Any) -> Any:
     """`value` without its secrets."""
-    if key in _SECRETS and value:
+    if key in HOST_SECRETS and value:
         return MASK
     if key in _SECRET_KEYS and isinstance(value, str):
         return re.sub(r"(://[^:/@]*):[^@]*@", rf"\1:{MASK}@", value)

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from hutch import ids
-from hutch.blobs.transfer import Verified
+from hutch.blobs.jobs import Verified
 from hutch.errors import BadRequestError, GoneError, HutchError, NotFoundError, UnavailableError
 from hutch.host.protocol import (
     LIVE,

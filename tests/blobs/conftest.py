@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hutch.blobs.store import BlobStore, StoreSpec
-from hutch.blobs.transfer import About
+from hutch.blobs.jobs import About, StoreSpec
+from hutch.blobs.store import BlobStore
 
 
 @pytest.fixture

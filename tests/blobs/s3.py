@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.blobs.store import StoreSpec
+from hutch.blobs.jobs import StoreSpec
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SERVER = CHECKOUT / ".hutch" / "bin" / "versitygw"

@@ -15,9 +15,10 @@ import pytest
 import zstandard
 
 from hutch.blobs import transfer
+from hutch.blobs.jobs import Collected
 from hutch.blobs.manifest import Damaged, Ref, digest_of, encode
 from hutch.blobs.store import BlobStore
-from hutch.blobs.transfer import Collected, collect, restore, store, verify
+from hutch.blobs.transfer import collect, restore, store, verify
 from hutch.errors import UnavailableError
 from tests.blobs.conftest import about
 from tests.blobs.trees import seen

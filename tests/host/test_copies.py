@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 import pytest
 
 from hutch import ids
-from hutch.blobs.jobs import AnyJob, Done, ImportJob, StoreJob, run
-from hutch.blobs.store import BlobStore, StoreSpec
+from hutch.blobs.jobs import AnyJob, Done, ImportJob, StoreJob, StoreSpec
+from hutch.blobs.packer import run
+from hutch.blobs.store import BlobStore
 from hutch.errors import BadRequestError, ConflictError, GoneError, HutchError, UnavailableError
 from hutch.host.copies import Copies, store_spec
 from hutch.host.journal import Journal
@@ -382,6 +383,21 @@ async def test_one_that_is_removed_while_it_is_copied_leaves_nothing(layers: Wri
         assert await one.snapshots.copy_due(one.changed)
         await one.snapshots.collect()
         assert (one.objects(), layers.snapshots(), one.journal.snapshots()) == ([], set(), {})
+
+
+async def test_one_that_can_not_be_packed_is_tried_once(layers: WritableLayers, tmp_path: Path) -> None:
+    def fill(tree: Path) -> None:
+        (tree / "d").mkdir()
+        os.setxattr(tree / "d", "trusted.overlay.redirect", b"/etc")
+
+    async with Instance(tmp_path, layers) as one:
+        name = await one.sealed(fill)
+        assert await one.snapshots.copy_due(one.changed)
+        assert "refers to a directory of its image" in str(one.snapshots.record(name).store_error)
+        steps = len(one.steps)
+        assert await one.snapshots.copy_due(one.changed)
+        assert len(one.steps) == steps
+        await cleared(one, name)
 
 
 async def test_one_that_is_not_here_and_not_there_is_gone(layers: WritableLayers, tmp_path: Path) -> None:

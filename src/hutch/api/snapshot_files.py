@@ -20,7 +20,7 @@ from hutch.api.routing import PlainRoute, documented
 from hutch.api.sandboxes import DEFAULT_RUNTIME
 from hutch.api.services import Services, services_of
 from hutch.api.snapshots import check_quota, existing, usable
-from hutch.blobs.transfer import Verified
+from hutch.blobs.jobs import Verified
 from hutch.control import shapes
 from hutch.control.records import Scope
 from hutch.errors import HutchError

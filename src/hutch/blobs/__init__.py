@@ -14,8 +14,8 @@ BLAKE3, and a pointer with the snapshot's id names the manifest: it is written l
     store.py      chunks, manifests and pointers in an object store, verified as they are read
     transfer.py   a snapshot into a store, out of it, compared with it; what nobody needs collected
     tarball.py    tree → tar as OCI lays layers out, and back
-    jobs.py       all of it as values: what is asked for, what came of it
-    packer.py     a job as a process of its own
+    jobs.py       what can be asked for and what comes of it, as values
+    packer.py     a process that does one such job
 
 What is packed was written by a hostile guest, what is read may have been changed by anybody: nothing is followed, every number
 and name is checked, memory is bounded.

@@ -1,19 +1,76 @@
-"""What a packer is asked to do, and how it does it. All of it blocks."""
+"""What a packer is asked to do and what comes of it, as values; and how they travel.
+
+in    job (length, MessagePack), then pieces of the input (length, bytes), a length of 0 at its end
+out   pieces (`D`, length, bytes), then the result (`R`) or an error (`E`) as MessagePack
+"""
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Callable, Iterable
-from pathlib import Path
+import struct
+from collections.abc import Callable
 
 import msgspec
 
-from hutch.blobs import tarball, transfer
-from hutch.blobs.manifest import Damaged
-from hutch.blobs.pack import Unpackable
-from hutch.blobs.store import BlobStore, StoreSpec
-from hutch.blobs.transfer import About, Collected, Reached, Stored, Verified, nothing
-from hutch.errors import BadRequestError, ConflictError, HutchError, InternalError, UnavailableError
+LENGTH = struct.Struct(">I")
+FRAME = struct.Struct(">cI")
+
+Reached = Callable[[str], None]
+"""Told of every step, so that tests can end it there."""
+
+
+def nothing(step: str) -> None:
+    """For those who don't care."""
+
+
+class StoreSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Where blobs are: a `file://` or `s3://` URL. `attempts` counts the first one, pauses grow from `pause_s`."""
+
+    url: str
+    endpoint: str | None = None
+    region: str | None = None
+    access_key_id: str | None = None
+    secret_access_key: str | None = None
+    concurrency: int = 4
+    attempts: int = 6
+    pause_s: float = 0.5
+    timeout_s: float = 60.0
+
+
+class About(msgspec.Struct, frozen=True, kw_only=True):
+    """What a manifest says of its snapshot besides the tree."""
+
+    snapshot_id: str
+    parent_id: str | None
+    image: str
+    created_at: int
+    size_bytes: int
+
+
+class Stored(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot that is in a store: its manifest, what that holds, and what had to be written for it."""
+
+    manifest: str
+    files: int
+    bytes: int
+    chunks: int
+    written: int
+
+
+class Verified(msgspec.Struct, frozen=True, kw_only=True):
+    """A copy that is whole. `compared`: it was compared with the local tree, and is the same."""
+
+    manifest: str
+    files: int
+    bytes: int
+    compared: bool
+
+
+class Collected(msgspec.Struct, frozen=True, kw_only=True):
+    """What a collection removed, and what it found needed."""
+
+    manifests: int
+    chunks: int
+    kept: int
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, tag_field="job"):
@@ -98,44 +155,9 @@ AnyJob = StoreJob | RestoreJob | VerifyJob | ForgetJob | CollectJob | ExportJob 
 Result = Stored | Verified | Collected | Done
 
 
-def run(
-    job: AnyJob, given: Iterable[bytes] = (), send: Callable[[bytes], None] = lambda _: None, reached: Reached = nothing
-) -> Result:
-    """Do it. Raises `HutchError`."""
-    try:
-        return _run(job, given, send, reached)
-    except Damaged as error:
-        raise ConflictError("snapshot_damaged", f"The snapshot's copy in the blob store is damaged: {error}.") from error
-    except tarball.Refused as error:
-        raise BadRequestError("invalid_archive", f"The archive can't become a snapshot: {error}.") from error
-    except Unpackable as error:
-        raise ConflictError("snapshot_unpackable", f"The snapshot can't be copied: {error}") from error
-    except OSError as error:
-        raise _failed(error) from error
+class Failed(msgspec.Struct, frozen=True):
+    """A `HutchError` on its way."""
 
-
-def _run(job: AnyJob, given: Iterable[bytes], send: Callable[[bytes], None], reached: Reached) -> Result:
-    if isinstance(job, StoreJob):
-        blobs, concurrency = BlobStore(job.store), job.store.concurrency
-        return transfer.store(Path(job.tree), job.about, blobs, concurrency=concurrency, grace_s=job.grace_s, reached=reached)
-    if isinstance(job, RestoreJob):
-        blobs, concurrency = BlobStore(job.store), job.store.concurrency
-        tree = Path(job.tree)
-        return Done(transfer.restore(blobs, job.snapshot_id, job.manifest, tree, concurrency=concurrency, reached=reached).files)
-    if isinstance(job, VerifyJob):
-        local = Path(job.tree) if job.tree is not None else None
-        return transfer.verify(BlobStore(job.store), job.snapshot_id, job.manifest, local, concurrency=job.store.concurrency)
-    if isinstance(job, ForgetJob):
-        BlobStore(job.store).forget(job.snapshot_id)
-        return Done()
-    if isinstance(job, CollectJob):
-        return transfer.collect(BlobStore(job.store), job.grace_s, reached=reached)
-    if isinstance(job, ExportJob):
-        return Done(tarball.export(Path(job.tree), send, max_bytes=job.max_bytes))
-    return Done(tarball.load(given, Path(job.tree), max_bytes=job.max_bytes, max_files=job.max_files))
-
-
-def _failed(error: OSError) -> HutchError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UnavailableError("disk_full", f"There is no room for the snapshot: {error}", retry_after_s=30)
-    return InternalError("packing_failed", f"The snapshot's files could not be read or written: {error}")
+    status: int
+    code: str
+    message: str

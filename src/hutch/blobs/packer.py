@@ -1,39 +1,47 @@
 """A packer: one job in a process of its own, so that what a guest made takes no memory and no time from the host.
 
-    in    job (length, MessagePack), then pieces of the input (length, bytes), a length of 0 at its end
-    out   pieces (`D`, length, bytes), then the result (`R`) or an error (`E`) as MessagePack
-
 It ends with its host: when nobody holds the other end of its input any more.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
-import struct
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 
-from hutch.blobs.jobs import AnyJob, ImportJob, run
-from hutch.errors import HutchError, InternalError
+from hutch.blobs import tarball, transfer
+from hutch.blobs.jobs import (
+    FRAME,
+    LENGTH,
+    AnyJob,
+    CollectJob,
+    Done,
+    ExportJob,
+    Failed,
+    ForgetJob,
+    ImportJob,
+    Reached,
+    RestoreJob,
+    Result,
+    StoreJob,
+    VerifyJob,
+    nothing,
+)
+from hutch.blobs.manifest import Damaged
+from hutch.blobs.pack import Unpackable
+from hutch.blobs.store import BlobStore
+from hutch.errors import BadRequestError, ConflictError, HutchError, InternalError, UnavailableError
 
-LENGTH = struct.Struct(">I")
-FRAME = struct.Struct(">cI")
 MAX_MEMORY_BYTES = 4 * 1024 * 1024 * 1024
 """Of private memory; the rest is for a bug."""
 NICE = 19
-
-
-class Failed(msgspec.Struct, frozen=True):
-    """A `HutchError` on its way."""
-
-    status: int
-    code: str
-    message: str
 
 
 def main() -> int:
@@ -77,6 +85,49 @@ def _exactly(given: BinaryIO, size: int) -> bytes:
 def _end_with_host(given: BinaryIO) -> None:
     given.read(1)
     os._exit(1)
+
+
+def run(
+    job: AnyJob, given: Iterable[bytes] = (), send: Callable[[bytes], None] = lambda _: None, reached: Reached = nothing
+) -> Result:
+    """Do it. Raises `HutchError`."""
+    try:
+        return _run(job, given, send, reached)
+    except Damaged as error:
+        raise ConflictError("snapshot_damaged", f"The snapshot's copy in the blob store is damaged: {error}.") from error
+    except tarball.Refused as error:
+        raise BadRequestError("invalid_archive", f"The archive can't become a snapshot: {error}.") from error
+    except Unpackable as error:
+        raise ConflictError("snapshot_unpackable", f"The snapshot can't be copied: {error}") from error
+    except OSError as error:
+        raise _failed(error) from error
+
+
+def _run(job: AnyJob, given: Iterable[bytes], send: Callable[[bytes], None], reached: Reached) -> Result:
+    if isinstance(job, StoreJob):
+        blobs, concurrency = BlobStore(job.store), job.store.concurrency
+        return transfer.store(Path(job.tree), job.about, blobs, concurrency=concurrency, grace_s=job.grace_s, reached=reached)
+    if isinstance(job, RestoreJob):
+        blobs, concurrency = BlobStore(job.store), job.store.concurrency
+        tree = Path(job.tree)
+        return Done(transfer.restore(blobs, job.snapshot_id, job.manifest, tree, concurrency=concurrency, reached=reached).files)
+    if isinstance(job, VerifyJob):
+        local = Path(job.tree) if job.tree is not None else None
+        return transfer.verify(BlobStore(job.store), job.snapshot_id, job.manifest, local, concurrency=job.store.concurrency)
+    if isinstance(job, ForgetJob):
+        BlobStore(job.store).forget(job.snapshot_id)
+        return Done()
+    if isinstance(job, CollectJob):
+        return transfer.collect(BlobStore(job.store), job.grace_s, reached=reached)
+    if isinstance(job, ExportJob):
+        return Done(tarball.export(Path(job.tree), send, max_bytes=job.max_bytes))
+    return Done(tarball.load(given, Path(job.tree), max_bytes=job.max_bytes, max_files=job.max_files))
+
+
+def _failed(error: OSError) -> HutchError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UnavailableError("disk_full", f"There is no room for the snapshot: {error}", retry_after_s=30)
+    return InternalError("packing_failed", f"The snapshot's files could not be read or written: {error}")
 
 
 if __name__ == "__main__":

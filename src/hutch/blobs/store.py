@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-import msgspec
 import obstore
 import zstandard
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, S3Store
 
+from hutch.blobs.jobs import StoreSpec
 from hutch.blobs.manifest import Damaged, Manifest, Ref, decode, digest_of
 from hutch.errors import UnavailableError
 
@@ -37,20 +37,6 @@ MAX_MANIFEST_BYTES = 256 * 1024 * 1024
 POINTER = re.compile(rb"[0-9a-f]{64}")
 SNAPSHOT = re.compile(r"snap_[A-Za-z0-9]{1,58}")
 _HEX = re.compile(r"[0-9a-f]{64}")
-
-
-class StoreSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Where blobs are: a `file://` or `s3://` URL. `attempts` counts the first one, pauses grow from `pause_s`."""
-
-    url: str
-    endpoint: str | None = None
-    region: str | None = None
-    access_key_id: str | None = None
-    secret_access_key: str | None = None
-    concurrency: int = 4
-    attempts: int = 6
-    pause_s: float = 0.5
-    timeout_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)

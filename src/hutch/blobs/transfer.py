@@ -16,8 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
-import msgspec
-
+from hutch.blobs.jobs import About, Collected, Reached, Stored, Verified, nothing
 from hutch.blobs.manifest import VERSION, Damaged, Entry, Kind, Manifest, Ref, decode_entries, encode, extents_of, refs
 from hutch.blobs.pack import Packed, pack
 from hutch.blobs.store import BlobStore
@@ -27,51 +26,6 @@ log = logging.getLogger(__name__)
 
 AHEAD = 4
 """Chunks on their way per thread."""
-
-Reached = Callable[[str], None]
-"""Told of every step, so that tests can end it there."""
-
-
-def nothing(step: str) -> None:
-    """For those who don't care."""
-
-
-class About(msgspec.Struct, frozen=True, kw_only=True):
-    """What a manifest says of its snapshot besides the tree."""
-
-    snapshot_id: str
-    parent_id: str | None
-    image: str
-    created_at: int
-    size_bytes: int
-
-
-class Stored(msgspec.Struct, frozen=True, kw_only=True):
-    """A snapshot that is in a store: its manifest, what that holds, and what had to be written for it."""
-
-    manifest: str
-    files: int
-    bytes: int
-    chunks: int
-    written: int
-
-
-class Verified(msgspec.Struct, frozen=True, kw_only=True):
-    """A copy that is whole. `compared`: it was compared with the local tree, and is the same."""
-
-    manifest: str
-    files: int
-    bytes: int
-    compared: bool
-
-
-class Collected(msgspec.Struct, frozen=True, kw_only=True):
-    """What a collection removed, and what it found needed."""
-
-    manifests: int
-    chunks: int
-    kept: int
-
 
 # -- into the store ---------------------------------------------------------------------------------
 

@@ -12,9 +12,23 @@ import secrets
 from collections.abc import AsyncIterable, AsyncIterator
 from pathlib import Path
 
-from hutch.blobs.jobs import CollectJob, Done, ExportJob, ForgetJob, ImportJob, RestoreJob, StoreJob, VerifyJob
-from hutch.blobs.store import StoreSpec
-from hutch.blobs.transfer import About, Collected, Reached, Stored, Verified, nothing
+from hutch.blobs.jobs import (
+    About,
+    Collected,
+    CollectJob,
+    Done,
+    ExportJob,
+    ForgetJob,
+    ImportJob,
+    Reached,
+    RestoreJob,
+    Stored,
+    StoreJob,
+    StoreSpec,
+    Verified,
+    VerifyJob,
+    nothing,
+)
 from hutch.errors import ConflictError, GoneError
 from hutch.host import kernel
 from hutch.host.packing import Packing, Send

@@ -10,8 +10,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from hutch.blobs.jobs import AnyJob
-from hutch.blobs.packer import FRAME, LENGTH, Failed
+from hutch.blobs.jobs import FRAME, LENGTH, AnyJob, Failed
 from hutch.errors import InternalError, from_wire
 
 T = TypeVar("T")

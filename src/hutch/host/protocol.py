@@ -12,7 +12,7 @@ Methods over `hutch.wire` (client = control plane):
     session.snapshot SnapshotRequest            → SnapshotTaken (answers when the snapshot exists)
     snapshot.delete  SnapshotRef                → {} (of a snapshot that there is not, too)
     snapshot.list    {}                         → {}, EVENT SnapshotRecord …
-    snapshot.verify  SnapshotRef                → Verified (of `hutch.blobs.transfer`)
+    snapshot.verify  SnapshotRef                → Verified (of `hutch.blobs.jobs`)
     snapshot.export  SnapshotExport             → {}, DATA 1 …
     snapshot.import  SnapshotImport, DATA 0, END → SnapshotRecord
     session.network  NetworkUpdate              → NetworkApplied (answers when the policy is enforced)

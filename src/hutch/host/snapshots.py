@@ -19,7 +19,7 @@ from collections.abc import AsyncIterable, Awaitable, Callable
 import msgspec
 
 from hutch import ids
-from hutch.blobs.transfer import Collected, Reached, Verified, nothing
+from hutch.blobs.jobs import Collected, Reached, Verified, nothing
 from hutch.clock import now_ms
 from hutch.errors import ConflictError, GoneError, HutchError
 from hutch.host.copies import Copies
@@ -50,6 +50,8 @@ class Snapshots:
         """Removed, and maybe still in the blob store."""
         self._restores: dict[str, asyncio.Task[SnapshotRecord]] = {}
         self._uploading: tuple[str, asyncio.Task[None]] | None = None
+        self._hopeless: set[str] = set()
+        """What can't be packed, and needs not be tried again."""
         self._due = asyncio.Event()
 
     async def recover(self) -> None:
@@ -193,11 +195,11 @@ class Snapshots:
         for snapshot_id in list(self._leaving):
             complete &= await self._take_out(snapshot_id)
         for snapshot_id, record in list(self._records.items()):
-            if record.durable_at is None or record.copy is CopyState.STORED:
+            if record.durable_at is None or record.copy is CopyState.STORED or snapshot_id in self._hopeless:
                 continue
             await self._upload_alone(snapshot_id, changed)
             now = self._records.get(snapshot_id)
-            complete &= now is None or now.copy is CopyState.STORED
+            complete &= now is None or now.copy is CopyState.STORED or snapshot_id in self._hopeless
         return complete
 
     async def _upload_alone(self, snapshot_id: str, changed: Changed) -> None:
@@ -222,6 +224,8 @@ class Snapshots:
         except (HutchError, OSError) as error:
             reason = error.message if isinstance(error, HutchError) else str(error)
             log.warning("snapshot %s could not be copied to the blob store: %s", snapshot_id, reason)
+            if isinstance(error, HutchError) and error.code == "snapshot_unpackable":
+                self._hopeless.add(snapshot_id)
             await self._change(snapshot_id, changed, store_error=reason)
             return
         self._reached("packed")
