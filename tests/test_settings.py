@@ -114,6 +114,21 @@ def test_secrets_are_masked_where_they_are_shown(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as refused:
         loaded(tmp_path, environment={"HUTCH_DATABASE__URL": "mysql://u:s3cret@h/d"})
     assert "s3cret" not in refused.value.message
+    keys = {"HUTCH_BLOBS__ACCESS_KEY_ID": "s3cret", "HUTCH_BLOBS__SECRET_ACCESS_KEY": "s3cret"}
+    blobs = {value.key: value.value for value in loaded(tmp_path, environment=keys).effective() if value.key.startswith("blobs.")}
+    assert "s3cret" not in str(blobs)
+    assert blobs["blobs.secret_access_key"] == blobs["blobs.access_key_id"] != ""
+
+
+@pytest.mark.parametrize("url", ["", "local", "file:///x", "s3://bucket", "s3://bucket/a/b"])
+def test_urls_of_blob_stores(tmp_path: Path, url: str) -> None:
+    assert loaded(tmp_path, blobs__url=url).blobs.url == url
+
+
+@pytest.mark.parametrize("url", ["x", "file://x/y", "file:x", "s3:///x", "s3://", "http://x/y", "/x"])
+def test_what_is_no_url_of_a_blob_store_is_refused(tmp_path: Path, url: str) -> None:
+    with pytest.raises(SettingsError, match=r"blobs\.url"):
+        loaded(tmp_path, blobs__url=url)
 
 
 def test_a_change_after_loading_is_impossible(tmp_path: Path) -> None:

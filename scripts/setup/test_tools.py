@@ -1,4 +1,4 @@
-"""What only the tests need: PostgreSQL, a browser, clients of the firewall's tests, and the JavaScript clients from npm.
+"""What only the tests need: PostgreSQL, an S3 server, a browser, clients of the firewall's tests, JavaScript clients from npm.
 
 Two of them run in sandboxes: `.hutch/java` is a small Java runtime, `.hutch/guest-python` has packages for the image's Python.
 """
@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from scripts.setup import cache, packages, python_env, shell
+from scripts.setup import cache, packages, python_env, s3_server, shell
 from scripts.setup.report import SetupError, Step
 
 # Program → package. PostgreSQL's own programs are not in PATH.
@@ -45,6 +45,7 @@ def ensure(step: Step) -> None:
             step.done = True
     _make_java(step)
     _install_for_guests(step)
+    s3_server.ensure(step)
     step.detail = step.detail or f"PostgreSQL, Chromium, {len(locks)} npm lock file{'' if len(locks) == 1 else 's'}"
 
 

@@ -32,6 +32,9 @@ MIB = 1024 * 1024
 GIB = 1024 * MIB
 
 _SECRET_KEYS = frozenset({"database.url"})
+HOST_SECRETS = frozenset({"blobs.access_key_id", "blobs.secret_access_key"})
+"""Nothing of these is ever shown, and only the host gets them."""
+MASK = "********"
 
 
 class Source(StrEnum):
@@ -221,6 +224,52 @@ class DatabaseSettings(Section):
         return value
 
 
+class BlobSettings(Section):
+    """Where copies of snapshots are kept besides this machine's own."""
+
+    url: str = Field(
+        "",
+        description="`local` (`host/blobs` of the data directory), `file:///PATH` or `s3://BUCKET/PREFIX`. Empty: none.",
+    )
+    endpoint: str | None = Field(None, description="URL of the S3 server. Default: that of AWS for the region.")
+    region: str | None = Field(None, description="Region of the bucket.")
+    access_key_id: str | None = Field(None, description="Key of the S3 server.")
+    secret_access_key: str | None = Field(None, description="Its secret.")
+    concurrency: int = Field(4, description="Requests to the store at once per snapshot.", ge=1, le=64)
+    grace_s: int = Field(
+        86_400,
+        description="Seconds that what no snapshot needs stays in the store; uploads must be faster.",
+        ge=0,
+        le=30 * 86_400,
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        parts = urlsplit(value)
+        absolute = parts.scheme == "file" and not parts.netloc and parts.path.startswith("/")
+        if value in ("", "local") or absolute or (parts.scheme == "s3" and parts.netloc):
+            return value
+        raise ValueError("must be empty, local, file:///PATH or s3://BUCKET/PREFIX")
+
+    @field_validator("endpoint")
+    @classmethod
+    def _endpoint(cls, value: str | None) -> str | None:
+        if value is not None and (urlsplit(value).scheme not in ("http", "https") or not urlsplit(value).netloc):
+            raise ValueError("must be an http:// or https:// URL")
+        return value
+
+
+class LimitSettings(Section):
+    """What a project may have at most."""
+
+    snapshot_bytes_per_project: int = Field(
+        0,
+        description="Bytes that the snapshots of a project may hold; with more no snapshot can be asked for. 0: any number.",
+        ge=0,
+    )
+
+
 class TokenSettings(Section):
     """Bearer tokens."""
 
@@ -306,6 +355,8 @@ class Settings(BaseSettings):
     sandbox: SandboxSettings = Field(default_factory=SandboxSettings)
     pool: PoolSettings = Field(default_factory=PoolSettings)
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)
+    blobs: BlobSettings = Field(default_factory=BlobSettings)
+    limits: LimitSettings = Field(default_factory=LimitSettings)
     tokens: TokenSettings = Field(default_factory=TokenSettings)
     egress: EgressSettings = Field(default_factory=EgressSettings)
 
@@ -404,8 +455,10 @@ def split_listen(value: str) -> tuple[str, int]:
 
 def mask(key: str, value: Any) -> Any:
     """`value` without its secrets."""
+    if key in HOST_SECRETS and value:
+        return MASK
     if key in _SECRET_KEYS and isinstance(value, str):
-        return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:********@", value)
+        return re.sub(r"(://[^:/@]*):[^@]*@", rf"\1:{MASK}@", value)
     return value
 
 

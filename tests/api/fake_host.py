@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from hutch import ids
+from hutch.blobs.jobs import Verified
 from hutch.errors import BadRequestError, ConflictError, GoneError, HutchError, NotFoundError, UnavailableError
 from hutch.host.protocol import (
     LIVE,
@@ -55,6 +56,8 @@ from hutch.host.protocol import (
     SessionRef,
     SessionSpec,
     SessionStatus,
+    SnapshotExport,
+    SnapshotImport,
     SnapshotMethod,
     SnapshotRecord,
     SnapshotRef,
@@ -126,6 +129,11 @@ class FakeHost:
         self.drives: dict[str, DriveRecord] = {}
         self.refuse_drive: HutchError | None = None
         self.break_drive = ""
+        self.refuse_verify: HutchError | None = None
+        self.refuse_import: HutchError | None = None
+        self.import_gate = asyncio.Event()
+        self.import_gate.set()
+        self.tars: dict[str, bytes] = {}
         self.lose_snapshot_answer = False
         self.forwarding_key: ForwardingKey | None = None
         self.create_gate = asyncio.Event()
@@ -327,6 +335,39 @@ class FakeHost:
             raise self.refuse_delete
         self.snapshots.pop(stream.params(SnapshotRef).snapshot_id, None)
         stream.send_reply({})
+
+    async def _on_snapshot_verify(self, stream: Stream) -> None:
+        if self.refuse_verify is not None:
+            raise self.refuse_verify
+        stream.params(SnapshotRef)
+        stream.send_reply(Verified(manifest="m", files=3, bytes=5, compared=True))
+
+    async def _on_snapshot_export(self, stream: Stream) -> None:
+        request = stream.params(SnapshotExport)
+        stream.send_reply({})
+        await stream.send_data(self.tars.get(request.snapshot_id, b"a tar"), 1)
+
+    async def _on_snapshot_import(self, stream: Stream) -> None:
+        request = stream.params(SnapshotImport)
+        if self.refuse_import is not None:
+            raise self.refuse_import
+        received = b""
+        async for item in stream:
+            if isinstance(item, Data):
+                received += item.data
+        self.tars[request.snapshot_id] = received
+        made = SnapshotRecord(
+            snapshot_id=request.snapshot_id,
+            session_id="",
+            image=request.image,
+            size_bytes=len(received),
+            image_bytes=1000,
+            created_at=int(time.time() * 1000),
+            method=SnapshotMethod.MANUAL,
+        )
+        self.snapshots[made.snapshot_id] = made
+        await self.import_gate.wait()
+        stream.send_reply(made)
 
     async def _on_snapshot_list(self, stream: Stream) -> None:
         stream.send_reply({})

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from hutch.errors import ConflictError
 from tests.api.conftest import Api
 from tests.cli.conftest import AsyncHutch, Hutch
 
@@ -16,7 +18,7 @@ async def test_one_is_taken_shown_used_and_deleted(api: Api, ask: AsyncHutch) ->
     snapshot_id = taken.out.strip()
     assert snapshot_id in api.host.snapshots
     listed = (await ask("snapshot", "ls")).out.splitlines()
-    assert listed[0].split() == ["ID", "SANDBOX", "STATUS", "SIZE", "MADE", "CREATED", "EXPIRES"]
+    assert listed[0].split() == ["ID", "SANDBOX", "STATUS", "SIZE", "MADE", "CREATED", "EXPIRES", "STORED"]
     assert listed[1].split()[:5] == [snapshot_id, "one", "created", "1234", "manual"]
     created = json.loads((await ask("create", "--name", "two", "--snapshot", snapshot_id, "--json")).out)
     assert created["sandbox"]["currentSnapshotId"] == snapshot_id
@@ -72,3 +74,23 @@ async def test_forks_of_a_running_sandbox_and_of_its_snapshot(api: Api, ask: Asy
     assert forked["sandbox"]["currentSnapshotId"] == taken["id"]
     assert (await ask("fork", "one", "--memory")).code == 1
     assert (await ask("fork", "one", "--count", "0")).code == 2
+
+
+async def test_one_is_verified_exported_and_imported(api: Api, ask: AsyncHutch, tmp_path: Path) -> None:
+    await api.create(name="one")
+    snapshot_id = (await ask("snapshot", "take", "one")).out.strip()
+    assert (await ask("snapshot", "verify", snapshot_id)).out.startswith(f"{snapshot_id} is whole: 3 entries, 5 bytes, the same")
+    assert json.loads((await ask("snapshot", "verify", snapshot_id, "--json")).out)["compared"] is True
+    assert (await ask("snapshot", "export", snapshot_id, "-")).out == "a tar"
+    target = tmp_path / "one.tar"
+    assert (await ask("snapshot", "export", snapshot_id, str(target))).code == 0
+    assert target.read_bytes() == b"a tar"
+    made = (await ask("snapshot", "import", str(target))).out.strip()
+    assert api.host.tars[made] == b"a tar"
+    assert made in (await ask("snapshot", "ls")).out
+    api.host.refuse_verify = ConflictError("snapshot_damaged", "A chunk is missing.")
+    damaged = await ask("snapshot", "verify", snapshot_id)
+    assert (damaged.code, damaged.err) == (1, "hutch: A chunk is missing. (snapshot_damaged)\n")
+    assert (await ask("snapshot", "import", str(tmp_path / "none"))).code == 1
+    assert (await ask("snapshot", "export", "snap_none", str(tmp_path / "none"))).code == 1
+    assert not (tmp_path / "none").exists()

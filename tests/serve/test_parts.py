@@ -12,7 +12,7 @@ from hutch import serve
 from hutch.serving import ready
 from hutch.serving.children import child_environment
 from hutch.serving.supervisor import base_url, listen
-from hutch.settings import SettingsError, load
+from hutch.settings import HOST_SECRETS, SettingsError, load
 
 
 def test_a_child_loads_the_same_settings_whatever_their_source(tmp_path: Path) -> None:
@@ -31,6 +31,15 @@ def test_a_child_loads_the_same_settings_whatever_their_source(tmp_path: Path) -
         if section != "server":
             assert getattr(child, section) == getattr(settings, section), section
     assert child.server.public_url == "https://x.test"
+
+
+def test_only_the_host_gets_the_keys_of_the_blob_store() -> None:
+    environment = {"HUTCH_BLOBS__SECRET_ACCESS_KEY": "s3cret", "HUTCH_BLOBS__URL": "local"}
+    settings = load(environment=environment)
+    assert child_environment(settings, environment, {})["HUTCH_BLOBS__SECRET_ACCESS_KEY"] == "s3cret"
+    confined = child_environment(settings, environment, {}, without=HOST_SECRETS)
+    assert "s3cret" not in str(confined)
+    assert load(environment=confined).blobs.url == "local"
 
 
 def test_a_variable_of_the_parent_does_not_beat_its_flag() -> None:

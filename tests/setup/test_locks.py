@@ -93,11 +93,20 @@ def _imports(path: Path) -> set[str]:
 
 
 def test_runsc_and_its_sources_are_pinned_with_sums() -> None:
-    module = (CHECKOUT / "tools" / "runsc" / "go.mod").read_text()
-    sums = (CHECKOUT / "tools" / "runsc" / "go.sum").read_text()
+    assert ("gvisor.dev/gvisor", "v0.0.0-20260905035102-160fafc42237") in _go_modules("runsc")
+
+
+def test_the_s3_server_of_the_tests_is_pinned_with_sums() -> None:
+    assert ("github.com/versity/versitygw", "v1.8.0") in _go_modules("s3")
+
+
+def _go_modules(tool: str) -> list[tuple[str, str]]:
+    """What a module of `tools` requires. Everything has its sum."""
+    module = (CHECKOUT / "tools" / tool / "go.mod").read_text()
+    sums = (CHECKOUT / "tools" / tool / "go.sum").read_text()
     required = re.findall(r"^(?:require )?\t?(\S+\.\S+) (v\S+)", module, re.MULTILINE)
-    assert ("gvisor.dev/gvisor", "v0.0.0-20260905035102-160fafc42237") in required
     assert all(f"{name} {version}/go.mod h1:" in sums for name, version in required)
+    return required
 
 
 def test_every_package_of_the_image_is_locked_to_a_version() -> None:

@@ -37,7 +37,7 @@ async def write_files(request: Request, session_id: str) -> Response:
     most = limits.max_archive_bytes + COMPRESSION_SLACK_BYTES
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > most:
-        raise _too_large(most)
+        raise too_large(most)
     cwd = await _target(request, services, session_id)
     chunks = request.stream()
     head = await _first_bytes(chunks)
@@ -47,14 +47,7 @@ async def write_files(request: Request, session_id: str) -> Response:
     try:
         with host_errors():
             await stream.send_data(head, channel=0)
-            received = len(head)
-            async for chunk in chunks:
-                received += len(chunk)
-                if received > most:
-                    raise _too_large(most)
-                if chunk:
-                    await stream.send_data(chunk, channel=0)
-            stream.send_end()
+            await send_body(chunks, stream, most - len(head), most)
             await stream.reply()
     except ClientDisconnect:
         # The archive is incomplete; cancelling makes the guest drop it.
@@ -99,6 +92,17 @@ async def make_directory(request: Request, session_id: str) -> Response:
     return JsonResponse({})
 
 
+async def send_body(chunks: AsyncIterator[bytes], stream: Stream, left: int, most: int) -> None:
+    """Send what is left of a body on to its end. Raises `PayloadTooLargeError` beyond `left` bytes of `most`."""
+    async for chunk in chunks:
+        left -= len(chunk)
+        if left < 0:
+            raise too_large(most)
+        if chunk:
+            await stream.send_data(chunk, channel=0)
+    stream.send_end()
+
+
 async def _contents(stream: Stream) -> AsyncIterator[bytes]:
     """The file's bytes. An error in the middle breaks the answer off, so that a part is never taken for the whole."""
     try:
@@ -133,7 +137,7 @@ async def _first_bytes(chunks: AsyncIterator[bytes]) -> bytes:
     return head
 
 
-def _too_large(most: int) -> PayloadTooLargeError:
+def too_large(most: int) -> PayloadTooLargeError:
     return PayloadTooLargeError("payload_too_large", f"The archive is larger than {most} bytes, the most that is taken.")
 
 

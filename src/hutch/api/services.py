@@ -84,6 +84,8 @@ class Services:
     draining: bool = False
     starting: set[str] = field(default_factory=set)
     """Sessions whose create has not been answered: the host need not know them yet."""
+    importing: set[str] = field(default_factory=set)
+    """Snapshots that are being imported: the host has some of them before they are written down."""
     boundaries: Boundaries = field(default_factory=Boundaries)
     """What network policies are checked against."""
     operator_policy: str | None = None

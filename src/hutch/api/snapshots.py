@@ -26,7 +26,7 @@ from hutch.control import shapes
 from hutch.control.lifecycle import is_live
 from hutch.control.records import Scope, Snapshot, SnapshotStatus
 from hutch.control.requests import TakeSnapshot
-from hutch.errors import GoneError, HutchError, NotFoundError
+from hutch.errors import GoneError, HutchError, NotFoundError, PaymentRequiredError
 from hutch.host.protocol import SessionStatus, SnapshotRecord, SnapshotRef, SnapshotRequest, SnapshotTaken
 from hutch.storage import sessions as session_rows
 from hutch.storage import snapshots as rows
@@ -53,6 +53,7 @@ async def take_snapshot(request: Request, session_id: str) -> Response:
         raise NotFoundError("not_found", f"Session '{session_id[:128]}' not found.")
     if not is_live(session.status):
         raise stopped()
+    await check_quota(services, owner.project_id)
     wanted = SnapshotRequest(session_id=session_id, keep_running=body.keepRunning, memory=body.memory)
     taken = await call(services, "session.snapshot", wanted, SnapshotTaken)
     session = await services.apply(taken.session, expiration_ms=body.expiration) or session
@@ -198,6 +199,19 @@ def unknown_snapshot(snapshot_id: str) -> NotFoundError:
     return NotFoundError("not_found", f"Snapshot '{snapshot_id[:128]}' not found.")
 
 
+async def check_quota(services: Services, project_id: str) -> None:
+    """Raises `PaymentRequiredError` when a project's snapshots hold as much as they may."""
+    most = services.settings.limits.snapshot_bytes_per_project
+    if not most:
+        return
+    async with services.database.read() as connection:
+        held = await rows.held_bytes(connection, project_id)
+    if held >= most:
+        raise PaymentRequiredError(
+            "quota_exceeded", f"The project's snapshots hold {held} bytes; {most} are allowed. Delete some, then try again."
+        )
+
+
 # -- behind the requests ----------------------------------------------------------------------------
 
 
@@ -208,6 +222,9 @@ async def keep_tidy(services: Services) -> None:
         pause = TIDY_EVERY_S
         try:
             await tidy(services)
+            if services.settings.blobs.url:
+                # Copies are made when everybody has gone, and no session tells of it.
+                await reconcile(services)
         except HutchError as error:
             log.warning("deleted snapshots are still on the host: %s", error.message)
             pause = RETRY_S
@@ -232,13 +249,26 @@ async def tidy(services: Services) -> None:
                 await rows.purged(connection, snapshot_id, services.clock())
 
 
+async def _give_up(services: Services, report: SnapshotRecord) -> None:
+    """An import whose answer was lost belongs to nobody."""
+    if report.snapshot_id not in services.importing:
+        log.warning("snapshot %s was imported and never written down; it is removed", report.snapshot_id)
+        await services.host.call("snapshot.delete", SnapshotRef(report.snapshot_id))
+
+
 async def reconcile(services: Services) -> None:
-    """Write the snapshots of a host that we were never told of: the answer to who asked for them was lost."""
+    """Write what is new about a host's snapshots, and those that we were never told of: the answer to who asked was lost."""
     reports = await services.host.collect("snapshot.list", {}, SnapshotRecord)
     async with services.database.read() as connection:
         known = await rows.known(connection, [report.snapshot_id for report in reports])
     for report in reports:
         if report.snapshot_id in known:
+            if known[report.snapshot_id] != (report.durable_at, report.stored_at, report.store_error):
+                async with services.database.write() as connection:
+                    await rows.told(connection, report)
+            continue
+        if not report.session_id:
+            await _give_up(services, report)
             continue
         async with services.database.write() as connection:
             session = await session_rows.find_any(connection, report.session_id, services.sealer)

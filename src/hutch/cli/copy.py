@@ -7,7 +7,7 @@ import posixpath
 import secrets
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +90,7 @@ async def _put(client: Client, source: str, target: Remote) -> int:
                 path = posixpath.join(path, local_name(source))
             count = await asyncio.to_thread(pack, Path(source), path, archive)
         archive.seek(0)
-        await client.files.write_archive(created.session.id, _chunks(archive), cwd="/")
+        await client.files.write_archive(created.session.id, chunks_of(archive), cwd="/")
     return count
 
 
@@ -99,7 +99,8 @@ async def _is_directory(client: Client, created: Created, path: str) -> bool:
     return code == 0
 
 
-async def _chunks(file: IO[bytes]) -> AsyncIterator[bytes]:
+async def chunks_of(file: IO[bytes]) -> AsyncIterator[bytes]:
+    """What a file holds."""
     while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
         yield chunk
 
@@ -123,17 +124,23 @@ async def _get(client: Client, source: Remote, target: str) -> int:
                 count += len(chunk)
         return count
     local = local_target(target, posixpath.basename(path))
-    # Into a neighbour first: a copy that breaks off must not leave half a file under the name.
-    partial = local.with_name(f".{local.name}.{secrets.token_hex(4)}")
+    try:
+        return await write_file(local, client.files.read(created.session.id, path))
+    except NotFoundError:
+        raise NotFoundError("not_found", f"There is no file {path} in sandbox '{source.name}'.") from None
+
+
+async def write_file(local: Path, content: AsyncGenerator[bytes, None]) -> int:
+    """Write what comes into a local file; its bytes. Into a neighbour first: what breaks off must not leave half a file under the
+    name. Raises `BadRequestError` (`not_writable`)."""
+    partial, count = local.with_name(f".{local.name}.{secrets.token_hex(4)}"), 0
     try:
         with await asyncio.to_thread(partial.open, "xb") as file:
-            async with aclosing(client.files.read(created.session.id, path)) as content:
+            async with aclosing(content):
                 async for chunk in content:
                     file.write(chunk)
                     count += len(chunk)
         partial.replace(local)
-    except NotFoundError:
-        raise NotFoundError("not_found", f"There is no file {path} in sandbox '{source.name}'.") from None
     except OSError as error:
         raise BadRequestError("not_writable", f"{local} can't be written: {error.strerror}.") from error
     finally:

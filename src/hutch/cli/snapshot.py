@@ -1,19 +1,25 @@
-"""`hutch snapshot take|ls|tree|rm`: files that sandboxes left."""
+"""`hutch snapshot take|ls|tree|rm|verify|export|import`: files that sandboxes left."""
 
 from __future__ import annotations
 
+import asyncio
+import sys
+from contextlib import aclosing
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hutch.cli import options, output
+from hutch.cli import options, output, stdio
 from hutch.cli.connection import with_client
+from hutch.cli.copy import CHUNK_BYTES, chunks_of, write_file
 from hutch.client import Client
 from hutch.client.models import Snapshot
+from hutch.errors import BadRequestError
 
 app = typer.Typer(no_args_is_help=True, help="Snapshots of sandboxes' files, which other sandboxes can begin with.")
 
-COLUMNS = ("ID", "SANDBOX", "STATUS", "SIZE", "MADE", "CREATED", "EXPIRES")
+COLUMNS = ("ID", "SANDBOX", "STATUS", "SIZE", "MADE", "CREATED", "EXPIRES", "STORED")
 DAY_MS = 86_400_000
 
 Id = Annotated[str, typer.Argument(help="As `ls` shows it.", metavar="ID")]
@@ -99,7 +105,73 @@ def rm(
     raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
 
 
+@app.command()
+def verify(snapshot_id: Id, data_dir: options.DataDir = None, as_json: options.AsJson = False) -> None:
+    """Read a snapshot's copy in the blob store, and compare it with the files on the machine. 0 when it is whole, else 1."""
+
+    async def work(client: Client) -> None:
+        found = await client.snapshots.verify(snapshot_id)
+        if as_json:
+            output.write_json(found)
+        else:
+            beside = "the same as the files on the machine" if found.compared else "not on the machine"
+            output.write_line(f"{found.snapshot_id} is whole: {found.files} entries, {found.bytes} bytes, {beside}")
+
+    raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
+
+
+@app.command()
+def export(
+    snapshot_id: Id,
+    file: Annotated[str, typer.Argument(help="Where to; `-` is standard output.")],
+    data_dir: options.DataDir = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write what a snapshot holds over its image as a tar, laid out as the layers of OCI images are."""
+
+    async def work(client: Client) -> None:
+        content = client.snapshots.export(snapshot_id)
+        if file != "-":
+            count = await write_file(Path(file), content)
+            if as_json:
+                output.write_json({"bytes": count})
+            return
+        async with aclosing(content):
+            async for chunk in content:
+                await stdio.write_all(sys.stdout.fileno(), chunk)
+
+    raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
+
+
+@app.command(name="import")
+def load(
+    file: Annotated[str, typer.Argument(help="A tar as `export` writes it; `-` is standard input.")],
+    image: Annotated[str | None, typer.Option("--image", help="What it lies over (default: the server's).")] = None,
+    data_dir: options.DataDir = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Make a snapshot out of a tar, and print its id."""
+
+    async def work(client: Client) -> None:
+        if file == "-":
+            made = await client.snapshots.load(stdio.chunks(sys.stdin.fileno(), CHUNK_BYTES), image)
+        else:
+            try:
+                opened = await asyncio.to_thread(Path(file).open, "rb")
+            except OSError as error:
+                raise BadRequestError("not_readable", f"{file} can't be read: {error.strerror}.") from error
+            with opened as archive:
+                made = await client.snapshots.load(chunks_of(archive), image)
+        if as_json:
+            output.write_json(made)
+        else:
+            output.write_line(made.id)
+
+    raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
+
+
 def _cells(one: Snapshot) -> tuple[str, ...]:
     expires = output.moment(one.expires_at) if one.expires_at is not None else "-"
     size, made = str(one.size_bytes), one.creation_method
-    return one.id, one.source_sandbox_name, one.status, size, made, output.moment(one.created_at), expires
+    stored = output.moment(one.stored_at) if one.stored_at is not None else "failed" if one.store_error is not None else "-"
+    return one.id, one.source_sandbox_name or "-", one.status, size, made, output.moment(one.created_at), expires, stored

@@ -78,7 +78,7 @@ class Stopped(msgspec.Struct, frozen=True, kw_only=True):
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Files that a session left, and its memory if it has `memory_bytes`. `expires_at` None: never; `durable_at`: since when it
-    survives a power cut."""
+    survives a power cut; `stored_at`: since when a copy is in the blob store, `store_error`: why it is not there yet."""
 
     id: str
     source_session_id: str
@@ -93,6 +93,22 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     expires_at: int | None = None
     durable_at: int | None = None
     memory_bytes: int = 0
+    stored_at: int | None = None
+    store_error: str | None = None
+
+
+class SnapshotVerified(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A snapshot's copy in the blob store is whole, and, where `compared`, the same as the files on the machine."""
+
+    snapshot_id: str
+    manifest: str
+    files: int
+    bytes: int
+    compared: bool
+
+
+class SnapshotOnly(msgspec.Struct, frozen=True):
+    snapshot: Snapshot
 
 
 class SnapshotTaken(msgspec.Struct, frozen=True, kw_only=True):

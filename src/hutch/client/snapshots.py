@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from typing import Any
 
-from hutch.client.models import Snapshot, SnapshotPage, SnapshotTaken, SnapshotTree
-from hutch.client.transport import Http
+from hutch.client.models import Snapshot, SnapshotOnly, SnapshotPage, SnapshotTaken, SnapshotTree, SnapshotVerified
+from hutch.client.transport import Http, decode
 from hutch.errors import NotFoundError
 
 TAKE_TIMEOUT_S = 120.0
 PAGE = 50
 _BASE = "/v2/sandboxes/snapshots"
+_OWN = "/hutch/v1/snapshots"
 _ID = re.compile(r"snap_[A-Za-z0-9]{1,58}")
 
 
@@ -51,6 +52,24 @@ class Snapshots:
         if self._http.server.project_id:
             query["project"] = self._http.server.project_id
         return await self._http.call("GET", f"{_BASE}/tree", SnapshotTree, query=query)
+
+    async def verify(self, snapshot_id: str) -> SnapshotVerified:
+        """Check a snapshot's copy in the blob store. Raises `ConflictError` (`snapshot_damaged`, `snapshot_not_stored`)."""
+        path = f"{_OWN}/{_known(snapshot_id)}/verify"
+        return await self._http.call("POST", path, SnapshotVerified, timeout_s=None)
+
+    async def export(self, snapshot_id: str) -> AsyncGenerator[bytes, None]:
+        """A snapshot as a tar; breaks off with `UnavailableError` rather than end early."""
+        async with self._http.open("GET", f"{_OWN}/{_known(snapshot_id)}/export") as response:
+            async for chunk in response.aiter_bytes():
+                yield chunk
+
+    async def load(self, archive: AsyncIterable[bytes], image: str | None = None) -> Snapshot:
+        """A new snapshot of the project from a tar, over an image."""
+        query = self._http.project() | ({"image": image} if image is not None else {})
+        headers = [(b"content-type", b"application/x-tar")]
+        async with self._http.open("POST", _OWN, content=archive, headers=headers, query=query) as response:
+            return decode(await response.aread(), SnapshotOnly).snapshot
 
     async def delete(self, snapshot_id: str) -> None:
         """Delete a snapshot; sandboxes that began with it are not touched."""

@@ -174,8 +174,8 @@ class SnapshotStatus(enum.StrEnum):
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """Files that a session left. `expiration_ms` counts from its last use, 0: never; `expires_at` is what follows. `durable_at`:
-    since when it survives a power cut. `memory_bytes`: the size of its memory, if that was saved too; only a session with as many
-    `vcpus` goes on from it."""
+    since when it survives a power cut; `stored_at`: since when a copy of it is in the blob store, `store_error`: why not yet.
+    `memory_bytes`: the size of its memory, if that was saved too; only a session with as many `vcpus` goes on from it."""
 
     id: str
     team_id: str
@@ -198,6 +198,8 @@ class Snapshot:
     durable_at: int | None = None
     memory_bytes: int = 0
     vcpus: int = 0
+    stored_at: int | None = None
+    store_error: str | None = None
     number: int = 0
 
 

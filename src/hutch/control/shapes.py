@@ -131,6 +131,8 @@ def snapshot(value: Snapshot) -> Json:
         "parentId": value.parent_id,
         "durableAt": value.durable_at,
         "memoryBytes": value.memory_bytes or None,
+        "storedAt": value.stored_at,
+        "storeError": value.store_error,
     }
     return shape | {key: given for key, given in optional.items() if given is not None}
 

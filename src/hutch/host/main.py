@@ -26,6 +26,7 @@ from hutch.host import drive_storage, storage
 from hutch.host.audit import AuditStore
 from hutch.host.authority import TrustStore
 from hutch.host.binaries import agent_path, gateway_path
+from hutch.host.copies import Copies, store_spec
 from hutch.host.drive_storage import DriveStore
 from hutch.host.drives import Drives
 from hutch.host.egress import Egress
@@ -35,6 +36,7 @@ from hutch.host.machine import Machines
 from hutch.host.memory import MemoryImages
 from hutch.host.names import Names
 from hutch.host.network import Networks
+from hutch.host.packing import Packers
 from hutch.host.service import HELLO, Service
 from hutch.host.snapshots import Snapshots
 from hutch.host.supervisor import Supervisor
@@ -150,7 +152,10 @@ async def _opened(settings: Settings, directory: Path, *, end_all: bool) -> Asyn
     )
     (directory / "machines").mkdir(exist_ok=True, mode=0o700)
     images = ImageStore(settings.image_dir())
-    snapshots = Snapshots(journal, layers, MemoryImages(directory / "memory"))
+    copies = Copies(
+        store_spec(settings), layers, Packers(), grace_s=settings.blobs.grace_s, disk_bytes=settings.sandbox.disk_bytes
+    )
+    snapshots = Snapshots(journal, layers, MemoryImages(directory / "memory"), copies)
     meter = TrafficMeter(gateway, journal)
     drives = Drives(journal, drive_store)
     supervisor = Supervisor(

@@ -15,6 +15,9 @@ Methods over `hutch.wire` (client = control plane):
     drive.create     DriveSpec                  → DriveRecord (of a drive that there is, too)
     drive.usage      DriveRef                   → DriveUsage
     drive.delete     DriveRef                   → {} (of a drive that there is not, too)
+    snapshot.verify  SnapshotRef                → Verified (of `hutch.blobs.jobs`)
+    snapshot.export  SnapshotExport             → {}, DATA 1 …
+    snapshot.import  SnapshotImport, DATA 0, END → SnapshotRecord
     session.network  NetworkUpdate              → NetworkApplied (answers when the policy is enforced)
     forwarding.key   ForwardingKey              → {}
     events           {"after": seq}             → {}, then EVENT SessionEvent …, for ever
@@ -147,6 +150,14 @@ class SnapshotMethod(enum.StrEnum):
     AUTOMATIC = "automatic"
 
 
+class CopyState(enum.StrEnum):
+    """How far a snapshot's copy in the blob store is. From `PACKING` on something of it may be there."""
+
+    NONE = "none"
+    PACKING = "packing"
+    STORED = "stored"
+
+
 class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What a session's file system was when it ended. `parent_id` is the snapshot that the session began with; `size_bytes` what
     was written over the image, `inherited_bytes` of it in the sessions before. `memory_bytes` is the size of its memory, if
@@ -164,6 +175,12 @@ class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True):
     parent_id: str | None = None
     durable_at: int | None = None
     """Since when it also survives a power cut."""
+    copy: CopyState = CopyState.NONE
+    manifest: str | None = None
+    """What it is in the blob store (`hutch.blobs`)."""
+    stored_at: int | None = None
+    store_error: str | None = None
+    """Why it is not there yet. It is tried again."""
 
 
 class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -216,6 +233,22 @@ class SnapshotRequest(msgspec.Struct, frozen=True, kw_only=True):
 class SnapshotTaken(msgspec.Struct, frozen=True, kw_only=True):
     snapshot: SnapshotRecord
     session: SessionRecord
+
+
+class SnapshotImport(msgspec.Struct, frozen=True, kw_only=True):
+    """A new snapshot over an image, out of a tar of at most `max_bytes` of contents and `max_files` entries."""
+
+    snapshot_id: str
+    image: str
+    max_bytes: int
+    max_files: int
+
+
+class SnapshotExport(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot as a tar of at most `max_bytes`."""
+
+    snapshot_id: str
+    max_bytes: int
 
 
 class SnapshotRef(msgspec.Struct, frozen=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import hutch
@@ -35,6 +35,8 @@ from hutch.host.protocol import (
     SessionRef,
     SessionSpec,
     SessionStatus,
+    SnapshotExport,
+    SnapshotImport,
     SnapshotRef,
     SnapshotRequest,
     StopRequest,
@@ -71,6 +73,9 @@ class Service:
             "drive.create": self._drive_create,
             "drive.usage": self._drive_usage,
             "drive.delete": self._drive_delete,
+            "snapshot.verify": self._snapshot_verify,
+            "snapshot.export": self._snapshot_export,
+            "snapshot.import": self._snapshot_import,
             "events": self._events,
             "command.start": self._command_start,
             "command.get": self._command_get,
@@ -158,6 +163,27 @@ class Service:
     async def _drive_delete(self, stream: Stream) -> None:
         await self._supervisor.drives.remove(stream.params(DriveRef).drive_id)
         stream.send_reply({})
+
+    async def _snapshot_verify(self, stream: Stream) -> None:
+        stream.send_reply(await self._supervisor.snapshots.verify(stream.params(SnapshotRef).snapshot_id))
+
+    async def _snapshot_export(self, stream: Stream) -> None:
+        request = stream.params(SnapshotExport)
+        replied = False
+
+        async def send(piece: bytes) -> None:
+            nonlocal replied
+            if not replied:
+                # Not before: what can't be exported is an error, not a tar that breaks off.
+                stream.send_reply({})
+                replied = True
+            await stream.send_data(piece, 1)
+
+        await self._supervisor.snapshots.export(request.snapshot_id, request.max_bytes, send)
+
+    async def _snapshot_import(self, stream: Stream) -> None:
+        request = stream.params(SnapshotImport)
+        stream.send_reply(await self._supervisor.load_snapshot(request, _pieces(stream)))
 
     async def _network(self, stream: Stream) -> None:
         stream.send_reply(await self._supervisor.set_network(await stream.value(NetworkUpdate, MAX_LARGE_BYTES)))
@@ -307,3 +333,12 @@ class Service:
                     await asyncio.gather(sending, answering, return_exceptions=True)
         finally:
             upward.cancel()
+
+
+async def _pieces(stream: Stream) -> AsyncIterator[bytes]:
+    """What the client sends, as fast as it is taken."""
+    stream.manual_credit = True
+    while (item := await stream.next()) is not None:
+        if isinstance(item, Data):
+            yield item.data
+            stream.grant(len(item.data))

@@ -1,7 +1,8 @@
 """Snapshots of this machine: files that sessions left, and that others begin with.
 
     session ends ─▶ journal: being made ─▶ layer sealed ─▶ journal: made, with the session's end
-    removal ─▶ journal: being removed ─▶ files removed ─▶ forgotten
+    behind that: durable ─▶ journal: being packed ─▶ in the blob store ─▶ journal: stored
+    removal ─▶ journal: being removed ─▶ files removed ─▶ out of the blob store ─▶ forgotten
 
 Each step is done again after a death of this process, so that a snapshot that was acknowledged is there whole, and one whose
 removal was acknowledged goes. What is made or removed may be in use: a session has a copy of its own.
@@ -10,20 +11,29 @@ removal was acknowledged goes. What is made or removed may be in use: a session 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+import sqlite3
+from collections.abc import AsyncIterable, Awaitable, Callable
 
 import msgspec
 
 from hutch import ids
+from hutch.blobs.jobs import Collected, Reached, Verified, nothing
 from hutch.clock import now_ms
-from hutch.errors import ConflictError, GoneError
+from hutch.errors import ConflictError, GoneError, HutchError
+from hutch.host.copies import Copies
 from hutch.host.journal import Journal, MachineEntry
 from hutch.host.memory import MemoryImages
-from hutch.host.protocol import SessionRecord, SnapshotMethod, SnapshotRecord
+from hutch.host.packing import Send
+from hutch.host.protocol import CopyState, SessionRecord, SnapshotImport, SnapshotMethod, SnapshotRecord
 from hutch.host.storage import Source, WritableLayers
 
 log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S = 5.0
+LONGEST_PAUSE_S = 900.0
+COLLECT_EVERY_S = 3600.0
 
 Changed = Callable[[SnapshotRecord], Awaitable[None]]
 
@@ -31,14 +41,26 @@ Changed = Callable[[SnapshotRecord], Awaitable[None]]
 class Snapshots:
     """Owner of every snapshot of one instance on this machine."""
 
-    def __init__(self, journal: Journal, layers: WritableLayers, memory: MemoryImages) -> None:
+    def __init__(
+        self, journal: Journal, layers: WritableLayers, memory: MemoryImages, copies: Copies, reached: Reached = nothing
+    ) -> None:
         self._journal = journal
         self._layers = layers
         self.memory = memory
+        self._copies = copies
+        self._reached = reached
         self._records: dict[str, SnapshotRecord] = {}
+        self._leaving: dict[str, SnapshotRecord] = {}
+        """Removed, and maybe still in the blob store."""
+        self._restores: dict[str, asyncio.Task[SnapshotRecord]] = {}
+        self._uploading: tuple[str, asyncio.Task[None]] | None = None
+        self._hopeless: set[str] = set()
+        """What can't be packed, and needs not be tried again."""
+        self._due = asyncio.Event()
 
     async def recover(self, planned: set[str]) -> None:
         """Read what there is, carry removals through, and remove what nobody was told of; `planned` are being made."""
+        await asyncio.to_thread(self._copies.sweep)
         removed = []
         for snapshot_id, (record, is_removed) in self._journal.snapshots().items():
             if is_removed:
@@ -49,7 +71,8 @@ class Snapshots:
             await self._remove(record)
         there = await asyncio.to_thread(self._layers.snapshots)
         for snapshot_id in self._records.keys() - there:
-            log.error("snapshot %s is in the journal and not in the store", snapshot_id)
+            if self._records[snapshot_id].copy is not CopyState.STORED:
+                log.error("snapshot %s is in the journal and not in the store", snapshot_id)
         known = self._records.keys() | planned
         for snapshot_id in there - known:
             log.info("removing snapshot %s, which was not finished", snapshot_id)
@@ -59,11 +82,18 @@ class Snapshots:
     def records(self) -> list[SnapshotRecord]:
         return list(self._records.values())
 
-    def source(self, snapshot_id: str) -> Source:
-        """What a layer begins with. Raises `GoneError` (`snapshot_not_found`)."""
+    def record(self, snapshot_id: str) -> SnapshotRecord:
+        """Raises `GoneError` (`snapshot_not_found`)."""
         record = self._records.get(snapshot_id)
         if record is None:
             raise unknown(snapshot_id)
+        return record
+
+    async def source(self, snapshot_id: str) -> Source:
+        """What a layer begins with; brought back from the blob store when it is not here. Raises `HutchError`."""
+        record = self.record(snapshot_id)
+        if not await asyncio.to_thread(self._layers.holds, snapshot_id):
+            record = await self._restored(record)
         return Source(snapshot_id, record.size_bytes)
 
     @staticmethod
@@ -118,25 +148,198 @@ class Snapshots:
         if record is None:
             return
         size = await asyncio.to_thread(self._layers.size, snapshot_id, record.inherited_bytes)
-        record = msgspec.structs.replace(record, size_bytes=size, durable_at=now_ms())
-        if snapshot_id in self._records:
-            self._records[snapshot_id] = record
-            await self._journal.put_snapshot(record)
+        await self._change(snapshot_id, changed, size_bytes=size, durable_at=now_ms())
+        self._due.set()
+
+    async def _change(self, snapshot_id: str, changed: Changed, **fields: object) -> bool:
+        """Write what is new about a snapshot, then tell of it. False when it was removed meanwhile."""
+        record = self._records.get(snapshot_id)
+        if record is None:
+            return False
+        record = self._records[snapshot_id] = msgspec.structs.replace(record, **fields)
+        await self._journal.put_snapshot(record)
         # Not when it was removed meanwhile: its session's record would write it down again.
-        if snapshot_id in self._records:
-            await changed(record)
+        if snapshot_id not in self._records:
+            return False
+        await changed(record)
+        return True
+
+    # -- removal -----------------------------------------------------------------------------------
 
     async def remove(self, snapshot_id: str) -> None:
         """Remove a snapshot; nothing happens when there is none. Acknowledged: it goes, whatever happens now."""
         record = self._records.pop(snapshot_id, None)
-        if record is not None:
-            await self._journal.put_snapshot(record, deleted=True)
-            await self._remove(record)
+        if record is None:
+            return
+        await self._journal.put_snapshot(record, deleted=True)
+        self._reached("removing")
+        if self._uploading is not None and self._uploading[0] == snapshot_id:
+            self._uploading[1].cancel()
+            await asyncio.gather(self._uploading[1], return_exceptions=True)
+        await self._remove(record)
 
     async def _remove(self, record: SnapshotRecord) -> None:
         await asyncio.to_thread(self._layers.remove_snapshot, record.snapshot_id)
         await asyncio.to_thread(self.memory.remove, record.snapshot_id)
-        await self._journal.delete_snapshot(record.snapshot_id)
+        self._reached("removed")
+        if record.copy is CopyState.NONE:
+            await self._journal.delete_snapshot(record.snapshot_id)
+        else:
+            self._leaving[record.snapshot_id] = record
+            self._due.set()
+
+    # -- the blob store ----------------------------------------------------------------------------
+
+    async def keep_copies(self, changed: Changed) -> None:
+        """For ever: copy what is durable, take what was removed out of the store, collect what nobody needs."""
+        if self._copies.spec is None:
+            return
+        pause, collected = FIRST_PAUSE_S, float("-inf")
+        while True:
+            self._due.clear()
+            complete = False
+            try:
+                complete = await self.copy_due(changed)
+                now = asyncio.get_running_loop().time()
+                if now - collected >= COLLECT_EVERY_S:
+                    collected = now
+                    await self.collect()
+            except (sqlite3.Error, HutchError, OSError) as error:
+                log.warning("the blob store is behind: %s", error)
+            pause = FIRST_PAUSE_S if complete else min(pause * 2, LONGEST_PAUSE_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._due.wait(), COLLECT_EVERY_S if complete else pause)
+
+    async def copy_due(self, changed: Changed) -> bool:
+        """Once everything that is due; False when something is to be tried again."""
+        complete = True
+        for snapshot_id in list(self._leaving):
+            complete &= await self._take_out(snapshot_id)
+        for snapshot_id, record in list(self._records.items()):
+            if record.durable_at is None or record.copy is CopyState.STORED or snapshot_id in self._hopeless:
+                continue
+            await self._upload_alone(snapshot_id, changed)
+            now = self._records.get(snapshot_id)
+            complete &= now is None or now.copy is CopyState.STORED or snapshot_id in self._hopeless
+        return complete
+
+    async def _upload_alone(self, snapshot_id: str, changed: Changed) -> None:
+        """As a task of its own, which a removal can end."""
+        upload = asyncio.ensure_future(self._upload(snapshot_id, changed))
+        self._uploading = (snapshot_id, upload)
+        try:
+            await asyncio.wait({upload})
+            if not upload.cancelled():
+                upload.result()
+        finally:
+            self._uploading = None
+            upload.cancel()
+            await asyncio.gather(upload, return_exceptions=True)
+
+    async def _upload(self, snapshot_id: str, changed: Changed) -> None:
+        if not await self._change(snapshot_id, changed, copy=CopyState.PACKING):
+            return
+        self._reached("packing")
+        try:
+            stored = await self._copies.upload(self._records[snapshot_id])
+        except (HutchError, OSError) as error:
+            reason = error.message if isinstance(error, HutchError) else str(error)
+            log.warning("snapshot %s could not be copied to the blob store: %s", snapshot_id, reason)
+            if isinstance(error, HutchError) and error.code == "snapshot_unpackable":
+                self._hopeless.add(snapshot_id)
+            await self._change(snapshot_id, changed, store_error=reason)
+            return
+        self._reached("packed")
+        done = {"copy": CopyState.STORED, "manifest": stored.manifest, "stored_at": now_ms(), "store_error": None}
+        await self._change(snapshot_id, changed, **done)
+        self._reached("stored")
+        log.info("snapshot %s is in the blob store: %d of %d chunks were new", snapshot_id, stored.written, stored.chunks)
+
+    async def _take_out(self, snapshot_id: str) -> bool:
+        try:
+            await self._copies.forget(snapshot_id)
+        except HutchError as error:
+            log.warning("snapshot %s is still in the blob store: %s", snapshot_id, error.message)
+            return False
+        self._reached("taken out")
+        await self._journal.delete_snapshot(snapshot_id)
+        self._leaving.pop(snapshot_id, None)
+        return True
+
+    async def collect(self) -> Collected:
+        """Remove what nobody needs from the store. Raises `HutchError`."""
+        collected = await self._copies.collect()
+        self._reached("collected")
+        if collected.chunks or collected.manifests:
+            log.info("collected %d chunks and %d manifests", collected.chunks, collected.manifests)
+        return collected
+
+    async def _restored(self, record: SnapshotRecord) -> SnapshotRecord:
+        """Bring a snapshot back, once for all who wait for it."""
+        task = self._restores.get(record.snapshot_id)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._restore(record))
+            self._restores[record.snapshot_id] = task
+            task.add_done_callback(lambda _: self._restores.pop(record.snapshot_id, None))
+        return await asyncio.shield(task)
+
+    async def _restore(self, record: SnapshotRecord) -> SnapshotRecord:
+        size = await self._copies.restore(record)
+        self._reached("restored")
+        if record.snapshot_id not in self._records:
+            await asyncio.to_thread(self._layers.remove_snapshot, record.snapshot_id)
+            raise unknown(record.snapshot_id)
+        # It shares nothing with others any more.
+        await self._change(record.snapshot_id, _nobody, size_bytes=size, inherited_bytes=0)
+        log.info("snapshot %s was restored from the blob store", record.snapshot_id)
+        return self.record(record.snapshot_id)
+
+    async def verify(self, snapshot_id: str) -> Verified:
+        """Check a snapshot's copy. Raises `HutchError`."""
+        return await self._copies.verify(self.record(snapshot_id))
+
+    async def close(self) -> None:
+        """End what is being restored."""
+        for task in list(self._restores.values()):
+            task.cancel()
+        await asyncio.gather(*self._restores.values(), return_exceptions=True)
+
+    # -- archives ----------------------------------------------------------------------------------
+
+    async def export(self, snapshot_id: str, max_bytes: int, send: Send) -> None:
+        """A snapshot as a tar. Raises `HutchError`."""
+        await self.source(snapshot_id)
+        await self._copies.export(self.record(snapshot_id), max_bytes, send)
+
+    async def load(self, request: SnapshotImport, given: AsyncIterable[bytes], image_bytes: int) -> SnapshotRecord:
+        """A new snapshot out of a tar. Raises `HutchError`, and nothing is left then."""
+        record = SnapshotRecord(
+            snapshot_id=request.snapshot_id,
+            session_id="",
+            image=request.image,
+            size_bytes=0,
+            image_bytes=image_bytes,
+            created_at=now_ms(),
+            method=SnapshotMethod.MANUAL,
+        )
+        # Until it is whole, what is written down is that it goes.
+        await self._journal.put_snapshot(record, deleted=True)
+        self._reached("loading")
+        try:
+            size = await self._copies.load(request.snapshot_id, given, request.max_bytes, request.max_files)
+        except BaseException:
+            await asyncio.shield(self._remove(record))
+            raise
+        self._reached("loaded")
+        record = msgspec.structs.replace(record, size_bytes=size, durable_at=now_ms())
+        await self._journal.put_snapshot(record)
+        self._records[record.snapshot_id] = record
+        self._due.set()
+        return record
+
+
+async def _nobody(_: SnapshotRecord) -> None:
+    """Where there is nobody to tell: what is new is only ours."""
 
 
 def unknown(snapshot_id: str) -> GoneError:

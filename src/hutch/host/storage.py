@@ -20,6 +20,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -37,6 +40,8 @@ COPY_TIMEOUT_S = 600.0
 TMP_MARK = ".hutch"
 NO_LAYERS = frozenset({"sealed", "drives", "views"})
 """What lies beside the layers in their file system."""
+UPPER = "u"
+"""The directory of a layer that holds what a sandbox wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,12 @@ class WritableLayers(Protocol):
 
     def snapshots(self) -> set[str]:
         """Every snapshot there is."""
+
+    def holds(self, snapshot: str) -> bool:
+        """Whether there is such a snapshot."""
+
+    def reading(self, snapshot: str) -> AbstractContextManager[Path]:
+        """A snapshot's tree, to be read and not changed. Raises `FileNotFoundError` when there is none."""
 
     def remove_snapshot(self, snapshot: str) -> None:
         """Remove a snapshot; nothing happens when there is none."""
@@ -250,6 +261,15 @@ class BtrfsLayers:
     def snapshots(self) -> set[str]:
         return {entry.name for entry in self._sealed.iterdir()}
 
+    def holds(self, snapshot: str) -> bool:
+        return (self._sealed / snapshot).exists()
+
+    @contextlib.contextmanager
+    def reading(self, snapshot: str) -> Iterator[Path]:
+        if not self.holds(snapshot):
+            raise FileNotFoundError(f"there is no snapshot {snapshot}")
+        yield self._sealed / snapshot / UPPER
+
     def remove_snapshot(self, snapshot: str) -> None:
         if (self._sealed / snapshot).exists():
             kernel.btrfs_delete_subvolume(self._sealed, snapshot)
@@ -266,9 +286,12 @@ class Ext4Layers:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._sealed = directory / "sealed"
+        self._reading = directory.with_name(f"{directory.name}-reading")
 
     def open(self) -> None:
         self._sealed.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._end_reading()
+        self._reading.mkdir(mode=0o700)
 
     def create(self, name: str, size_bytes: int, source: Source | None = None) -> Path:
         check_room(self.directory)
@@ -332,13 +355,36 @@ class Ext4Layers:
     def snapshots(self) -> set[str]:
         return {entry.name for entry in self._sealed.iterdir()}
 
+    def holds(self, snapshot: str) -> bool:
+        return (self._sealed / snapshot).exists()
+
+    @contextlib.contextmanager
+    def reading(self, snapshot: str) -> Iterator[Path]:
+        if not self.holds(snapshot):
+            raise FileNotFoundError(f"there is no snapshot {snapshot}")
+        # Readers may be several at once.
+        point = Path(tempfile.mkdtemp(dir=self._reading))
+        try:
+            kernel.run(["mount", "-t", "ext4", "-o", "loop,ro,noload,noatime", str(self._sealed / snapshot), str(point)])
+            yield point / UPPER
+        finally:
+            kernel.unmount(point)
+            point.rmdir()
+
     def remove_snapshot(self, snapshot: str) -> None:
         (self._sealed / snapshot).unlink(missing_ok=True)
 
     def close(self) -> None:
+        self._end_reading()
         for name in self.names():
             with contextlib.suppress(OSError):
                 self.remove(name)
+
+    def _end_reading(self) -> None:
+        """What a reader left that died."""
+        for point in kernel.mounts_below(self._reading):
+            kernel.unmount(point)
+        shutil.rmtree(self._reading, ignore_errors=True)
 
 
 def format_ext4(image: Path, size_bytes: int) -> None:
@@ -368,7 +414,7 @@ def make_directories(layer: Path) -> None:
     """`u` and a fresh `w`: the kernel refuses a work directory that was mounted `volatile` before."""
     work = layer / "w"
     shutil.rmtree(work, ignore_errors=True)
-    upper = layer / "u"
+    upper = layer / UPPER
     if not upper.exists():
         upper.mkdir()
         # The guest's root directory has the mode of this one, whatever our umask is.

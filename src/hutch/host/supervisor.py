@@ -15,7 +15,7 @@ import functools
 import logging
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 
 import msgspec
@@ -44,6 +44,7 @@ from hutch.host.protocol import (
     SessionRecord,
     SessionSpec,
     SessionStatus,
+    SnapshotImport,
     SnapshotMethod,
     SnapshotRecord,
     SnapshotRequest,
@@ -145,6 +146,7 @@ class Supervisor:
         self._spawn(self._tidy_for_ever())
         for record in self.snapshots.records():
             self._settle(record)
+        self._spawn(self.snapshots.keep_copies(self._settled))
         self._spawn(self._meter_for_ever())
         self._spawn(self._bound_for_ever())
         self.pool.start()
@@ -273,6 +275,7 @@ class Supervisor:
         for task in list(self._background):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        await self.snapshots.close()
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -361,7 +364,7 @@ class Supervisor:
 
     async def _claimed(self, kind: MachineKind, spec: SessionSpec, attachments: tuple[Attachment, ...]) -> Machine:
         """A machine that is this session's. A pooled one that fails is replaced by a fresh one, once."""
-        source = self.snapshots.source(spec.source_snapshot) if spec.source_snapshot is not None else None
+        source = await self.snapshots.source(spec.source_snapshot) if spec.source_snapshot is not None else None
         # What is mounted in a machine is mounted as it boots.
         pooled = await self.pool.take(Recipe(kind, source)) if not attachments else None
         if pooled is not None:
@@ -442,7 +445,7 @@ class Supervisor:
     async def _restored(self, kind: MachineKind, spec: SessionSpec, memory: Memory) -> Machine:
         """A machine that goes on from saved memory as this session's."""
         assert spec.source_snapshot is not None
-        source = self.snapshots.source(spec.source_snapshot)
+        source = await self.snapshots.source(spec.source_snapshot)
 
         async def admit(network: Network) -> None:
             # Its processes run before anybody can say to whom they belong now.
@@ -738,6 +741,11 @@ class Supervisor:
             else:
                 return
 
+    async def load_snapshot(self, request: SnapshotImport, given: AsyncIterable[bytes]) -> SnapshotRecord:
+        """A new snapshot out of a tar. Raises `HutchError`."""
+        image = self._images.resolve(request.image)
+        return await self.snapshots.load(request, given, sum(layer.path.stat().st_size for layer in image.layers))
+
     def _settle(self, record: SnapshotRecord | None) -> None:
         """Behind everybody's back, have a snapshot survive a power cut."""
         if record is not None and record.durable_at is None:
@@ -745,7 +753,8 @@ class Supervisor:
 
     async def _settled(self, record: SnapshotRecord) -> None:
         session = self._sessions.get(record.session_id)
-        if session is not None and session.record.snapshot is not None and not session.live:
+        left = session.record.snapshot if session is not None and not session.live else None
+        if session is not None and left is not None and left.snapshot_id == record.snapshot_id:
             await self._change(session, snapshot=record)
 
     async def _end(self, session: Session, status: SessionStatus, reason: str, planned: SnapshotRecord | None) -> SessionRecord:

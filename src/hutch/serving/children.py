@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from asyncio.subprocess import Process
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 from hutch.serving import kernel
 from hutch.settings import ENVIRONMENT_PREFIX, Settings, Source
@@ -24,8 +24,11 @@ STEADY_S = 30.0
 """A child that ran this long was well; the next restart is quick again."""
 
 
-def child_environment(settings: Settings, environment: Mapping[str, str], changed: Mapping[str, str]) -> dict[str, str]:
-    """`environment` in which `hutch.settings.load` finds these settings, with `changed` (`section.key` → text) over them."""
+def child_environment(
+    settings: Settings, environment: Mapping[str, str], changed: Mapping[str, str], without: Collection[str] = ()
+) -> dict[str, str]:
+    """`environment` in which `hutch.settings.load` finds these settings, with `changed` (`section.key` → text) over them, and
+    `without` some keys."""
     result = {name: value for name, value in environment.items() if not (name.startswith(ENVIRONMENT_PREFIX) and "__" in name)}
     result["HUTCH_CONFIG"] = os.devnull
     result |= MALLOC
@@ -33,8 +36,9 @@ def child_environment(settings: Settings, environment: Mapping[str, str], change
         model = getattr(settings, section)
         for key in type(model).model_fields:
             value = getattr(model, key)
-            if settings.source_of(f"{section}.{key}")[0] is not Source.DEFAULT and value is not None:
-                result[_variable(f"{section}.{key}")] = json.dumps(value) if isinstance(value, tuple) else str(value)
+            dotted = f"{section}.{key}"
+            if settings.source_of(dotted)[0] is not Source.DEFAULT and value is not None and dotted not in without:
+                result[_variable(dotted)] = json.dumps(value) if isinstance(value, tuple) else str(value)
     return result | {_variable(key): value for key, value in changed.items()}
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from hutch.errors import BadRequestError, ConflictError
 from hutch.serving import ready
 from hutch.serving.children import Child, child_environment
-from hutch.settings import Settings, split_listen
+from hutch.settings import HOST_SECRETS, Settings, split_listen
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,8 @@ class Supervisor:
         }
         environment = child_environment(settings, os.environ, changed)
         self._host = Child("the host", [*host_command, "--data-dir", str(settings.server.data_dir)], environment)
-        self._api = Child("the API process", API_COMMAND, environment)
+        confined = child_environment(settings, os.environ, changed, without=HOST_SECRETS)
+        self._api = Child("the API process", API_COMMAND, confined)
         self._stop = asyncio.Event()
         self._ready = False
 

@@ -176,7 +176,8 @@ class SessionModel(Base):
 
 
 class SnapshotModel(Base):
-    """Files that a session left. A deleted one stays listed; it is purged when its host has removed the files."""
+    """Files that a session left, or that were imported: then `session_id` is empty. A deleted one stays listed; it is purged when
+    its host has removed the files. `layer_bytes` is its size without its image; none where its host has not said it yet."""
 
     __tablename__ = "snapshots"
     __table_args__ = (Index("ix_snapshots_created", "project_id", "created_at", "number"),)
@@ -203,6 +204,9 @@ class SnapshotModel(Base):
     last_used_at: Mapped[int] = mapped_column(BigInteger)
     expires_at: Mapped[int | None] = mapped_column(BigInteger, index=True)
     durable_at: Mapped[int | None] = mapped_column(BigInteger)
+    layer_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    stored_at: Mapped[int | None] = mapped_column(BigInteger)
+    store_error: Mapped[str | None] = mapped_column(Text)
     purged_at: Mapped[int | None] = mapped_column(BigInteger)
 
 

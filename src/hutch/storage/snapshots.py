@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, insert, select, update
+from sqlalchemy import ColumnElement, Row, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hutch.control.cursor import Position
@@ -83,40 +83,21 @@ async def reported(
 ) -> None:
     """Write what a host says about a snapshot. The first time it becomes what its sandbox goes on from, and what the sandbox
     keeps no longer is deleted, unless it was made `for_others`. Idempotent."""
-    size = report.size_bytes + report.image_bytes + report.memory_bytes
-    known = update(SnapshotModel).where(SnapshotModel.id == report.snapshot_id)
-    if (await connection.execute(known.values(size_bytes=size, durable_at=report.durable_at))).rowcount:
+    if await told(connection, report):
         return
     columns = (SandboxModel.snapshot_expiration_ms, SandboxModel.keep_last_snapshots, SandboxModel.current_session_id)
     sandbox = (await connection.execute(select(*columns).where(SandboxModel.id == session.sandbox_id))).first()
     if expiration_ms is None:
         own = sandbox.snapshot_expiration_ms if sandbox is not None else None
         expiration_ms = own if own is not None else DEFAULT_EXPIRATION_MS
-    await connection.execute(
-        insert(SnapshotModel).values(
-            id=report.snapshot_id,
-            team_id=session.team_id,
-            project_id=session.project_id,
-            sandbox_id=session.sandbox_id,
-            sandbox_name=session.sandbox_name,
-            session_id=session.id,
-            parent_id=report.parent_id,
-            status=str(SnapshotStatus.CREATED),
-            method=str(report.method),
-            image=report.image,
-            runtime=session.runtime,
-            region=session.region,
-            size_bytes=size,
-            memory_bytes=report.memory_bytes,
-            vcpus=session.vcpus,
-            expiration_ms=expiration_ms,
-            created_at=report.created_at,
-            updated_at=now,
-            last_used_at=report.created_at,
-            expires_at=_expires(report.created_at, expiration_ms),
-            durable_at=report.durable_at,
-        )
-    )
+    scope = Scope(session.team_id, session.project_id)
+    source: dict[str, str | int] = {
+        "sandbox_id": session.sandbox_id,
+        "sandbox_name": session.sandbox_name,
+        "session_id": session.id,
+    }
+    place: dict[str, str | int] = {"runtime": session.runtime, "region": session.region, "vcpus": session.vcpus}
+    await _insert(connection, scope, report, now, expiration_ms, **source, **place)
     if sandbox is None or for_others:
         return
     if sandbox.current_session_id == session.id:
@@ -124,6 +105,66 @@ async def reported(
         await connection.execute(current.values(current_snapshot_id=report.snapshot_id))
     if sandbox.keep_last_snapshots is not None:
         await _evict(connection, session.sandbox_id, sandbox.keep_last_snapshots, expiration_ms, now)
+
+
+async def imported(
+    connection: AsyncConnection, scope: Scope, report: SnapshotRecord, now: int, *, runtime: str, region: str
+) -> None:
+    """Write a snapshot that no session left."""
+    source: dict[str, str | int] = {"sandbox_id": "", "sandbox_name": "", "session_id": ""}
+    await _insert(connection, scope, report, now, DEFAULT_EXPIRATION_MS, **source, runtime=runtime, region=region)
+
+
+async def _insert(
+    connection: AsyncConnection, scope: Scope, report: SnapshotRecord, now: int, expiration_ms: int, **source: str | int
+) -> None:
+    values = {
+        "id": report.snapshot_id,
+        "team_id": scope.team_id,
+        "project_id": scope.project_id,
+        "parent_id": report.parent_id,
+        "status": str(SnapshotStatus.CREATED),
+        "method": str(report.method),
+        "image": report.image,
+        "expiration_ms": expiration_ms,
+        "created_at": report.created_at,
+        "updated_at": now,
+        "last_used_at": report.created_at,
+        "expires_at": _expires(report.created_at, expiration_ms),
+    }
+    await connection.execute(insert(SnapshotModel).values(**values, **_news(report), **source))
+
+
+def _news(report: SnapshotRecord) -> dict[str, Any]:
+    """What changes of a snapshot after it was made."""
+    return {
+        "size_bytes": report.size_bytes + report.image_bytes + report.memory_bytes,
+        "layer_bytes": report.size_bytes + report.memory_bytes,
+        "memory_bytes": report.memory_bytes,
+        "durable_at": report.durable_at,
+        "stored_at": report.stored_at,
+        "store_error": report.store_error,
+    }
+
+
+async def told(connection: AsyncConnection, report: SnapshotRecord) -> bool:
+    """Write what is new about a snapshot; False when it is not known. What was reported before it was durable may come later
+    than what was after, and is no news then."""
+    mine = SnapshotModel.id == report.snapshot_id
+    row = (await connection.execute(select(SnapshotModel.durable_at, SnapshotModel.stored_at).where(mine))).first()
+    if row is None:
+        return False
+    later = (row.durable_at is None or report.durable_at is not None) and (row.stored_at is None or report.stored_at is not None)
+    if later:
+        await connection.execute(update(SnapshotModel).where(mine).values(**_news(report)))
+    return True
+
+
+async def held_bytes(connection: AsyncConnection, project_id: str) -> int:
+    """What a project's snapshots hold, without their images."""
+    held = func.sum(func.coalesce(SnapshotModel.layer_bytes, SnapshotModel.size_bytes))
+    live = (SnapshotModel.project_id == project_id, SnapshotModel.status == str(SnapshotStatus.CREATED))
+    return int((await connection.execute(select(held).where(*live))).scalar() or 0)
 
 
 async def _evict(connection: AsyncConnection, sandbox_id: str, keep: dict[str, Any], expiration_ms: int, now: int) -> None:
@@ -184,7 +225,9 @@ async def purged(connection: AsyncConnection, snapshot_id: str, now: int) -> Non
     await connection.execute(update(SnapshotModel).where(SnapshotModel.id == snapshot_id).values(purged_at=now))
 
 
-async def known(connection: AsyncConnection, snapshot_ids: list[str]) -> set[str]:
-    """Those that there are, of whatever team: for comparing with a host, never for a caller."""
-    found = select(SnapshotModel.id).where(SnapshotModel.id.in_(snapshot_ids))
-    return set((await connection.execute(found)).scalars())
+async def known(connection: AsyncConnection, snapshot_ids: list[str]) -> dict[str, tuple[int | None, int | None, str | None]]:
+    """Those that there are, of whatever team, with since when they are durable and stored, or why not: for comparing with a
+    host, never for a caller."""
+    columns = (SnapshotModel.id, SnapshotModel.durable_at, SnapshotModel.stored_at, SnapshotModel.store_error)
+    rows = await connection.execute(select(*columns).where(SnapshotModel.id.in_(snapshot_ids)))
+    return {row.id: (row.durable_at, row.stored_at, row.store_error) for row in rows}
