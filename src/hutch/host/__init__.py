@@ -9,6 +9,7 @@
     logs.py        stored output with a cap
     journal.py     SQLite: intent before effect, outcome after
     storage.py     writable layers
+    images.py      images: built, pulled, removed
     network.py     namespaces, links and the packet baseline
     traffic.py     what passed for each session, kept beyond its gateway's death
     cgroups.py     limits and counters, v1 and v2

@@ -28,6 +28,7 @@ from hutch.host.authority import TrustStore
 from hutch.host.binaries import agent_path, gateway_path
 from hutch.host.egress import Egress
 from hutch.host.gateway import Gateway
+from hutch.host.images import Images
 from hutch.host.journal import Journal
 from hutch.host.machine import Machines
 from hutch.host.names import Names
@@ -143,7 +144,8 @@ async def _opened(settings: Settings, directory: Path, *, end_all: bool) -> Asyn
         load_or_create_key(directory / "authority.key"),
     )
     (directory / "machines").mkdir(exist_ok=True, mode=0o700)
-    images = ImageStore(settings.image_dir())
+    images = Images(settings, journal, directory / "pulled", ImageStore(settings.image_dir()), isolation.forget_image)
+    await asyncio.to_thread(images.open)
     snapshots, meter = Snapshots(journal, layers), TrafficMeter(gateway, journal)
     supervisor = Supervisor(
         settings, journal, machines, networks, images, isolation.name, gateway, egress, audit, meter, snapshots

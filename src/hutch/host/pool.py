@@ -45,6 +45,10 @@ class Pool:
     def __len__(self) -> int:
         return sum(len(ready) for ready in self._ready.values())
 
+    def kinds(self) -> list[tuple[MachineKind, int]]:
+        """What is kept ready, and how many of each."""
+        return list(self._targets.values())
+
     def start(self) -> None:
         loop = asyncio.get_running_loop()
         self._wake.set()

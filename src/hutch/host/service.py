@@ -26,6 +26,9 @@ from hutch.host.protocol import (
     FileRead,
     ForwardingKey,
     HostInfo,
+    ImagePull,
+    ImageQuery,
+    ImageRemove,
     NetworkUpdate,
     PersistRequest,
     PtyOpen,
@@ -66,6 +69,10 @@ class Service:
             "session.snapshot": self._snapshot,
             "snapshot.delete": self._snapshot_delete,
             "snapshot.list": self._snapshot_list,
+            "image.resolve": self._image_resolve,
+            "image.pull": self._image_pull,
+            "image.list": self._image_list,
+            "image.remove": self._image_remove,
             "events": self._events,
             "command.start": self._command_start,
             "command.get": self._command_get,
@@ -143,6 +150,22 @@ class Service:
         stream.send_reply({})
         for record in self._supervisor.snapshots.records():
             await stream.send_event(record)
+
+    async def _image_resolve(self, stream: Stream) -> None:
+        stream.send_reply(self._supervisor.images.find(stream.params(ImageQuery)))
+
+    async def _image_pull(self, stream: Stream) -> None:
+        stream.send_reply(await self._supervisor.images.pull(stream.params(ImagePull)))
+
+    async def _image_list(self, stream: Stream) -> None:
+        records = self._supervisor.images.list(stream.params(dict[str, str]).get("project_id", ""))
+        stream.send_reply({})
+        for record in records:
+            await stream.send_event(record)
+
+    async def _image_remove(self, stream: Stream) -> None:
+        await self._supervisor.images.remove(stream.params(ImageRemove))
+        stream.send_reply({})
 
     async def _network(self, stream: Stream) -> None:
         stream.send_reply(await self._supervisor.set_network(await stream.value(NetworkUpdate, MAX_LARGE_BYTES)))

@@ -26,6 +26,7 @@ from hutch.host.audit import AuditStore
 from hutch.host.commands import Commands
 from hutch.host.egress import Egress
 from hutch.host.gateway import Gateway
+from hutch.host.images import Images
 from hutch.host.journal import Journal, MachineEntry
 from hutch.host.machine import Machine, MachineKind, Machines, gone, reason_of
 from hutch.host.network import Networks
@@ -50,7 +51,7 @@ from hutch.host.protocol import (
 from hutch.host.snapshots import Snapshots
 from hutch.host.storage import Source
 from hutch.host.traffic import FLUSH_EVERY_S, TrafficMeter
-from hutch.images import Image, ImageStore
+from hutch.images import Image
 from hutch.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class Supervisor:
         journal: Journal,
         machines: Machines,
         networks: Networks,
-        images: ImageStore,
+        images: Images,
         isolation_name: str,
         gateway: Gateway,
         egress: Egress,
@@ -100,7 +101,7 @@ class Supervisor:
         self._journal = journal
         self._machines = machines
         self._networks = networks
-        self._images = images
+        self.images = images
         self._isolation_name = isolation_name
         self._gateway = gateway
         self.egress = egress
@@ -122,6 +123,7 @@ class Supervisor:
     async def start(self, block: int) -> None:
         """Adopt, sweep, then fill the pool. `block` is the address block that was taken."""
         self._journal.start()
+        self.images.start(self._needing)
         await self._journal.put_meta("address_block", str(block))
         self._logs.mkdir(parents=True, exist_ok=True, mode=0o700)
         await self.snapshots.recover()
@@ -229,6 +231,7 @@ class Supervisor:
         """Stop working; live sessions run on and are adopted by the next start."""
         self.draining, self.ready_reason, self._left = True, "stopping", True
         await self.pool.close()
+        await self.images.close()
         for session in self._sessions.values():
             if session.timer is not None:
                 session.timer.cancel()
@@ -274,10 +277,11 @@ class Supervisor:
             raise UnavailableError(
                 "host_full", f"The host runs {self._settings.host.max_sessions} sandboxes, the most it may.", retry_after_s=5
             )
-        image = self._images.resolve(spec.image)
+        image = self.images.exact(spec.image)
         kind = self._kind(image, spec.vcpus, spec.memory_mb, spec.disk_bytes)
-        machine = await self._claimed(kind, spec)
-        return await self._run(spec, requested, image, machine)
+        with self.images.held(image.digest):
+            machine = await self._claimed(kind, spec)
+            return await self._run(spec, requested, image, machine)
 
     async def _run(self, spec: SessionSpec, requested: int, image: Image, machine: Machine) -> SessionRecord:
         """Make a claimed machine a running session."""
@@ -286,7 +290,8 @@ class Supervisor:
             sandbox_name=spec.sandbox_name,
             project_id=spec.project_id,
             status=SessionStatus.RUNNING,
-            image=spec.image,
+            # By digest, so that what is made of it later says the same, whatever its name is given to.
+            image=spec.image if spec.image.endswith(image.digest) else image.pinned,
             cwd=image.config.cwd,
             vcpus=spec.vcpus,
             memory_mb=spec.memory_mb,
@@ -366,7 +371,7 @@ class Supervisor:
         if size == 0:
             return []
         return [
-            (self._kind(self._images.resolve(name), vcpus, vcpus * 2048, None), size) for name in self._settings.pool_images()
+            (self._kind(self.images.resolve(name, ""), vcpus, vcpus * 2048, None), size) for name in self._settings.pool_images()
         ]
 
     def _attach(self, session: Session, machine: Machine) -> None:
@@ -393,6 +398,13 @@ class Supervisor:
 
     async def _fail(self, session: Session, reason: str) -> None:
         await self.end(session, SessionStatus.FAILED, f"The sandbox failed: {reason}.")
+
+    def _needing(self, digest: str) -> list[str]:
+        """What would be lost with an image: live sessions and snapshots by id, and the pool."""
+        images = {session.record.session_id: session.record.image for session in self._sessions.values() if session.live}
+        images |= {record.snapshot_id: record.image for record in self.snapshots.records()}
+        users = [name for name, image in images.items() if image.endswith(f"@{digest}")]
+        return users + ["the pool" for kind, _ in self.pool.kinds() if kind.image.digest == digest]
 
     # -- deadline ----------------------------------------------------------------------------------
 
@@ -646,6 +658,7 @@ class Supervisor:
     async def tidy(self, now: int) -> None:
         """Forget what ended long ago: output after an hour, records after a day, audits after a week."""
         await asyncio.to_thread(self.audit.tidy)
+        await self.images.collect()
         for session_id, session in list(self._sessions.items()):
             if session.live or session.record.stopped_at is None:
                 continue
