@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -11,15 +11,9 @@ from hutch.host.protocol import ImagePull, ImageQuery
 from hutch.host.service import Service
 from tests.host.guest import guest, real_host
 from tests.oci.images import busybox, directory, file, image, layer, symlink
-from tests.oci.registry import RunningRegistry, running_registry
+from tests.oci.registry import RunningRegistry
 
 pytestmark = [pytest.mark.root, pytest.mark.sandbox]
-
-
-@pytest.fixture(scope="module")
-def registry() -> Iterator[RunningRegistry]:
-    with running_registry() as running:
-        yield running
 
 
 @pytest.fixture

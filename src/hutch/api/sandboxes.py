@@ -17,12 +17,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hutch import ids
-from hutch.api import network_policy, paging
+from hutch.api import images, network_policy, paging
 from hutch.api.auth import Principal
 from hutch.api.network_policy import IF_MATCH, checked, kept, read_with_policy, require_generation
 from hutch.api.responses import JsonResponse
 from hutch.api.routing import PlainRoute, api_version, documented
-from hutch.api.services import Services, services_of, stopped
+from hutch.api.services import ResolvedImage, Services, services_of, stopped
 from hutch.api.sessions import routes, stop
 from hutch.api.snapshots import usable
 from hutch.control import shapes
@@ -92,14 +92,18 @@ async def create_sandbox(request: Request) -> Response:
     config = replace(configured(services, base, body), keep_last_snapshots=keep)
     if policy is not None:
         config = replace(config, network_policy=kept(await checked(services, scope, policy), FIRST_GENERATION))
-    return await boot(services, scope, body.name, config, body.ports or [], runtime=body.runtime, snapshot=snapshot)
+    if snapshot is None:
+        image = await images.resolve(services, principal, scope, config.image, body.runtime)
+    else:
+        image = await images.resolve_exact(services, snapshot.image)
+    return await boot(services, scope, body.name, config, body.ports or [], image=image, snapshot=snapshot)
 
 
 @router.post("/v2/sandboxes/{name}/fork", openapi_extra=documented(ForkSandbox, query={"projectId": "Id or slug"}))
 async def fork_sandbox(request: Request, name: str) -> Response:
     """A new sandbox with another's configuration, from its current snapshot; each field that is given replaces the copied one."""
     services = services_of(request)
-    scope = await scope_of(request, services)
+    principal, scope = await _caller(request, services)
     body, policy = await read_with_policy(request, ForkSandbox)
     source = await find(services, scope, name)
     config = configured(services, source.config, body)
@@ -110,14 +114,16 @@ async def fork_sandbox(request: Request, name: str) -> Response:
         config = replace(config, network_policy=replace(copied, generation=FIRST_GENERATION))
     snapshot = None
     if body.image is not None:
-        config = replace(config, image=body.image)
-    elif source.current_snapshot_id is not None:
-        async with services.database.read() as connection:
-            snapshot = await usable(connection, scope, source.current_snapshot_id, services.clock())
+        image = await images.resolve(services, principal, scope, body.image, None)
+    else:
+        if source.current_snapshot_id is not None:
+            async with services.database.read() as connection:
+                snapshot = await usable(connection, scope, source.current_snapshot_id, services.clock())
+        image = await images.resolve_exact(services, snapshot.image if snapshot is not None else config.image)
     if body.disk_bytes is not None:
         config = replace(config, disk_bytes=body.disk_bytes)
     ports = body.ports if body.ports is not None else [route.port for route in source.routes]
-    return await boot(services, scope, body.name, config, ports, runtime=None, snapshot=snapshot)
+    return await boot(services, scope, body.name, config, ports, image=image, snapshot=snapshot)
 
 
 @router.get(
@@ -531,17 +537,14 @@ async def boot(
     config: SandboxConfig,
     ports: list[int],
     *,
-    runtime: str | None,
+    image: ResolvedImage,
     snapshot: Snapshot | None,
 ) -> Response:
     """Take the name, start a session, answer. Raises `ConflictError` for a taken name, and the host's errors."""
     assert scope.project_id is not None
-    if snapshot is None:
-        image = services.images.resolve(config.image, runtime)
-        config = replace(config, image=image.pinned, cwd=image.cwd)
-    else:
-        image = services.images.resolve(snapshot.image, None)
-        config = replace(config, image=snapshot.image, cwd=image.cwd, runtime=snapshot.runtime)
+    config = replace(config, image=image.pinned, cwd=image.cwd)
+    if snapshot is not None:
+        config = replace(config, image=snapshot.image, runtime=snapshot.runtime)
     now = services.clock()
     session_id, sandbox_name = ids.session_id(), name or generate_name()
     record = SandboxRecord(
