@@ -17,6 +17,7 @@ import pytest
 from hutch.client import Client, Server
 from hutch.client.places import find_server, server_file
 from tests import builds, leaks
+from tests.oci.images import small
 from tests.oci.registry import RunningRegistry, running_registry
 
 START_S = 120.0
@@ -121,6 +122,12 @@ def registry() -> Iterator[RunningRegistry]:
     """A real registry of images, which the server may pull from."""
     with running_registry() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def small_image(registry: RunningRegistry) -> str:
+    """The reference of a small image with a user, a working directory and a greeting, which nobody has pulled yet."""
+    return registry.push("tests/small", "1", small())
 
 
 @pytest.fixture(scope="session")

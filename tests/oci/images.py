@@ -177,3 +177,10 @@ def busybox(*programs: str) -> list[Item]:
         file("bin/busybox", BUSYBOX.read_bytes(), mode=0o755),
         *(hard_link(f"bin/{name}", "bin/busybox") for name in names),
     ]
+
+
+def small(**run: Any) -> Made:
+    """An image with a user, a working directory and a greeting; `run` says more."""
+    files = [*busybox(), directory("home/joe", uid=1001, gid=1001), file("etc/passwd", "joe:x:1001:1001::/home/joe:/bin/sh\n")]
+    said = {"User": "joe", "WorkingDir": "/srv", "Env": ["GREETING=hello", "PATH=/bin"]} | run
+    return image(layer(*files, directory("srv", uid=1001)), **said)

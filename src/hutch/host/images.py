@@ -376,19 +376,25 @@ def _repository(name: str) -> str:
     return path + slash + last.partition(":")[0]
 
 
+class _StoredLogin(msgspec.Struct, frozen=True):
+    auth: str
+
+
+class _Logins(msgspec.Struct, frozen=True):
+    auths: dict[str, _StoredLogin] = {}
+
+
 def read_login(file: Path, name: str) -> Login | None:
     """The login of a registry in a file such as Docker's `config.json`. Raises `UnavailableError` for a file that can't be
     read."""
     try:
         with file.open("rb") as opened:
-            document = msgspec.json.decode(opened.read(MAX_AUTH_FILE_BYTES), type=dict[str, dict[str, dict[str, str]] | object])
-        logins = document.get("auths", {})
-        assert isinstance(logins, dict)
+            logins = msgspec.json.decode(opened.read(MAX_AUTH_FILE_BYTES), type=_Logins).auths
         for known in (name, f"https://{name}", f"https://{name}/v1/", f"https://{name}/v2/", f"https://index.{name}/v1/"):
             if known in logins:
-                username, _, password = base64.b64decode(str(logins[known]["auth"]), validate=True).decode().partition(":")
+                username, _, password = base64.b64decode(logins[known].auth, validate=True).decode().partition(":")
                 return Login(username, password)
-    except (OSError, msgspec.DecodeError, AssertionError, KeyError, TypeError, binascii.Error, UnicodeDecodeError) as error:
+    except (OSError, msgspec.DecodeError, binascii.Error, UnicodeDecodeError) as error:
         raise UnavailableError("image_pull_failed", f"The logins in {file} can't be read (image.auth_file).") from error
     return None
 

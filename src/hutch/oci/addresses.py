@@ -35,6 +35,9 @@ class Addresses:
         """Whether `address` is one at which `authority` (`HOST[:PORT]`) may be."""
         place = ip_address(address.partition("%")[0])
         closed = {found for found in self._closed if found.version == place.version and place in found}
+        if place.is_loopback:
+            # It also lies in a range of addresses that are IPv4's in another form.
+            closed.discard(ip_network("::/96"))
         return not (closed - _OPENED if authority in self.known else closed)
 
     async def resolve(self, authority: str, host: str, port: int) -> str:

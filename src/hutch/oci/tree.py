@@ -94,6 +94,12 @@ class Tree:
             self.root.meta = _meta(entry)
             return
         *above, name = parts
+        for part in above:
+            if part.startswith(_WHITEOUT + _WHITEOUT):
+                # A mark of another file system, which keeps things below it (`.wh..wh.plnk`).
+                return
+            if part.startswith(_WHITEOUT):
+                raise invalid(f"the path {_shown(entry.name)} leads through a whiteout")
         if name.startswith(_WHITEOUT):
             self._whiteout(layer, above, name)
             return

@@ -85,7 +85,7 @@ def unpack(request: Request, directory: Path) -> Result:
             # A link there would have the host's file mounted over what it leads to.
             if isinstance(etc.children.get(name), Symlink):
                 del etc.children[name]
-    if tree.find(request.cwd.encode()) is None:
+    if not isinstance(tree.find(request.cwd.encode()), Directory):
         tree.ensure_directory(request.cwd.encode())
     contents, trunk = directory / "contents", directory / "tree"
     contents.mkdir(mode=0o700)
