@@ -17,6 +17,8 @@ import pytest
 from hutch.client import Client, Server
 from hutch.client.places import find_server, server_file
 from tests import builds, leaks
+from tests.oci.images import small
+from tests.oci.registry import RunningRegistry, running_registry
 
 START_S = 120.0
 STOP_S = 60.0
@@ -116,7 +118,20 @@ def tail(log: Path, lines: int = 60) -> str:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def registry() -> Iterator[RunningRegistry]:
+    """A real registry of images, which the server may pull from."""
+    with running_registry() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def small_image(registry: RunningRegistry) -> str:
+    """The reference of a small image with a user, a working directory and a greeting, which nobody has pulled yet."""
+    return registry.push("tests/small", "1", small())
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, registry: RunningRegistry) -> Iterator[RunningServer]:
     """A real server for the whole run, on a free port with a data directory of its own. Leaves nothing behind, or fails."""
     if os.geteuid() != 0:
         pytest.fail("This test starts a real server, which needs root. Run `make test` as root or with sudo.")
@@ -124,7 +139,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     data_dir, log = base / "data", base / "serve.log"
     data_dir.mkdir()
     before = leaks.snapshot(data_dir)
-    process, where = start_server(data_dir, log, environment={"HUTCH_POOL__SIZE": str(POOL_SIZE)})
+    environment = {"HUTCH_POOL__SIZE": str(POOL_SIZE), "HUTCH_IMAGE__INSECURE_REGISTRIES": registry.host}
+    process, where = start_server(data_dir, log, environment=environment)
     wait_until(lambda: len(leaks.machines(data_dir)) >= POOL_SIZE, SETTLE_S, f"a pool of {POOL_SIZE} machines")
     running = RunningServer(process, data_dir, log, where, leaks.snapshot(data_dir))
     yield running

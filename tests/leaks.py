@@ -18,8 +18,8 @@ from pathlib import Path
 from hutch.host.names import NAMESPACE_DIR, Names, is_machine_id
 from hutch.host.network import BLOCKS, BLOCKS_DIR, MARK
 
-IMAGES = "/host/images/"
-"""Where a host mounts what all its sandboxes share, below its data directory."""
+IMAGES = ("/host/images/", "/host/pulled/")
+"""Where a host mounts what its sandboxes share, and keeps images of registries, below its data directory."""
 SPARE_NETWORKS = 5
 """Networks that a host keeps ready, and one more while a machine starts."""
 PROGRAMS = frozenset({"hutch-net", "runsc", "runsc-sandbox", "runsc-gofer", "hutch", "hutch-agent"})
@@ -69,8 +69,8 @@ def grown(before: Snapshot, after: Snapshot) -> list[str]:
     """
     lines = []
     for kind, everything in after.things.items():
-        found = {name for name in everything if IMAGES not in name}
-        old = {name for name in before.things.get(kind, frozenset()) if IMAGES not in name}
+        found = {name for name in everything if not any(place in name for place in IMAGES)}
+        old = {name for name in before.things.get(kind, frozenset()) if not any(place in name for place in IMAGES)}
         spare = SPARE_NETWORKS if kind in ("namespace", "link") else 0
         if len(found) > len(old) + spare:
             lines.append(f"{len(found)} instead of {len(old)} {kind}: {', '.join(sorted(found - old))}")

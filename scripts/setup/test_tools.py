@@ -9,13 +9,14 @@ import os
 import re
 from pathlib import Path
 
-from scripts.setup import cache, packages, python_env, s3_server, shell
+from scripts.setup import cache, go, packages, python_env, s3_server, shell
 from scripts.setup.report import SetupError, Step
 
 # Program → package. PostgreSQL's own programs are not in PATH.
 _PROGRAMS = {
     "chromium": "chromium",
     "curl": "curl",
+    "/bin/busybox": "busybox-static",
     "git": "git",
     "javac": "default-jdk-headless",
     "jlink": "default-jdk-headless",
@@ -28,6 +29,8 @@ _GUEST_PACKAGES = ("grpcio", "typing-extensions")
 _GUEST_PYTHON = "3.13"
 JAVA = shell.HUTCH_DIR / "java"
 GUEST_PYTHON = shell.HUTCH_DIR / "guest-python"
+REGISTRY = shell.HUTCH_DIR / "registry"
+_REGISTRY_MODULE = shell.CHECKOUT / "tools" / "registry"
 CLIENTS = shell.CHECKOUT / "tests" / "clients"
 
 
@@ -46,6 +49,7 @@ def ensure(step: Step) -> None:
     _make_java(step)
     _install_for_guests(step)
     s3_server.ensure(step)
+    _build_registry(step)
     step.detail = step.detail or f"PostgreSQL, Chromium, {len(locks)} npm lock file{'' if len(locks) == 1 else 's'}"
 
 
@@ -93,6 +97,30 @@ def _install_for_guests(step: Step) -> None:
             shell.logged([*uv, *platform, "--only-binary", ":all:", *target], "test-tools", env=index)
         step.done = True
     cache.link(GUEST_PYTHON, place / "lib")
+
+
+def _build_registry(step: Step) -> None:
+    """The registry of images that tests start, at the version of `tools/registry/go.mod`."""
+    sources = [_REGISTRY_MODULE / name for name in ("go.mod", "go.sum", "tools.go")]
+    place = cache.root() / "registry" / cache.content_key(files=[*sources, Path(__file__)])
+    if not place.exists():
+        program = go.obtain(step)
+        step.say("building a registry of images")
+        with cache.building(place) as made:
+            command: list[str | Path] = [
+                program,
+                "build",
+                "-mod=readonly",
+                "-trimpath",
+                "-buildvcs=false",
+                "-o",
+                made / "registry",
+            ]
+            environment = {"CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"}
+            package = "github.com/google/go-containerregistry/cmd/registry"
+            shell.logged([*command, package], "test-tools", cwd=_REGISTRY_MODULE, env=environment)
+        step.done = True
+    cache.link(REGISTRY, place / "registry")
 
 
 def _pinned(name: str, lock: str) -> str:

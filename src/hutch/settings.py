@@ -164,6 +164,44 @@ class ImageSettings(Section):
     dir: Path | None = Field(
         None, description="Directory of built images. Default: `.hutch/images` of the checkout, else `<data_dir>/images`."
     )
+    registries: TextList = Field(
+        (),
+        description="Registries (`HOST[:PORT]`) that every project may pull from, `*` for any; they may be at private addresses. "
+        "Default: only administrators pull.",
+    )
+    insecure_registries: TextList = Field(
+        (), description="Registries that are spoken to by HTTP without TLS; they may be at private addresses."
+    )
+    auth_file: Path | None = Field(
+        None, description="Logins at registries for pulls of administrators: a file such as Docker's `config.json`."
+    )
+    max_bytes: int = Field(
+        16 * GIB, description="Largest image from a registry, both as it is sent and unpacked.", ge=MIB, le=2**50
+    )
+    max_entries: int = Field(500_000, description="Most files of an image from a registry.", ge=1, le=2_000_000)
+    pull_wait_s: int = Field(
+        120, description="How long a create waits for an image that is being pulled before it is answered 503.", ge=1, le=3600
+    )
+
+    @field_validator("registries", "insecure_registries")
+    @classmethod
+    def _registries(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for registry in value:
+            if registry != "*" and re.fullmatch(r"[a-z0-9.-]+(:[0-9]+)?|\[[0-9a-f:]+\](:[0-9]+)?", registry) is None:
+                raise ValueError(f"has {registry!r}, which is not HOST[:PORT] such as registry.example.com:5000")
+        return value
+
+    @field_validator("insecure_registries")
+    @classmethod
+    def _named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "*" in value:
+            raise ValueError("has '*'; name the registries that have no TLS")
+        return value
+
+    @field_validator("auth_file")
+    @classmethod
+    def _auth_file(cls, value: Path | None) -> Path | None:
+        return value.expanduser().absolute() if value is not None else None
 
 
 class SandboxSettings(Section):

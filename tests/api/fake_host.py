@@ -46,6 +46,11 @@ from hutch.host.protocol import (
     FileRead,
     ForwardingKey,
     HostInfo,
+    ImageFound,
+    ImagePull,
+    ImageQuery,
+    ImageRecord,
+    ImageRemove,
     NetworkApplied,
     NetworkSpec,
     NetworkUpdate,
@@ -134,6 +139,11 @@ class FakeHost:
         self.import_gate = asyncio.Event()
         self.import_gate.set()
         self.tars: dict[str, bytes] = {}
+        self.images: dict[tuple[str, str], ImageRecord] = {}
+        self.pulls: list[ImagePull] = []
+        self.refuse_pull: HutchError | None = None
+        self.pull_gate = asyncio.Event()
+        self.pull_gate.set()
         self.lose_snapshot_answer = False
         self.forwarding_key: ForwardingKey | None = None
         self.create_gate = asyncio.Event()
@@ -434,6 +444,51 @@ class FakeHost:
         self.drives.pop(drive_id, None)
         if not self._breaks("after"):
             stream.send_reply({})
+
+    async def _on_image_resolve(self, stream: Stream) -> None:
+        """References are names, as they were pulled; `exact` ones have a digest."""
+        query = stream.params(ImageQuery)
+        for (project, name), record in self.images.items():
+            pinned = f"{name.rpartition(':')[0]}@{record.digest}"
+            if (query.exact and query.reference == pinned) or (project in (query.project_id, "") and query.reference == name):
+                stream.send_reply(ImageFound(pinned=pinned, cwd=record.cwd))
+                return
+        raise NotFoundError("image_not_found", f"The host has no image {query.reference}.")
+
+    async def _on_image_pull(self, stream: Stream) -> None:
+        pull = stream.params(ImagePull)
+        self.pulls.append(pull)
+        await self.pull_gate.wait()
+        if self.refuse_pull is not None:
+            raise self.refuse_pull
+        record = ImageRecord(
+            name=pull.name or pull.reference,
+            digest=f"sha256:{len(self.pulls):064x}",
+            source=pull.reference,
+            shared=not pull.project_id,
+            size_bytes=4096,
+            pulled_at=7,
+            user="joe",
+            home="/home/joe",
+            cwd="/srv",
+            env={"A": "b"},
+            layers=[("sha256:e", 4096)],
+        )
+        self.images[pull.project_id, record.name] = self.images[pull.project_id, pull.reference] = record
+        stream.send_reply(record)
+
+    async def _on_image_list(self, stream: Stream) -> None:
+        project_id = stream.params(dict[str, str])["project_id"]
+        stream.send_reply({})
+        for (project, name), record in self.images.items():
+            if project in (project_id, ""):
+                await stream.send_event(msgspec.structs.replace(record, name=name))
+
+    async def _on_image_remove(self, stream: Stream) -> None:
+        request = stream.params(ImageRemove)
+        if self.images.pop((request.project_id, request.name), None) is None:
+            raise NotFoundError("image_not_found", "The host has no such name.")
+        stream.send_reply({})
 
     async def _on_session_extend(self, stream: Stream) -> None:
         request = stream.params(ExtendRequest)

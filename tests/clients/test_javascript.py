@@ -17,12 +17,17 @@ pytestmark = [pytest.mark.clients, pytest.mark.sandbox, pytest.mark.root, pytest
 
 @pytest.mark.parametrize("script", sorted(path.name for path in JAVASCRIPT.glob("*.test.mjs")))
 def test_javascript_sdk(
-    script: str, server: RunningServer, javascript_sdk: Path, client_environment: dict[str, str], leak_check: None
+    script: str,
+    server: RunningServer,
+    javascript_sdk: Path,
+    client_environment: dict[str, str],
+    small_image: str,
+    leak_check: None,
 ) -> None:
     done = subprocess.run(
         [node_tool("node"), "--test", "--test-reporter=spec", script],
         cwd=javascript_sdk,
-        env=client_environment,
+        env=client_environment | {"HUTCH_TEST_IMAGE": small_image},
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,

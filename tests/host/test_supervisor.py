@@ -245,7 +245,7 @@ async def test_a_session_that_died_while_the_host_was_down_has_failed(no_leaks: 
 async def test_what_no_session_uses_is_swept(no_leaks: Path) -> None:
     async with real_host(no_leaks, end_all=False) as service:
         box = await guest(service)
-        kind = service.supervisor._kind(service.supervisor._images.resolve(spec().image), 1, 2048, None)
+        kind = service.supervisor._kind(service.supervisor.images.exact(spec().image), 1, 2048, None)
         orphan = await service.supervisor._boot_for_pool(kind, None)
     async with real_host(no_leaks) as again:
         left = await asyncio.to_thread(again.supervisor._machines.left_behind)

@@ -11,7 +11,7 @@
     http_protocol.py bounds of request heads
     host_events.py   following the host's events
 
-    sandboxes · sessions · commands · files · interactive · snapshots · drives · tokens · own · system
+    sandboxes · sessions · commands · files · interactive · snapshots · drives · images · tokens · own · system
 
 An endpoint reads its request, asks `hutch.control` to decide, `hutch.storage` to remember and the host to act, and shapes the
 answer. A warm command start touches no database: tokens and session owners are cached, and the host knows the rest.

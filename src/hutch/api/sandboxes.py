@@ -18,12 +18,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hutch import ids
-from hutch.api import drives, network_policy, paging
+from hutch.api import drives, images, network_policy, paging
 from hutch.api.auth import Principal
 from hutch.api.network_policy import IF_MATCH, checked, kept, read_with_policy, require_generation
 from hutch.api.responses import JsonResponse
 from hutch.api.routing import PlainRoute, api_version, documented
-from hutch.api.services import Services, services_of, stopped
+from hutch.api.services import ResolvedImage, Services, services_of, stopped
 from hutch.api.sessions import routes, stop
 from hutch.api.snapshots import usable
 from hutch.control import shapes
@@ -111,9 +111,12 @@ async def create_sandbox(request: Request) -> Response:
     config = replace(configured(services, base, body), keep_last_snapshots=keep)
     if policy is not None:
         config = replace(config, network_policy=kept(await checked(services, scope, policy), FIRST_GENERATION))
-    made = await boot(
-        services, scope, body.name, config, body.ports or [], runtime=body.runtime, snapshot=snapshot, with_memory=with_memory
-    )
+    if snapshot is None:
+        image = await images.resolve(services, principal, scope, config.image, body.runtime)
+    else:
+        image = await images.resolve_exact(services, snapshot.image)
+    ports = body.ports or []
+    made = await boot(services, scope, body.name, config, ports, image=image, snapshot=snapshot, with_memory=with_memory)
     return JsonResponse(made)
 
 
@@ -123,7 +126,7 @@ async def fork_sandbox(request: Request, name: str) -> Response:
     With `memory` it goes on where the running session is, with all its processes. With `memory` or `count` the answer has all
     of them in `forks`, and the first one as if it were the only one."""
     services = services_of(request)
-    scope = await scope_of(request, services)
+    principal, scope = await _caller(request, services)
     body, policy = await read_with_policy(request, ForkSandbox)
     source = await find(services, scope, name)
     # What the source has mounted it still has.
@@ -134,19 +137,21 @@ async def fork_sandbox(request: Request, name: str) -> Response:
     elif copied is not None:
         config = replace(config, network_policy=replace(copied, generation=FIRST_GENERATION))
     snapshot = None
-    if body.memory:
-        snapshot = await _memory_of(services, scope, source)
-        config = replace(config, vcpus=snapshot.vcpus, memory_mb=snapshot.vcpus * MEMORY_MB_PER_VCPU)
-    elif body.image is not None:
-        config = replace(config, image=body.image)
-    elif source.current_snapshot_id is not None:
-        async with services.database.read() as connection:
-            snapshot = await usable(connection, scope, source.current_snapshot_id, services.clock())
+    if body.image is not None:
+        image = await images.resolve(services, principal, scope, body.image, None)
+    else:
+        if body.memory:
+            snapshot = await _memory_of(services, scope, source)
+            config = replace(config, vcpus=snapshot.vcpus, memory_mb=snapshot.vcpus * MEMORY_MB_PER_VCPU)
+        elif source.current_snapshot_id is not None:
+            async with services.database.read() as connection:
+                snapshot = await usable(connection, scope, source.current_snapshot_id, services.clock())
+        image = await images.resolve_exact(services, snapshot.image if snapshot is not None else config.image)
     if body.disk_bytes is not None:
         config = replace(config, disk_bytes=body.disk_bytes)
     ports = body.ports if body.ports is not None else [route.port for route in source.routes]
     try:
-        forks = await _fork(services, scope, body.names(), config, ports, snapshot, with_memory=body.memory)
+        forks = await _fork(services, scope, body.names(), config, ports, image, snapshot, with_memory=body.memory)
     finally:
         if body.memory and snapshot is not None:
             await _discard(services, snapshot)
@@ -182,6 +187,7 @@ async def _fork(
     names: list[str | None],
     config: SandboxConfig,
     ports: list[int],
+    image: ResolvedImage,
     snapshot: Snapshot | None,
     *,
     with_memory: bool,
@@ -197,7 +203,7 @@ async def _fork(
                 name,
                 config,
                 ports,
-                runtime=None,
+                image=image,
                 snapshot=snapshot,
                 with_memory=with_memory,
                 snapshot_stays=not with_memory,
@@ -650,19 +656,16 @@ async def boot(
     config: SandboxConfig,
     ports: list[int],
     *,
-    runtime: str | None,
+    image: ResolvedImage,
     snapshot: Snapshot | None,
     with_memory: bool = True,
     snapshot_stays: bool = True,
 ) -> dict[str, Any]:
     """Take the name and start a session; the answer. Raises `ConflictError` for a taken name, and the host's errors."""
     assert scope.project_id is not None
-    if snapshot is None:
-        image = services.images.resolve(config.image, runtime)
-        config = replace(config, image=image.pinned, cwd=image.cwd)
-    else:
-        image = services.images.resolve(snapshot.image, None)
-        config = replace(config, image=snapshot.image, cwd=image.cwd, runtime=snapshot.runtime)
+    config = replace(config, image=image.pinned, cwd=image.cwd)
+    if snapshot is not None:
+        config = replace(config, image=snapshot.image, runtime=snapshot.runtime)
     mounts = await drives.resolved(services, scope, config)
     now = services.clock()
     session_id, sandbox_name = ids.session_id(), name or generate_name()

@@ -1,8 +1,6 @@
-"""The server about itself: who asks, images, health, metrics, and its own documentation."""
+"""The server about itself: who asks, health, metrics, and its own documentation."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -37,28 +35,6 @@ async def whoami(request: Request) -> Response:
     if project is not None:
         answer["project"] = {"id": project.id, "slug": project.slug}
     return JsonResponse(answer)
-
-
-@router.get("/hutch/v1/images", openapi_extra=documented())
-async def list_images(request: Request) -> Response:
-    """Images that sandboxes can start from."""
-    services = services_of(request)
-    await services.auth.principal(request)
-    return JsonResponse({"images": [_image(image) for image in services.images.list()]})
-
-
-def _image(image: Any) -> Json:
-    config = image.config
-    return {
-        "name": image.name,
-        "aliases": list(image.aliases),
-        "digest": image.digest,
-        "size_bytes": sum(layer.size for layer in image.layers),
-        "layers": [{"digest": layer.digest, "size_bytes": layer.size} for layer in image.layers],
-        "user": config.user,
-        "home": config.home,
-        "cwd": config.cwd,
-    }
 
 
 @router.get("/healthz", openapi_extra=documented(public=True))

@@ -32,7 +32,7 @@ def set_value(
 ) -> None:
     """Store a credential or replace it. One line break at the end of the input does not belong to the value."""
     try:
-        value = _value(name, file)
+        value = read_secret(f"Value of {name}", file)
     except HutchError as error:
         errors.report(error, as_json=as_json)
         raise typer.Exit(errors.FAILED) from None
@@ -77,10 +77,10 @@ def rm(
     raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
 
 
-def _value(name: str, file: Path | None) -> str:
+def read_secret(name: str, file: Path | None) -> str:
     """What standard input or a file holds; at a terminal it is asked for and not shown. Raises `BadRequestError`."""
     if file is None and sys.stdin.isatty():
-        return getpass.getpass(f"Value of {name}: ")
+        return getpass.getpass(f"{name}: ")
     try:
         if file is None:
             raw = sys.stdin.buffer.read(MAX_INPUT_BYTES)

@@ -1,13 +1,23 @@
-"""`hutch image ls`."""
+"""`hutch image pull|ls|rm|login|logout`."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from hutch.cli import errors, options, output
+from hutch.cli.connection import with_client
+from hutch.cli.credential import read_secret
+from hutch.client import Client, find_server
+from hutch.client.models import Image
 from hutch.errors import HutchError
 
 app = typer.Typer(no_args_is_help=True, help="Images: root file systems of sandboxes.")
+
+Shared = Annotated[bool, typer.Option("--shared", help="Of every project; for administrators.")]
+Registry = Annotated[str, typer.Argument(help="HOST[:PORT].")]
 
 
 @app.callback()
@@ -16,8 +26,41 @@ def image() -> None:
 
 
 @app.command()
+def pull(
+    reference: Annotated[str, typer.Argument(help="REGISTRY/REPOSITORY[:TAG] or …@sha256:DIGEST.")],
+    name: Annotated[str | None, typer.Option("--name", help="Another name for it.")] = None,
+    shared: Shared = False,
+    data_dir: options.DataDir = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Fetch an image from a registry, so that sandboxes can start from it. A tag keeps its meaning until it is pulled again."""
+
+    async def work(client: Client) -> None:
+        pulled = await client.images.pull(reference, name=name, shared=shared)
+        if as_json:
+            output.write_json(pulled)
+        else:
+            output.write_line(f"{pulled.name} {pulled.digest}")
+
+    raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
+
+
+@app.command()
 def ls(config_file: options.ConfigFile = None, data_dir: options.DataDir = None, as_json: options.AsJson = False) -> None:
-    """List the images of this machine. Needs no server."""
+    """List images: the project's, where there is a server; without one, those that `make setup` built on this machine."""
+
+    async def work(client: Client) -> None:
+        _show(await client.images.list(), as_json=as_json)
+
+    try:
+        find_server(data_dir)
+    except HutchError:
+        _show(_built(config_file, data_dir, as_json=as_json), as_json=as_json)
+    else:
+        raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
+
+
+def _built(config_file: Path | None, data_dir: Path | None, *, as_json: bool) -> list[Image]:
     from hutch.images import ImageStore
     from hutch.settings import load
 
@@ -26,22 +69,87 @@ def ls(config_file: options.ConfigFile = None, data_dir: options.DataDir = None,
     except HutchError as error:
         errors.report(error, as_json=as_json)
         raise typer.Exit(errors.FAILED) from None
-    sizes = [sum(layer.size for layer in found.layers) for found in images]
+    return [
+        Image(
+            name=found.name,
+            aliases=list(found.aliases),
+            digest=found.digest,
+            size_bytes=found.size_bytes,
+            user=found.config.user,
+            home=found.config.home,
+            cwd=found.config.cwd,
+            layers=[{"digest": layer.digest, "size_bytes": layer.size} for layer in found.layers],
+        )
+        for found in images
+    ]
+
+
+def _show(images: list[Image], *, as_json: bool) -> None:
     if as_json:
-        shown = [
-            {
-                "name": found.name,
-                "aliases": list(found.aliases),
-                "digest": found.digest,
-                "size": total,
-                "layers": len(found.layers),
-            }
-            for found, total in zip(images, sizes, strict=True)
-        ]
-        output.write_json({"images": shown})
+        output.write_json({"images": images})
         return
     rows = [
-        (found.name, ", ".join(found.aliases) or "-", found.digest.removeprefix("sha256:")[:12], output.size(total))
-        for found, total in zip(images, sizes, strict=True)
+        (
+            found.name,
+            ", ".join(found.aliases) or (found.source if found.source != found.name else "") or "-",
+            found.digest.removeprefix("sha256:")[:12],
+            output.size(found.size_bytes),
+        )
+        for found in images
     ]
-    output.write_table(("NAME", "ALIASES", "DIGEST", "SIZE"), rows)
+    output.write_table(("NAME", "ALSO", "DIGEST", "SIZE"), rows)
+
+
+@app.command()
+def rm(
+    names: Annotated[list[str], typer.Argument(help="Names, as `ls` shows them.")],
+    shared: Shared = False,
+    data_dir: options.DataDir = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Forget names of images. With its last name an image goes, unless a session or a snapshot needs it."""
+
+    async def work(client: Client) -> None:
+        for name in names:
+            await client.images.remove(name, shared=shared)
+        if as_json:
+            output.write_json({"deleted": names})
+
+    raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
+
+
+@app.command()
+def login(
+    registry: Registry,
+    username: Annotated[str, typer.Option("--username", "-u", help="User, as the registry knows it.")],
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="Read the password from this file instead of standard input.")
+    ] = None,
+    data_dir: options.DataDir = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Store the project's login for a registry, with which its images are pulled."""
+    try:
+        password = read_secret(f"Password of {username} at {registry}", file)
+    except HutchError as error:
+        errors.report(error, as_json=as_json)
+        raise typer.Exit(errors.FAILED) from None
+
+    async def work(client: Client) -> None:
+        await client.images.log_in(registry, username, password)
+        if as_json:
+            output.write_json({"registry": registry})
+
+    raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
+
+
+@app.command()
+def logout(registry: Registry, data_dir: options.DataDir = None, as_json: options.AsJson = False) -> None:
+    """Forget a login. Images that it pulled stay."""
+
+    async def work(client: Client) -> None:
+        await client.images.log_out(registry)
+        if as_json:
+            output.write_json({"registry": registry})
+
+    raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))

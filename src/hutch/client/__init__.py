@@ -12,7 +12,8 @@
     credentials.py, audit.py
                   what rules of network policies add to requests, what the egress firewall decided, and what passed
     bounds.py     network policies of teams and projects
-    tokens.py     tokens and images, Hutch's own part of the API
+    tokens.py     tokens
+    images.py     images, and logins at registries
 
 Programs of users are better served by the vendor's SDKs, which work unmodified (`hutch env`); this client has no
 resume, no paging helpers beyond `all`, and retries nothing.

@@ -13,10 +13,11 @@ from hutch.client.commands import Commands
 from hutch.client.credentials import Credentials
 from hutch.client.drives import Drives
 from hutch.client.files import Files
+from hutch.client.images import Images
 from hutch.client.places import Server
 from hutch.client.sandboxes import Sandboxes
 from hutch.client.snapshots import Snapshots
-from hutch.client.tokens import Images, Tokens
+from hutch.client.tokens import Tokens
 from hutch.client.transport import Http
 
 

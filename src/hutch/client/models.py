@@ -213,6 +213,26 @@ class Credential(msgspec.Struct, frozen=True, kw_only=True):
     updated_at: int
 
 
+class Image(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sandbox can start from. `source` is where it came from; "" for the server's own."""
+
+    name: str
+    aliases: list[str]
+    digest: str
+    size_bytes: int
+    user: str
+    home: str
+    cwd: str
+    layers: list[Json] = []
+    source: str = ""
+    shared: bool = True
+    pulled_at: int | None = None
+    env: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    cmd: list[str] = []
+    entrypoint: list[str] = []
+
+
 class BoundsSet(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """A policy of a team or project that was set; `hutch` has `warnings`, and what came of it for running sandboxes."""
 

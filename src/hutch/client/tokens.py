@@ -1,4 +1,4 @@
-"""Hutch's own part of the API: tokens and images."""
+"""Tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from hutch.client.models import Json, Token
+from hutch.client.models import Token
 from hutch.client.transport import Http
 
 _BASE = "/hutch/v1"
@@ -14,10 +14,6 @@ _BASE = "/hutch/v1"
 
 class _Tokens(msgspec.Struct):
     tokens: list[Token]
-
-
-class _Images(msgspec.Struct):
-    images: list[Json]
 
 
 class Tokens:
@@ -35,11 +31,3 @@ class Tokens:
 
     async def revoke(self, token_id: str) -> None:
         await self._http.call("DELETE", f"{_BASE}/tokens/{token_id}", dict[str, Any], scoped=False)
-
-
-class Images:
-    def __init__(self, http: Http) -> None:
-        self._http = http
-
-    async def list(self) -> list[Json]:
-        return (await self._http.call("GET", f"{_BASE}/images", _Images)).images

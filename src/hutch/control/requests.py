@@ -375,6 +375,28 @@ class PutCredential(Body):
     value: CredentialValue
 
 
+class PullImage(Body):
+    """`name` is another name for the image; `shared` gives it to every project."""
+
+    reference: Text = Field(min_length=1, max_length=255)
+    name: Text | None = Field(None, min_length=1, max_length=255)
+    shared: bool = False
+
+
+class LogIn(Body):
+    """A login at a registry."""
+
+    username: CredentialValue
+    password: CredentialValue
+
+    @field_validator("username")
+    @classmethod
+    def _username(cls, value: str) -> str:
+        if ":" in value:
+            raise PydanticCustomError("username", "should NOT contain `:`")
+        return value
+
+
 class CreateToken(Body):
     """A new token. `team` and `project` are ids or slugs; an administrator's request creates slugs that do not exist."""
 

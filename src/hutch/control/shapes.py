@@ -18,7 +18,8 @@ from hutch.control.records import (
     TokenRecord,
     generation_of,
 )
-from hutch.host.protocol import CommandRecord, NetworkApplied, SessionStatus
+from hutch.host.protocol import CommandRecord, ImageRecord, NetworkApplied, SessionStatus
+from hutch.images import Image
 
 Json = dict[str, Any]
 
@@ -209,6 +210,41 @@ def token(record: TokenRecord) -> Json:
 
 def credential(record: CredentialRecord) -> Json:
     return {"name": record.name, "created_at": record.created_at, "updated_at": record.updated_at}
+
+
+def built_image(image: Image) -> Json:
+    config = image.config
+    return {
+        "name": image.name,
+        "aliases": list(image.aliases),
+        "digest": image.digest,
+        "size_bytes": sum(layer.size for layer in image.layers),
+        "layers": [{"digest": layer.digest, "size_bytes": layer.size} for layer in image.layers],
+        "user": config.user,
+        "home": config.home,
+        "cwd": config.cwd,
+    }
+
+
+def pulled_image(record: ImageRecord) -> Json:
+    """An image of a registry under one of its names; also what it says and nobody runs."""
+    return {
+        "name": record.name,
+        "aliases": [],
+        "digest": record.digest,
+        "size_bytes": record.size_bytes,
+        "layers": [{"digest": digest, "size_bytes": size} for digest, size in record.layers],
+        "user": record.user,
+        "home": record.home,
+        "cwd": record.cwd,
+        "source": record.source,
+        "shared": record.shared,
+        "pulled_at": record.pulled_at,
+        "env": record.env,
+        "labels": record.labels,
+        "cmd": record.cmd,
+        "entrypoint": record.entrypoint,
+    }
 
 
 def text(value: bytes) -> str:

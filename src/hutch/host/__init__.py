@@ -14,6 +14,7 @@
     pool.py        machines started ahead of time; demand.py decides how many
     drive_storage.py, drives.py
                    where drives lie; what there is of them, and who has them
+    images.py      images: built, pulled, removed
     network.py     namespaces, links and the packet baseline
     traffic.py     what passed for each session, kept beyond its gateway's death
     cgroups.py     limits and counters, v1 and v2

@@ -4,9 +4,9 @@ One SQLite file in WAL mode, written by one thread. Writes that are asked for wh
 the next one, so a busy host pays one commit for many changes. An awaited write is acknowledged: it survives the death of
 every process of ours.
 
-Only what can't be found again is here: sessions with the machine they run on, snapshots, drives, commands, what holds for a
-session's network (sealed), and what passed there. Machines without a session (the pool) are not written down; after a restart
-they are orphans and are removed.
+Only what can't be found again is here: sessions with the machine they run on, snapshots, drives, images of registries, commands,
+what holds for a session's network (sealed), and what passed there. Machines without a session (the pool) are not written down;
+after a restart they are orphans and are removed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import msgspec
 
 from hutch.host.protocol import LIVE, CommandRecord, DriveRecord, SessionRecord, SnapshotRecord
 
+R = TypeVar("R")
 SCHEMA_VERSION = 5
 _VERSION = f"pragma user_version={SCHEMA_VERSION};"
 _READABLE = (0, 1, 2, 3, 4, 5)
@@ -45,6 +46,13 @@ create table if not exists session_commands (
 create table if not exists snapshots (snapshot_id text primary key, record blob not null, deleted integer not null) without rowid;
 create table if not exists drives (drive_id text primary key, record blob not null, deleted integer not null) without rowid;
 create table if not exists egress (session_id text primary key, state blob not null) without rowid;
+create table if not exists images (digest text primary key, record blob not null) without rowid;
+create table if not exists image_names (
+    project_id text not null,
+    name text not null,
+    record blob not null,
+    primary key (project_id, name)
+) without rowid;
 create table if not exists traffic (session_id text primary key, totals blob not null) without rowid;
 """
 
@@ -71,6 +79,37 @@ class MachineEntry(msgspec.Struct, frozen=True, kw_only=True):
     layer: str
     image_bytes: int = 0
     inherited_bytes: int = 0
+
+
+class ImageEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """An image that was pulled or built: `digest` is that of its manifest, `layers` are digests and sizes of EROFS files, the
+    bottom one first. The rest is what it says about itself, with the user looked up."""
+
+    digest: str
+    layers: list[tuple[str, int]]
+    user: str
+    uid: int
+    gid: int
+    groups: list[int]
+    home: str
+    cwd: str
+    env: dict[str, str]
+    labels: dict[str, str] = {}
+    cmd: list[str] = []
+    entrypoint: list[str] = []
+    created_at: int = 0
+
+
+class ImageName(msgspec.Struct, frozen=True, kw_only=True):
+    """What a project calls an image; `project_id` "" is everybody. `index_digest` is that of the index that it was chosen from,
+    `source` where it came from."""
+
+    project_id: str
+    name: str
+    digest: str
+    source: str
+    pulled_at: int
+    index_digest: str = ""
 
 
 Operation = Callable[[sqlite3.Connection], None]
@@ -147,12 +186,7 @@ class Journal:
             connection.close()
 
     def commands(self) -> list[CommandRecord]:
-        connection = self._connect()
-        try:
-            rows = connection.execute("select record from session_commands").fetchall()
-            return [msgspec.msgpack.decode(record, type=CommandRecord) for (record,) in rows]
-        finally:
-            connection.close()
+        return self._read_records("session_commands", CommandRecord)
 
     def snapshots(self) -> dict[str, tuple[SnapshotRecord, bool]]:
         """Each snapshot, and whether its removal has begun."""
@@ -167,6 +201,20 @@ class Journal:
         try:
             rows = connection.execute(query).fetchall()
             return {name: (msgspec.msgpack.decode(record, type=kind), bool(gone)) for name, record, gone in rows}
+        finally:
+            connection.close()
+
+    def images(self) -> list[ImageEntry]:
+        return self._read_records("images", ImageEntry)
+
+    def image_names(self) -> list[ImageName]:
+        return self._read_records("image_names", ImageName)
+
+    def _read_records(self, table: str, kind: type[R]) -> list[R]:
+        connection = self._connect()
+        try:
+            rows = connection.execute(f"select record from {table}").fetchall()  # noqa: S608 - a name of ours
+            return [msgspec.msgpack.decode(record, type=kind) for (record,) in rows]
         finally:
             connection.close()
 
@@ -226,6 +274,21 @@ class Journal:
 
     async def delete_drive(self, drive_id: str) -> None:
         await self._write(lambda c: _execute(c, "delete from drives where drive_id = ?", (drive_id,)))
+
+    async def put_image(self, entry: ImageEntry) -> None:
+        values = (entry.digest, msgspec.msgpack.encode(entry))
+        await self._write(lambda c: _execute(c, "insert or replace into images values (?, ?)", values))
+
+    async def delete_image(self, digest: str) -> None:
+        await self._write(lambda c: _execute(c, "delete from images where digest = ?", (digest,)))
+
+    async def put_image_name(self, name: ImageName) -> None:
+        values = (name.project_id, name.name, msgspec.msgpack.encode(name))
+        await self._write(lambda c: _execute(c, "insert or replace into image_names values (?, ?, ?)", values))
+
+    async def delete_image_name(self, project_id: str, name: str) -> None:
+        values = (project_id, name)
+        await self._write(lambda c: _execute(c, "delete from image_names where project_id = ? and name = ?", values))
 
     async def put_egress(self, session_id: str, state: bytes) -> None:
         await self._write(lambda c: _execute(c, "insert or replace into egress values (?, ?)", (session_id, state)))

@@ -280,6 +280,12 @@ def sync_file_system(directory: Path) -> None:
             raise OSError(number, f"syncfs {directory}: {os.strerror(number)}")
 
 
+def sync_directory(directory: Path) -> None:
+    """Have the names in a directory survive a power cut."""
+    with _directory(directory) as descriptor:
+        os.fsync(descriptor)
+
+
 def btrfs_limit(subvolume: Path, size_bytes: int) -> None:
     """Bound what a subvolume may hold; beyond it writes fail with EDQUOT."""
     with _directory(subvolume) as descriptor:

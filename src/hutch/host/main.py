@@ -31,6 +31,7 @@ from hutch.host.drive_storage import DriveStore
 from hutch.host.drives import Drives
 from hutch.host.egress import Egress
 from hutch.host.gateway import Gateway
+from hutch.host.images import Images
 from hutch.host.journal import Journal
 from hutch.host.machine import Machines
 from hutch.host.memory import MemoryImages
@@ -151,7 +152,8 @@ async def _opened(settings: Settings, directory: Path, *, end_all: bool) -> Asyn
         load_or_create_key(directory / "authority.key"),
     )
     (directory / "machines").mkdir(exist_ok=True, mode=0o700)
-    images = ImageStore(settings.image_dir())
+    images = Images(settings, journal, directory / "pulled", ImageStore(settings.image_dir()), isolation.forget_image)
+    await asyncio.to_thread(images.open)
     copies = Copies(
         store_spec(settings), layers, Packers(), grace_s=settings.blobs.grace_s, disk_bytes=settings.sandbox.disk_bytes
     )

@@ -26,6 +26,7 @@ TRIM_EVERY_S = 5.0
 KEEP_S = 60.0
 """What was asked for a moment ago is not removed yet: the next burst is likely to be like the last one."""
 MAX_SHELVES = 256
+FORGET_POLL_S = 0.02
 
 Key = tuple[str, int, int, int, str]
 
@@ -87,6 +88,10 @@ class Pool:
         shelf = self._shelves.get(recipe.key)
         return len(shelf.ready) if shelf is not None else 0
 
+    def needs(self, digest: str) -> bool:
+        """Whether an image is one of those that are kept ready in any case."""
+        return any(shelf.floor and shelf.recipe.kind.image.digest == digest for shelf in self._shelves.values())
+
     def start(self) -> None:
         if self._most:
             loop = asyncio.get_running_loop()
@@ -140,6 +145,18 @@ class Pool:
                 del self._shelves[key]
                 for machine in shelf.ready:
                     self._discard_soon(machine)
+
+    async def forget_image(self, digest: str) -> None:
+        """An image is about to be removed; nothing of it is ready, or being started, when this returns."""
+        gone = [shelf for shelf in self._shelves.values() if not shelf.floor and shelf.recipe.kind.image.digest == digest]
+        for shelf in gone:
+            del self._shelves[shelf.recipe.key]
+            for machine in shelf.ready:
+                self._discard_soon(machine)
+        while any(shelf.starting for shelf in gone):  # noqa: ASYNC110 - their starters tell nobody
+            await asyncio.sleep(FORGET_POLL_S)
+        if gone:
+            await asyncio.gather(*self._discards, return_exceptions=True)
 
     # -- refilling ---------------------------------------------------------------------------------
 

@@ -18,6 +18,10 @@ Methods over `hutch.wire` (client = control plane):
     snapshot.verify  SnapshotRef                → Verified (of `hutch.blobs.jobs`)
     snapshot.export  SnapshotExport             → {}, DATA 1 …
     snapshot.import  SnapshotImport, DATA 0, END → SnapshotRecord
+    image.resolve    ImageQuery                 → ImageFound
+    image.pull       ImagePull                  → ImageRecord (answers when a session can begin with it)
+    image.list       {"project_id": id}         → {}, EVENT ImageRecord …
+    image.remove     ImageRemove                → {}
     session.network  NetworkUpdate              → NetworkApplied (answers when the policy is enforced)
     forwarding.key   ForwardingKey              → {}
     events           {"after": seq}             → {}, then EVENT SessionEvent …, for ever
@@ -37,8 +41,9 @@ Methods over `hutch.wire` (client = control plane):
 
 `session.create` and `session.network` may be larger than a frame (`Connection.call_large`), up to `MAX_LARGE_BYTES`.
 
-Errors: 404 `session_not_found`, `command_not_found`, `not_found` (a drive); 409 `drive_attached`, `drive_not_initialized`;
-410 `snapshot_not_found`, `sandbox_stopped`; those of the agent protocol; 503 `host_full`.
+Errors: 404 `session_not_found`, `command_not_found`, `image_not_found`, `not_found` (a drive); 409 `image_in_use`,
+`drive_attached`, `drive_not_initialized`; 410 `snapshot_not_found`, `sandbox_stopped`; those of the agent protocol;
+503 `host_full`.
 """
 
 from __future__ import annotations
@@ -253,6 +258,57 @@ class SnapshotExport(msgspec.Struct, frozen=True, kw_only=True):
 
 class SnapshotRef(msgspec.Struct, frozen=True):
     snapshot_id: str
+
+
+class ImageQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """What `reference` means to a project. `exact`: it is one that a session or snapshot has, whoever's name it was."""
+
+    reference: str
+    project_id: str = ""
+    exact: bool = False
+
+
+class ImageFound(msgspec.Struct, frozen=True, kw_only=True):
+    """`pinned` means this very image, whatever its name is given to later."""
+
+    pinned: str
+    cwd: str
+
+
+class ImagePull(msgspec.Struct, frozen=True, kw_only=True):
+    """Fetch an image from a registry. It gets its reference as a name, and `name` as another one, for a project or (`project_id`
+    "") for everybody. `operator` uses the operator's logins, where the request brings none."""
+
+    reference: str
+    project_id: str = ""
+    name: str | None = None
+    username: str | None = None
+    password: str | None = None
+    operator: bool = False
+
+
+class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """An image under one of its names. `cmd` and `entrypoint` are never run."""
+
+    name: str
+    digest: str
+    source: str
+    shared: bool
+    size_bytes: int
+    pulled_at: int
+    user: str
+    home: str
+    cwd: str
+    env: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    cmd: list[str] = []
+    entrypoint: list[str] = []
+    layers: list[tuple[str, int]] = []
+
+
+class ImageRemove(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    project_id: str = ""
 
 
 class SessionEvent(msgspec.Struct, frozen=True):

@@ -28,6 +28,9 @@ from hutch.host.protocol import (
     FileRead,
     ForwardingKey,
     HostInfo,
+    ImagePull,
+    ImageQuery,
+    ImageRemove,
     NetworkUpdate,
     PersistRequest,
     PtyOpen,
@@ -76,6 +79,10 @@ class Service:
             "snapshot.verify": self._snapshot_verify,
             "snapshot.export": self._snapshot_export,
             "snapshot.import": self._snapshot_import,
+            "image.resolve": self._image_resolve,
+            "image.pull": self._image_pull,
+            "image.list": self._image_list,
+            "image.remove": self._image_remove,
             "events": self._events,
             "command.start": self._command_start,
             "command.get": self._command_get,
@@ -184,6 +191,22 @@ class Service:
     async def _snapshot_import(self, stream: Stream) -> None:
         request = stream.params(SnapshotImport)
         stream.send_reply(await self._supervisor.load_snapshot(request, _pieces(stream)))
+
+    async def _image_resolve(self, stream: Stream) -> None:
+        stream.send_reply(self._supervisor.images.find(stream.params(ImageQuery)))
+
+    async def _image_pull(self, stream: Stream) -> None:
+        stream.send_reply(await self._supervisor.images.pull(stream.params(ImagePull)))
+
+    async def _image_list(self, stream: Stream) -> None:
+        records = self._supervisor.images.list(stream.params(dict[str, str]).get("project_id", ""))
+        stream.send_reply({})
+        for record in records:
+            await stream.send_event(record)
+
+    async def _image_remove(self, stream: Stream) -> None:
+        await self._supervisor.images.remove(stream.params(ImageRemove))
+        stream.send_reply({})
 
     async def _network(self, stream: Stream) -> None:
         stream.send_reply(await self._supervisor.set_network(await stream.value(NetworkUpdate, MAX_LARGE_BYTES)))

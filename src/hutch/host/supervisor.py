@@ -28,6 +28,7 @@ from hutch.host.commands import Commands
 from hutch.host.drives import Attachment, Drives
 from hutch.host.egress import Egress
 from hutch.host.gateway import Gateway
+from hutch.host.images import Images
 from hutch.host.journal import Journal, MachineEntry
 from hutch.host.machine import Admit, Contents, Machine, MachineKind, Machines, gone, reason_of
 from hutch.host.memory import Memory, MemoryRecord
@@ -54,7 +55,7 @@ from hutch.host.protocol import (
 from hutch.host.snapshots import Snapshots
 from hutch.host.storage import Source
 from hutch.host.traffic import FLUSH_EVERY_S, TrafficMeter
-from hutch.images import Image, ImageStore
+from hutch.images import Image
 from hutch.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ class Supervisor:
         journal: Journal,
         machines: Machines,
         networks: Networks,
-        images: ImageStore,
+        images: Images,
         isolation_name: str,
         gateway: Gateway,
         egress: Egress,
@@ -110,7 +111,7 @@ class Supervisor:
         self._journal = journal
         self._machines = machines
         self._networks = networks
-        self._images = images
+        self.images = images
         self._isolation_name = isolation_name
         self._gateway = gateway
         self.egress = egress
@@ -136,6 +137,7 @@ class Supervisor:
     async def start(self, block: int) -> None:
         """Adopt, sweep, then fill the pool. `block` is the address block that was taken."""
         self._journal.start()
+        self.images.start(self._needing, self.pool.forget_image)
         await self._journal.put_meta("address_block", str(block))
         self._logs.mkdir(parents=True, exist_ok=True, mode=0o700)
         await self.snapshots.recover(self._planned_by_journal())
@@ -265,6 +267,7 @@ class Supervisor:
         self.draining, self.ready_reason, self._left = True, "stopping", True
         await asyncio.gather(*self._saves, return_exceptions=True)
         await self.pool.close()
+        await self.images.close()
         for session in self._sessions.values():
             if session.timer is not None:
                 session.timer.cancel()
@@ -311,16 +314,17 @@ class Supervisor:
             raise UnavailableError(
                 "host_full", f"The host runs {self._settings.host.max_sessions} sandboxes, the most it may.", retry_after_s=5
             )
-        image = self._images.resolve(spec.image)
+        image = self.images.exact(spec.image)
         kind = self._kind(image, spec.vcpus, spec.memory_mb, spec.disk_bytes)
         memory = await self._memory(spec)
         attachments = self.drives.claim(spec.session_id, spec.mounts)
         try:
-            if memory is None:
-                machine = await self._claimed(kind, spec, attachments)
-            else:
-                machine = await self._restored(kind, spec, memory)
-            record = await self._run(spec, requested, image, machine)
+            with self.images.held(image.digest):
+                if memory is None:
+                    machine = await self._claimed(kind, spec, attachments)
+                else:
+                    machine = await self._restored(kind, spec, memory)
+                record = await self._run(spec, requested, image, machine)
         except BaseException:
             await self.drives.release(spec.session_id)
             raise
@@ -335,7 +339,8 @@ class Supervisor:
             sandbox_name=spec.sandbox_name,
             project_id=spec.project_id,
             status=SessionStatus.RUNNING,
-            image=spec.image,
+            # By digest, so that what is made of it later says the same, whatever its name is given to.
+            image=spec.image if spec.image.endswith(image.digest) else image.pinned,
             cwd=image.config.cwd,
             vcpus=spec.vcpus,
             memory_mb=spec.memory_mb,
@@ -525,7 +530,7 @@ class Supervisor:
         if size == 0:
             return []
         return [
-            (self._kind(self._images.resolve(name), vcpus, vcpus * 2048, None), size) for name in self._settings.pool_images()
+            (self._kind(self.images.resolve(name, ""), vcpus, vcpus * 2048, None), size) for name in self._settings.pool_images()
         ]
 
     def _attach(self, session: Session, machine: Machine) -> None:
@@ -552,6 +557,13 @@ class Supervisor:
 
     async def _fail(self, session: Session, reason: str) -> None:
         await self.end(session, SessionStatus.FAILED, f"The sandbox failed: {reason}.")
+
+    def _needing(self, digest: str) -> list[str]:
+        """What would be lost with an image: live sessions and snapshots by id, and the pool."""
+        images = {session.record.session_id: session.record.image for session in self._sessions.values() if session.live}
+        images |= {record.snapshot_id: record.image for record in self.snapshots.records()}
+        users = [name for name, image in images.items() if image.endswith(f"@{digest}")]
+        return [*users, "the pool"] if self.pool.needs(digest) else users
 
     # -- deadline ----------------------------------------------------------------------------------
 
@@ -743,7 +755,7 @@ class Supervisor:
 
     async def load_snapshot(self, request: SnapshotImport, given: AsyncIterable[bytes]) -> SnapshotRecord:
         """A new snapshot out of a tar. Raises `HutchError`."""
-        image = self._images.resolve(request.image)
+        image = self.images.exact(request.image)
         return await self.snapshots.load(request, given, sum(layer.path.stat().st_size for layer in image.layers))
 
     def _settle(self, record: SnapshotRecord | None) -> None:
@@ -870,6 +882,7 @@ class Supervisor:
     async def tidy(self, now: int) -> None:
         """Forget what ended long ago: output after an hour, records after a day, audits after a week."""
         await asyncio.to_thread(self.audit.tidy)
+        await self.images.collect()
         for session_id, session in list(self._sessions.items()):
             if session.live or session.record.stopped_at is None:
                 continue

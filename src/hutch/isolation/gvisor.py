@@ -215,6 +215,13 @@ class Gvisor:
     def _state_files(self) -> list[str]:
         return [entry.name for entry in self._state.iterdir()] if self._state.is_dir() else []
 
+    def forget_image(self, image: Path) -> None:
+        with self._image_lock:
+            point = self._images / image.stem
+            kernel.unmount(point)
+            with contextlib.suppress(FileNotFoundError):
+                point.rmdir()
+
     def close(self) -> None:
         # runsc keeps an empty network namespace mounted here, shared by all sandboxes.
         for point in kernel.mounts_below(self._state.parent):

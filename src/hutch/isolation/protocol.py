@@ -85,5 +85,8 @@ class Isolation(Protocol):
     def machines(self) -> set[str]:
         """Ids of all machines that the backend still knows anything about."""
 
+    def forget_image(self, image: Path) -> None:
+        """Let go of an image that no machine uses any more."""
+
     def close(self) -> None:
         """Undo what the backend shares between machines; none may be left."""

@@ -36,7 +36,9 @@ _DATA = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
 
 
 @dataclass(frozen=True, slots=True)
-class _Shown:
+class Shown:
+    """A directory or file outside that is at `target` inside, mounted with `flags`."""
+
     source: Path
     target: Path
     flags: int
@@ -52,7 +54,7 @@ def confine(settings: Settings) -> Settings:
     parent = os.getppid()
     try:
         kernel.unshare_mounts()
-        _build_root(layout.root_dir(settings), _shown(settings))
+        build_root(layout.root_dir(settings), _shown(settings))
         _become(user.pw_uid, user.pw_gid)
     except OSError as error:
         raise InternalError("confinement_failed", f"The API process can't be shut in: {error.strerror or error}.") from error
@@ -63,25 +65,31 @@ def confine(settings: Settings) -> Settings:
     return settings.model_copy(update={"server": server, "image": image})
 
 
-def _shown(settings: Settings) -> list[_Shown]:
-    """What the process sees, outer directories before inner ones."""
-    shown = [_Shown(Path(path), Path(path), _READ_ONLY) for path in _SYSTEM]
-    shown += [_Shown(Path(path), Path(path), kernel.MS_NOSUID | kernel.MS_NOEXEC) for path in _DEVICES]
-    resolver = Path("/etc/resolv.conf")
-    if resolver.is_symlink() and resolver.exists():
-        shown.append(_Shown(resolver.resolve(), resolver.resolve(), _READ_ONLY))
+def program() -> list[Shown]:
+    """What any program of ours needs: the system's libraries, a few devices, the Python installation and this package."""
+    shown = [Shown(Path(path), Path(path), _READ_ONLY) for path in _SYSTEM]
+    shown += [Shown(Path(path), Path(path), kernel.MS_NOSUID | kernel.MS_NOEXEC) for path in _DEVICES]
     for directory in sorted({sys.prefix, sys.base_prefix, *sys.path}):
         path = Path(directory)
         if path.is_absolute() and path.is_dir() and path != Path("/"):
-            shown.append(_Shown(path, path, _READ_ONLY))
+            shown.append(Shown(path, path, _READ_ONLY))
+    return shown
+
+
+def _shown(settings: Settings) -> list[Shown]:
+    """What the process sees, outer directories before inner ones."""
+    shown = program()
+    resolver = Path("/etc/resolv.conf")
+    if resolver.is_symlink() and resolver.exists():
+        shown.append(Shown(resolver.resolve(), resolver.resolve(), _READ_ONLY))
     shown += [
-        _Shown(settings.control_dir, DATA_DIR / "control", _DATA),
-        _Shown(settings.run_dir, DATA_DIR / "run", _DATA),
-        _Shown(settings.image_dir(), IMAGE_DIR, _READ_ONLY | kernel.MS_NOEXEC),
+        Shown(settings.control_dir, DATA_DIR / "control", _DATA),
+        Shown(settings.run_dir, DATA_DIR / "run", _DATA),
+        Shown(settings.image_dir(), IMAGE_DIR, _READ_ONLY | kernel.MS_NOEXEC),
     ]
     database = _database_dir(settings)
     if database is not None:
-        shown.append(_Shown(database, database, _DATA))
+        shown.append(Shown(database, database, _DATA))
     return [item for item in shown if item.source.exists()]
 
 
@@ -100,7 +108,7 @@ def _database_dir(settings: Settings) -> Path | None:
     return Path(host) if host.startswith("/") else None
 
 
-def _build_root(root: Path, shown: list[_Shown]) -> None:
+def build_root(root: Path, shown: list[Shown]) -> None:
     """Put the root together on a small tmpfs, and move into it."""
     # The sources are opened first: the tmpfs, or a bind of a directory that contains another source, may cover them.
     opened = [(os.open(item.source, os.O_PATH), item) for item in shown]

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 CLONE_NEWNS = 0x00020000
+CLONE_NEWNET = 0x40000000
 MS_RDONLY = 0x1
 MS_NOSUID = 0x2
 MS_NODEV = 0x4
@@ -34,6 +35,11 @@ def unshare_mounts() -> None:
     """Give this process its own view of mounts, of which nobody else sees changes."""
     _check(_libc.unshare(CLONE_NEWNS), "unshare")
     mount(None, Path("/"), MS_REC | MS_PRIVATE)
+
+
+def unshare_network() -> None:
+    """Give this process a network of its own, which has nothing in it."""
+    _check(_libc.unshare(CLONE_NEWNET), "unshare")
 
 
 def mount(source: str | Path | None, target: Path, flags: int, kind: str | None = None, options: str | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from sqlalchemy import ColumnElement, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -36,11 +37,15 @@ async def put(connection: AsyncConnection, scope: Scope, name: str, value: str, 
         await connection.execute(overwrite)
 
 
-async def list_names(connection: AsyncConnection, scope: Scope) -> list[CredentialRecord]:
-    """Names and times, sorted by name."""
+async def list_names(connection: AsyncConnection, scope: Scope, *, prefix: str = "") -> list[CredentialRecord]:
+    """Names and times, sorted by name: of those whose names begin with `prefix`, shown without it; without one, of those that
+    rules can name, which have no colon."""
     columns = (CredentialModel.name, CredentialModel.created_at, CredentialModel.updated_at)
     query = select(*columns).where(CredentialModel.project_id == scope.project_id).order_by(CredentialModel.name)
-    return [CredentialRecord(*row) for row in await connection.execute(query)]
+    records = [CredentialRecord(*row) for row in await connection.execute(query)]
+    if not prefix:
+        return [record for record in records if ":" not in record.name]
+    return [replace(record, name=record.name.removeprefix(prefix)) for record in records if record.name.startswith(prefix)]
 
 
 async def remove(connection: AsyncConnection, scope: Scope, name: str) -> bool:

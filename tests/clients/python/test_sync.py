@@ -24,6 +24,12 @@ def test_a_sandbox_is_created_used_and_destroyed(sync_sdk: SyncSandboxClient) ->
     assert error.value.status_code == 404
 
 
+def test_an_image_of_a_registry_runs_as_it_says(sync_sdk: SyncSandboxClient, small_image: str) -> None:
+    with sync_sdk.create_sandbox(image=small_image, persistent=False) as sandbox:
+        done = sandbox.run_process("sh", ["-c", "id -un; pwd; echo $GREETING"], capture_output=True)
+        assert (done.returncode, done.stdout) == (0, "joe\n/srv\nhello\n")
+
+
 def test_processes_take_input_and_signals(sync_sdk: SyncSandboxClient) -> None:
     with sync_sdk.create_sandbox(persistent=False) as sandbox:
         done = sandbox.run_process("tr", ["a-z", "A-Z"], input="shout", capture_output=True)

@@ -1,0 +1,57 @@
+"""Images, and logins at the registries that they come from."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from hutch.client.models import Credential, Image
+from hutch.client.transport import Http
+
+_BASE = "/hutch/v1"
+
+
+class _Images(msgspec.Struct):
+    images: list[Image]
+
+
+class _Registries(msgspec.Struct):
+    registries: list[Credential]
+
+
+class Images:
+    def __init__(self, http: Http) -> None:
+        self._http = http
+
+    async def registries(self) -> list[Credential]:
+        """Registries that the project has a login for."""
+        return (await self._http.call("GET", f"{_BASE}/registries", _Registries, query=self._http.project())).registries
+
+    async def list(self) -> list[Image]:
+        """The server's own, then those of registries, by name."""
+        return (await self._http.call("GET", f"{_BASE}/images", _Images, query=self._http.project())).images
+
+    async def pull(self, reference: str, *, name: str | None = None, shared: bool = False) -> Image:
+        """Fetch an image; answers when sandboxes can start from it."""
+        body = {"reference": reference, "name": name, "shared": shared}
+        return await self._http.call("POST", f"{_BASE}/images", Image, body=body, query=self._http.project(), timeout_s=None)
+
+    async def remove(self, name: str, *, shared: bool = False) -> None:
+        """Forget a name of an image."""
+        query = self._http.project() | ({"shared": "true"} if shared else {})
+        await self._http.call("DELETE", f"{_BASE}/images/{quote(name)}", dict[str, Any], query=query)
+
+    async def log_in(self, registry: str, username: str, password: str) -> None:
+        """Store a login for a registry."""
+        body = {"username": username, "password": password}
+        await self._http.call("PUT", _login(registry), dict[str, Any], body=body, query=self._http.project())
+
+    async def log_out(self, registry: str) -> None:
+        """Forget it."""
+        await self._http.call("DELETE", _login(registry), dict[str, Any], query=self._http.project())
+
+
+def _login(registry: str) -> str:
+    return f"{_BASE}/registries/{quote(registry, safe='')}"
