@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from hutch import ids
-from hutch.api import paging
+from hutch.api import images, paging
 from hutch.api.body import drain
 from hutch.api.files import COMPRESSION_SLACK_BYTES, disposition, send_body
 from hutch.api.responses import JsonResponse, StreamResponse
@@ -92,7 +92,7 @@ async def import_snapshot(request: Request) -> Response:
     assert scope.project_id is not None
     await check_quota(services, scope.project_id)
     reference = paging.text(request, "image") or services.settings.sandbox.default_image
-    image = services.images.resolve(reference, None)
+    image = await images.resolve(services, principal, scope, reference, None)
     limits = services.settings.sandbox
     asked = SnapshotImport(
         snapshot_id=ids.snapshot_id(), image=image.pinned, max_bytes=limits.max_archive_bytes, max_files=limits.max_archive_files
