@@ -126,6 +126,8 @@ class FakeHost:
         self.drives: dict[str, DriveRecord] = {}
         self.refuse_drive: HutchError | None = None
         self.break_drive = ""
+        self.drive_gate = asyncio.Event()
+        self.drive_gate.set()
         self.lose_snapshot_answer = False
         self.forwarding_key: ForwardingKey | None = None
         self.create_gate = asyncio.Event()
@@ -367,6 +369,7 @@ class FakeHost:
         spec = stream.params(DriveSpec)
         if self.refuse_drive is not None:
             raise self.refuse_drive
+        await self.drive_gate.wait()
         if self._breaks("before"):
             return
         if spec.source_id is not None and spec.drive_id not in self.drives and not self._drive(spec.source_id).written:
