@@ -144,6 +144,8 @@ class FakeHost:
         self.refuse_pull: HutchError | None = None
         self.pull_gate = asyncio.Event()
         self.pull_gate.set()
+        self.drive_gate = asyncio.Event()
+        self.drive_gate.set()
         self.lose_snapshot_answer = False
         self.forwarding_key: ForwardingKey | None = None
         self.create_gate = asyncio.Event()
@@ -421,6 +423,7 @@ class FakeHost:
         spec = stream.params(DriveSpec)
         if self.refuse_drive is not None:
             raise self.refuse_drive
+        await self.drive_gate.wait()
         if self._breaks("before"):
             return
         if spec.source_id is not None and spec.drive_id not in self.drives and not self._drive(spec.source_id).written:

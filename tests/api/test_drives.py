@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -402,3 +403,22 @@ async def test_a_removal_that_turns_out_to_be_refused_is_undone(api: Api) -> Non
         await rows.set_deleting(connection, made["id"], 1)
     await drives.settle(api.services)
     assert (await shown(api, "data"))["currentSessionId"] == session
+
+
+async def test_one_that_is_deleted_while_it_is_made_is_not_left_on_the_host(api: Api) -> None:
+    api.host.drive_gate.clear()
+    making = asyncio.create_task(api.http.post(f"{BASE}/data", json={}))
+    async with asyncio.timeout(10):
+        while "drive.create" not in api.host.calls:
+            await asyncio.sleep(0.01)
+    assert (await api.http.delete(f"{BASE}/data")).status_code == 200
+    api.host.drive_gate.set()
+    assert (await making).status_code == 404
+    assert api.host.drives == {}
+    assert (await api.http.get(BASE)).json()["drives"] == []
+
+
+async def test_of_many_at_once_one_makes_it(api: Api) -> None:
+    answers = await asyncio.gather(*(api.http.post(f"{BASE}/data", json={}) for _ in range(8)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 7 + [201]
+    assert len({answer.json()["drive"]["id"] for answer in answers}) == len(api.host.drives) == 1

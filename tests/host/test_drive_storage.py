@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.errors import UnavailableError
+from hutch.errors import ConflictError, UnavailableError
 from hutch.host import drive_storage, kernel, storage
 from hutch.host.drive_storage import UNFINISHED, DriveStore, Ext4Drives
 from hutch.host.storage import BtrfsLayers, Ext4Layers, WritableLayers
@@ -80,6 +80,11 @@ def test_a_view_is_of_its_moment_and_goes_with_its_machine(store: Store) -> None
     file = drives.attach("one", SIZE, 0) / "f"
     file.write_text("before")
     if not drives.copies_in_use:
+        for attempt in (lambda: drives.view("one", "m1-0"), lambda: drives.copy("one", "two", SIZE)):
+            with pytest.raises(ConflictError) as busy:
+                attempt()
+            assert busy.value.code == "drive_attached"
+        assert drives.viewers() == set()
         drives.detach("one")
     seen = drives.view("one", "m1-0")
     drives.view("one", "m1-1")

@@ -244,7 +244,11 @@ async def _make(services: Services, drive: Drive) -> None:
     spec = DriveSpec(drive_id=drive.id, size_bytes=drive.max_size_bytes, source_id=drive.parent_drive_id)
     await services.host.call("drive.create", spec, DriveRecord)
     async with services.database.write() as connection:
-        await rows.made(connection, drive.id, services.clock())
+        is_there = await rows.made(connection, drive.id, services.clock())
+    if not is_there:
+        # Its removal overtook us: the host did not know it yet.
+        await services.host.call("drive.delete", DriveRef(drive.id))
+        raise _unknown(drive.name)
 
 
 async def _finish_deleting(services: Services, drive_id: str) -> None:

@@ -15,9 +15,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from hutch.errors import ConflictError
 from hutch.host import kernel
 from hutch.host.storage import MIN_LAYER_BYTES, BtrfsLayers, Ext4Layers, WritableLayers, check_room, copy_image, format_ext4
 
@@ -40,7 +43,8 @@ class DriveStore(Protocol):
         """A new, empty drive; nothing happens when it is there. Raises `UnavailableError` (`disk_full`)."""
 
     def copy(self, source: str, name: str, size_bytes: int) -> int:
-        """A new drive with what another one holds; the bytes that it has from there."""
+        """A new drive with what another one holds; the bytes that it has from there. Raises `ConflictError` (`drive_attached`)
+        when that is in use and can't be copied."""
 
     def attach(self, name: str, size_bytes: int, inherited: int) -> Path:
         """The directory of a drive for the one who writes to it, bounded by its size."""
@@ -49,7 +53,7 @@ class DriveStore(Protocol):
         """Nobody uses the drive any more."""
 
     def view(self, name: str, view: str) -> Path:
-        """The directory of a new copy for reading."""
+        """The directory of a new copy for reading. Raises `ConflictError` (`drive_attached`) as `copy` does."""
 
     def remove_views(self, machine_id: str) -> None:
         """Remove what a machine saw."""
@@ -163,6 +167,22 @@ class Ext4Drives:
     def __init__(self, directory: Path) -> None:
         self._drives = directory / "drives"
         self._views = directory / "views"
+        self._lock = threading.Lock()
+        self._locks: dict[str, threading.Lock] = {}
+
+    @contextlib.contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """Nobody mounts a drive while it is copied, and nobody copies it while it is mounted."""
+        with self._lock:
+            lock = self._locks.setdefault(name, threading.Lock())
+        with lock:
+            yield
+
+    def _copy(self, name: str, image: Path) -> None:
+        with self._alone(name):
+            if kernel.is_mounted(self._drives / name):
+                raise ConflictError("drive_attached", "The drive is in use, and this host's store can't copy it meanwhile.")
+            copy_image(self._image(name), image)
 
     def open(self) -> None:
         for directory in (self._drives, self._views):
@@ -189,7 +209,7 @@ class Ext4Drives:
         check_room(self._drives)
         unfinished = self._drives / f"{UNFINISHED}{name}"
         try:
-            copy_image(self._image(source), unfinished)
+            self._copy(source, unfinished)
             unfinished.rename(self._image(name))
         except BaseException:
             unfinished.unlink(missing_ok=True)
@@ -197,13 +217,14 @@ class Ext4Drives:
         return 0
 
     def attach(self, name: str, size_bytes: int, inherited: int) -> Path:
-        return self._mounted(self._image(name), self._drives / name, "loop,noatime,nodev,nosuid")
+        with self._alone(name):
+            return self._mounted(self._image(name), self._drives / name)
 
     @staticmethod
-    def _mounted(image: Path, path: Path, options: str) -> Path:
+    def _mounted(image: Path, path: Path) -> Path:
         path.mkdir(exist_ok=True, mode=0o700)
         if not kernel.is_mounted(path):
-            kernel.run(["mount", "-t", "ext4", "-o", options, str(image), str(path)])
+            kernel.run(["mount", "-t", "ext4", "-o", "loop,noatime,nodev,nosuid", str(image), str(path)])
         # mkfs made it, and a guest sees it.
         shutil.rmtree(path / "lost+found", ignore_errors=True)
         return path
@@ -213,9 +234,9 @@ class Ext4Drives:
 
     def view(self, name: str, view: str) -> Path:
         image = self._views / f"{view}.ext4"
-        copy_image(self._image(name), image)
-        # Written once more by the kernel, which replays what a guest's death left in its journal.
-        return self._mounted(image, self._views / view, "loop,noatime,nodev,nosuid")
+        self._copy(name, image)
+        # Not mounted for reading only: the kernel replays what a death left in its journal.
+        return self._mounted(image, self._views / view)
 
     def remove_views(self, machine_id: str) -> None:
         for image in self._views.glob(f"{machine_id}-*.ext4"):
@@ -237,6 +258,7 @@ class Ext4Drives:
     def remove(self, name: str) -> None:
         self.detach(name)
         self._image(name).unlink(missing_ok=True)
+        self._locks.pop(name, None)
 
     def close(self) -> None:
         if not self._drives.is_dir():

@@ -103,9 +103,9 @@ async def holders(connection: AsyncConnection, drives: list[Drive]) -> dict[str,
     return found
 
 
-async def made(connection: AsyncConnection, drive_id: str, now: int) -> None:
-    """Its host has it."""
-    await _set(connection, drive_id, made_at=now)
+async def made(connection: AsyncConnection, drive_id: str, now: int) -> bool:
+    """Its host has it. False when it was deleted meanwhile."""
+    return await _set(connection, drive_id, made_at=now)
 
 
 async def used(connection: AsyncConnection, drive_ids: list[str], now: int) -> None:
@@ -118,8 +118,8 @@ async def set_deleting(connection: AsyncConnection, drive_id: str, at: int | Non
     await _set(connection, drive_id, deleting_at=at)
 
 
-async def _set(connection: AsyncConnection, drive_id: str, **values: int | None) -> None:
-    await connection.execute(update(DriveModel).where(DriveModel.id == drive_id).values(**values))
+async def _set(connection: AsyncConnection, drive_id: str, **values: int | None) -> bool:
+    return (await connection.execute(update(DriveModel).where(DriveModel.id == drive_id).values(**values))).rowcount > 0
 
 
 async def remove(connection: AsyncConnection, drive_id: str) -> None:
