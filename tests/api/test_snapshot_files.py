@@ -119,7 +119,9 @@ class TestQuota:
     def environment(self) -> dict[str, str]:
         return {"HUTCH_LIMITS__SNAPSHOT_BYTES_PER_PROJECT": "2000"}
 
-    async def test_beyond_it_none_can_be_asked_for_and_those_of_stops_are_kept(self, api: Api) -> None:
+    async def test_beyond_it_none_can_be_asked_for_and_those_of_stops_are_kept(
+        self, api: Api, caplog: pytest.LogCaptureFixture
+    ) -> None:
         for name in ("one", "two"):
             await stopped(api, name)
         running = await api.create(name="three")
@@ -131,6 +133,9 @@ class TestQuota:
         await api.http.post(f"/v2/sandboxes/sessions/{running['session']['id']}/stop")
         shown = await listed(api)
         assert len(shown) == 3
+        for _ in range(2):
+            await snapshots.note_quotas(api.services)
+        assert caplog.text.count("hold 3000 bytes; 2000 are allowed") == 1
         assert (await api.http.get("/v2/sandboxes/three", params={"resume": "true"})).status_code == 200
         # Others have their own.
         stranger = await api.tenant("other")
