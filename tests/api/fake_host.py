@@ -357,7 +357,8 @@ class FakeHost:
     async def _on_snapshot_export(self, stream: Stream) -> None:
         request = stream.params(SnapshotExport)
         stream.send_reply({})
-        await stream.send_data(self.tars.get(request.snapshot_id, b"a tar"), 1)
+        made = b"a layout" if request.oci else b"a tar"
+        await stream.send_data(self.tars.get(request.snapshot_id, made), 1)
 
     async def _on_snapshot_import(self, stream: Stream) -> None:
         request = stream.params(SnapshotImport)

@@ -31,6 +31,8 @@ async def test_what_is_exported_can_be_imported_and_begun_with(api: Api) -> None
     assert exported.content == b"a tar"
     assert exported.headers["content-type"] == "application/x-tar"
     assert exported.headers["content-disposition"] == f'attachment; filename="{snapshot_id}.tar"'
+    layout = await api.http.get(f"{BASE}/{snapshot_id}/export", params={"format": "oci"})
+    assert layout.content == b"a layout"
     made = await api.http.post(BASE, content=exported.content)
     assert made.status_code == 201
     shown = made.json()["snapshot"]
@@ -42,7 +44,7 @@ async def test_what_is_exported_can_be_imported_and_begun_with(api: Api) -> None
     assert shown["id"] in api.host.snapshots
 
 
-@pytest.mark.parametrize("query", [{"format": "zip"}, {"format": "oci"}])
+@pytest.mark.parametrize("query", [{"format": "zip"}, {"format": "TAR"}])
 async def test_other_formats_are_refused(api: Api, query: dict[str, str]) -> None:
     _, snapshot_id = await stopped(api)
     assert (await api.http.get(f"{BASE}/{snapshot_id}/export", params=query)).status_code == 400
@@ -117,7 +119,9 @@ class TestQuota:
     def environment(self) -> dict[str, str]:
         return {"HUTCH_LIMITS__SNAPSHOT_BYTES_PER_PROJECT": "2000"}
 
-    async def test_beyond_it_none_can_be_asked_for_and_those_of_stops_are_kept(self, api: Api) -> None:
+    async def test_beyond_it_none_can_be_asked_for_and_those_of_stops_are_kept(
+        self, api: Api, caplog: pytest.LogCaptureFixture
+    ) -> None:
         for name in ("one", "two"):
             await stopped(api, name)
         running = await api.create(name="three")
@@ -129,6 +133,9 @@ class TestQuota:
         await api.http.post(f"/v2/sandboxes/sessions/{running['session']['id']}/stop")
         shown = await listed(api)
         assert len(shown) == 3
+        for _ in range(2):
+            await snapshots.note_quotas(api.services)
+        assert caplog.text.count("hold 3000 bytes; 2000 are allowed") == 1
         assert (await api.http.get("/v2/sandboxes/three", params={"resume": "true"})).status_code == 200
         # Others have their own.
         stranger = await api.tenant("other")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 import random
 import subprocess
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from hutch.blobs import oci
 from hutch.blobs.pack import Unpackable
 from hutch.blobs.tarball import Refused, export, load
 from tests.blobs.trees import Node, make, seen, trees
@@ -185,6 +188,7 @@ HOSTILE: dict[str, bytes] = {
         ("a", b"1\n0\n99999999\n".ljust(512, b"\0") + b"xy", {"pax_headers": {
             "GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "a", "GNU.sparse.realsize": "99999999"}})
     ),
+    "the layout of an image": tar_of(("oci-layout", b"{}", {})),
     "without its end": tar_of(("a", bytes(2048), {}), end=False),
     "cut": tar_of(("a", b"x" * 9000, {}))[:3000],
     "noise": random.Random(1).randbytes(10_000),
@@ -238,3 +242,25 @@ def test_mutated_tars_are_refused_or_loaded(tree: Path, tmp_path: Path) -> None:
         except Refused:
             refused += 1
     assert 100 < refused < 400
+
+
+def test_a_layout_has_the_layer_by_its_hash(tree: Path) -> None:
+    pieces: list[bytes] = []
+    oci.export(tree, pieces.append, snapshot_id="snap_a", image="base@sha256:00", created_at=1_700_000_000_123, max_bytes=MUCH)
+    with tarfile.open(fileobj=io.BytesIO(b"".join(pieces))) as archive:
+        contents = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
+    assert json.loads(contents.pop("oci-layout")) == {"imageLayoutVersion": "1.0.0"}
+    [named] = json.loads(contents.pop("index.json"))["manifests"]
+    for name, content in contents.items():
+        assert name == f"blobs/sha256/{hashlib.sha256(content).hexdigest()}"
+    manifest = json.loads(contents[f"blobs/{named['digest'].replace(':', '/')}"])
+    [layer] = manifest["layers"]
+    config = json.loads(contents[f"blobs/{manifest['config']['digest'].replace(':', '/')}"])
+    assert (named["annotations"], manifest["annotations"]) == (
+        {"org.opencontainers.image.ref.name": "snap_a"},
+        {"org.opencontainers.image.base.name": "base@sha256:00"},
+    )
+    assert config["rootfs"]["diff_ids"] == [layer["digest"]]
+    assert config["created"] == "2023-11-14T22:13:20.123Z"
+    assert contents[f"blobs/{layer['digest'].replace(':', '/')}"] == exported(tree)
+    assert layer["size"] == len(exported(tree))

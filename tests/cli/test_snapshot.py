@@ -82,6 +82,8 @@ async def test_one_is_verified_exported_and_imported(api: Api, ask: AsyncHutch, 
     assert (await ask("snapshot", "verify", snapshot_id)).out.startswith(f"{snapshot_id} is whole: 3 entries, 5 bytes, the same")
     assert json.loads((await ask("snapshot", "verify", snapshot_id, "--json")).out)["compared"] is True
     assert (await ask("snapshot", "export", snapshot_id, "-")).out == "a tar"
+    assert (await ask("snapshot", "export", snapshot_id, "-", "--format", "oci")).out == "a layout"
+    assert (await ask("snapshot", "export", snapshot_id, "-", "--format", "zip")).code == 2
     target = tmp_path / "one.tar"
     assert (await ask("snapshot", "export", snapshot_id, str(target))).code == 0
     assert target.read_bytes() == b"a tar"

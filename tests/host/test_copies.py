@@ -6,6 +6,9 @@ import asyncio
 import contextlib
 import io
 import os
+import socket
+import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
@@ -23,11 +26,12 @@ from hutch.host.copies import Copies, store_spec
 from hutch.host.journal import Journal
 from hutch.host.memory import MemoryImages
 from hutch.host.packing import Packers, Send
-from hutch.host.protocol import CopyState, SnapshotImport, SnapshotMethod, SnapshotRecord
+from hutch.host.protocol import CopyState, SnapshotExport, SnapshotImport, SnapshotMethod, SnapshotRecord
 from hutch.host.snapshots import Snapshots
 from hutch.host.storage import BtrfsLayers, Ext4Layers, WritableLayers
 from tests.blobs.s3 import serving
 from tests.blobs.trees import seen
+from tests.conftest import wait_until
 from tests.host.guest import guest, host_settings, real_host
 
 pytestmark = pytest.mark.root
@@ -184,7 +188,7 @@ async def test_the_packer_as_a_process_does_the_same(layers: WritableLayers, tmp
         async def keep(piece: bytes) -> None:
             pieces.append(piece)
 
-        await one.snapshots.export(name, 1 << 30, keep)
+        await one.snapshots.export(SnapshotExport(snapshot_id=name, max_bytes=1 << 30), keep)
         with tarfile.open(fileobj=io.BytesIO(b"".join(pieces))) as archive:
             assert archive.getnames() == [".", "d", "d/small", "large", "tmp", "tmp/.hutch"]
         loaded = await one.snapshots.load(request(ids.snapshot_id()), each(pieces), 7)
@@ -224,6 +228,43 @@ async def test_a_packer_ends_with_who_asked(tmp_path: Path) -> None:
         await running
     children = Path(f"/proc/{os.getpid()}/task/{threading.main_thread().native_id}/children").read_text().split()
     assert "hutch.blobs.packer" not in "".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in children)
+
+
+_HOST = """
+import asyncio, sys
+from hutch.blobs.jobs import *
+from hutch.host.packing import Packers
+
+async def never():
+    yield b"x"
+    await asyncio.Event().wait()
+
+about = About(snapshot_id="snap_a", parent_id=None, image="i", created_at=1, size_bytes=1)
+spec = StoreSpec(url="s3://b", endpoint=sys.argv[2], access_key_id="x", secret_access_key="x")
+if sys.argv[3] == "import":
+    job, given = ImportJob(tree=sys.argv[1] + "/in", max_bytes=1000, max_files=10), never()
+else:
+    job, given = StoreJob(store=spec, about=about, tree=sys.argv[1], grace_s=1), None
+asyncio.run(Packers().run(job, Done, given))
+"""
+
+
+@pytest.mark.parametrize("kind", ["import", "store"])
+def test_a_packer_ends_with_a_host_that_is_killed(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    # A server that takes connections and never answers.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        host = subprocess.Popen([sys.executable, "-c", _HOST, tmp_path, endpoint, kind], stdin=subprocess.DEVNULL)
+        try:
+            children = Path(f"/proc/{host.pid}/task/{host.pid}/children")
+            wait_until(lambda: bool(children.read_text().split()), 20, "no packer")
+            [packer] = children.read_text().split()
+            wait_until(lambda: b"packer" in Path(f"/proc/{packer}/cmdline").read_bytes(), 20, "no packer")
+        finally:
+            host.kill()
+            host.wait()
+        wait_until(lambda: not Path(f"/proc/{packer}").exists(), 20, "the packer lives on")
 
 
 # -- a death at every step ---------------------------------------------------------------------------
@@ -324,7 +365,7 @@ async def test_deaths_while_it_is_imported(layers: WritableLayers, tmp_path: Pat
         async def keep(piece: bytes) -> None:
             pieces.append(piece)
 
-        await one.snapshots.export(name, 1 << 30, keep)
+        await one.snapshots.export(SnapshotExport(snapshot_id=name, max_bytes=1 << 30), keep)
         await one.snapshots.remove(name)
     step, loaded = 0, ids.snapshot_id()
     while True:

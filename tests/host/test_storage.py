@@ -198,3 +198,35 @@ def test_a_guest_s_tmp_is_a_directory_of_the_layer_whatever_the_guest_made_of_it
     layers.seal("two", "next")
     layers.create("three", 32 * MIB, Source("next", 0))
     assert list(outside.iterdir()) == []
+
+
+def test_a_snapshot_is_read_without_being_changed(layers: WritableLayers, tmp_path: Path) -> None:
+    (layers.create("one", 64 * MIB) / "u" / "kept").write_bytes(b"here")
+    layers.seal("one", "snap")
+    assert layers.holds("snap")
+    assert not layers.holds("none")
+    with layers.reading("snap") as one, layers.reading("snap") as other:
+        assert (one / "kept").read_bytes() == (other / "kept").read_bytes() == b"here"
+        before = (one / "kept").stat().st_atime_ns
+    with layers.reading("snap") as again:
+        assert (again / "kept").stat().st_atime_ns == before
+    with pytest.raises(FileNotFoundError), layers.reading("none"):
+        pass
+    assert layers.names() == set()
+    layers.remove_snapshot("snap")
+
+
+def test_what_a_reader_left_that_died_is_unmounted(tmp_path: Path) -> None:
+    store = Ext4Layers(tmp_path / "store")
+    store.open()
+    store.create("one", 64 * MIB)
+    store.seal("one", "snap")
+    reading = store.reading("snap")
+    reading.__enter__()
+    assert len(kernel.mounts_below(tmp_path)) == 1
+    Ext4Layers(tmp_path / "store").open()
+    assert kernel.mounts_below(tmp_path) == []
+    with pytest.raises(FileNotFoundError):
+        reading.__exit__(None, None, None)
+    store.remove_snapshot("snap")
+    store.close()

@@ -86,6 +86,8 @@ class Services:
     """Sessions whose create has not been answered: the host need not know them yet."""
     importing: set[str] = field(default_factory=set)
     """Snapshots that are being imported: the host has some of them before they are written down."""
+    over_quota: set[str] = field(default_factory=set)
+    """Projects whose snapshots are known to hold more than they may."""
     boundaries: Boundaries = field(default_factory=Boundaries)
     """What network policies are checked against."""
     operator_policy: str | None = None

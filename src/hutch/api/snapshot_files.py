@@ -32,7 +32,7 @@ from hutch.wire.connection import Data
 router = APIRouter(route_class=PlainRoute, tags=["snapshots"])
 
 TAR = b"application/x-tar"
-FORMATS = ("tar",)
+FORMATS = ("tar", "oci")
 
 
 @router.post("/hutch/v1/snapshots/{snapshot_id}/verify", openapi_extra=documented())
@@ -47,14 +47,15 @@ async def verify_snapshot(request: Request, snapshot_id: str) -> Response:
 
 @router.get(
     "/hutch/v1/snapshots/{snapshot_id}/export",
-    openapi_extra=documented(query={"format": "tar"}, content="application/x-tar"),
+    openapi_extra=documented(query={"format": "tar: the layer alone; oci: in an OCI image layout"}, content="application/x-tar"),
 )
 async def export_snapshot(request: Request, snapshot_id: str) -> Response:
     """What was written over the image, as a tar laid out as the layers of OCI images are."""
     services = services_of(request)
-    paging.choice(request, "format", "tar", FORMATS)
+    form = paging.choice(request, "format", "tar", FORMATS)
     await _usable(request, services, snapshot_id)
-    params = SnapshotExport(snapshot_id=snapshot_id, max_bytes=_whole(services.settings.sandbox.max_archive_bytes))
+    most = _whole(services.settings.sandbox.max_archive_bytes)
+    params = SnapshotExport(snapshot_id=snapshot_id, max_bytes=most, oci=form == "oci")
     stream = await services.host.open("snapshot.export", params)
     try:
         stream.send_end()

@@ -212,6 +212,18 @@ async def check_quota(services: Services, project_id: str) -> None:
         )
 
 
+async def note_quotas(services: Services) -> None:
+    """Say once which projects hold more than they may: what stops leave is kept all the same."""
+    most = services.settings.limits.snapshot_bytes_per_project
+    if not most:
+        return
+    async with services.database.read() as connection:
+        over = await rows.holding_more(connection, most)
+    for project_id in over.keys() - services.over_quota:
+        log.warning("the snapshots of project %s hold %d bytes; %d are allowed", project_id, over[project_id], most)
+    services.over_quota = set(over)
+
+
 # -- behind the requests ----------------------------------------------------------------------------
 
 
@@ -222,6 +234,7 @@ async def keep_tidy(services: Services) -> None:
         pause = TIDY_EVERY_S
         try:
             await tidy(services)
+            await note_quotas(services)
             if services.settings.blobs.url:
                 # Copies are made when everybody has gone, and no session tells of it.
                 await reconcile(services)

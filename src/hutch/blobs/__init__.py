@@ -14,6 +14,7 @@ BLAKE3, and a pointer with the snapshot's id names the manifest: it is written l
     store.py      chunks, manifests and pointers in an object store, verified as they are read
     transfer.py   a snapshot into a store, out of it, compared with it; what nobody needs collected
     tarball.py    tree → tar as OCI lays layers out, and back
+    oci.py        the same as a layout of an OCI image
     jobs.py       what can be asked for and what comes of it, as values
     packer.py     a process that does one such job
 

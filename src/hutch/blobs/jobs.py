@@ -131,9 +131,11 @@ class CollectJob(Job, frozen=True, kw_only=True, tag="collect"):
 
 
 class ExportJob(Job, frozen=True, kw_only=True, tag="export"):
-    """A sealed tree as a tar, in the output → `Done`."""
+    """A sealed tree as a tar, or with `oci` as an OCI image layout in one, in the output → `Done`."""
 
     tree: str
+    about: About
+    oci: bool
     max_bytes: int
 
 

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from hutch.blobs import tarball, transfer
+from hutch.blobs import oci, tarball, transfer
 from hutch.blobs.jobs import (
     FRAME,
     LENGTH,
@@ -120,8 +120,16 @@ def _run(job: AnyJob, given: Iterable[bytes], send: Callable[[bytes], None], rea
     if isinstance(job, CollectJob):
         return transfer.collect(BlobStore(job.store), job.grace_s, reached=reached)
     if isinstance(job, ExportJob):
-        return Done(tarball.export(Path(job.tree), send, max_bytes=job.max_bytes))
+        return Done(_export(job, send))
     return Done(tarball.load(given, Path(job.tree), max_bytes=job.max_bytes, max_files=job.max_files))
+
+
+def _export(job: ExportJob, send: Callable[[bytes], None]) -> int:
+    if not job.oci:
+        return tarball.export(Path(job.tree), send, max_bytes=job.max_bytes)
+    about = job.about
+    named = {"snapshot_id": about.snapshot_id, "image": about.image}
+    return oci.export(Path(job.tree), send, **named, created_at=about.created_at, max_bytes=job.max_bytes)
 
 
 def _failed(error: OSError) -> HutchError:

@@ -23,6 +23,7 @@ from hutch.blobs.pack import OPAQUE, Unpackable, contents, walk
 
 WHITEOUT = b".wh."
 OPAQUE_MARK = b".wh..wh..opq"
+OCI_LAYOUT = "oci-layout"
 MAX_PATH_BYTES = 4096
 MAX_HEADER_BYTES = 8 * 1024 * 1024
 XATTR = b"SCHILY.xattr."
@@ -217,6 +218,8 @@ def _load(source: _Forward, loader: _Loader, max_files: int) -> int:
         count += 1
         if count > max_files:
             raise Refused(f"it has more than {max_files} entries")
+        if count == 1 and info.name == OCI_LAYOUT:
+            raise Refused("it is the layout of an OCI image, not a layer: import the layer that is in it")
         loader.add(archive, info)
     if not source.ended():
         raise Refused("it is cut")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from contextlib import aclosing
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,12 @@ app = typer.Typer(no_args_is_help=True, help="Snapshots of sandboxes' files, whi
 
 COLUMNS = ("ID", "SANDBOX", "STATUS", "SIZE", "MADE", "CREATED", "EXPIRES", "STORED")
 DAY_MS = 86_400_000
+
+
+class ArchiveFormat(StrEnum):
+    TAR = "tar"
+    OCI = "oci"
+
 
 Id = Annotated[str, typer.Argument(help="As `ls` shows it.", metavar="ID")]
 
@@ -124,13 +131,14 @@ def verify(snapshot_id: Id, data_dir: options.DataDir = None, as_json: options.A
 def export(
     snapshot_id: Id,
     file: Annotated[str, typer.Argument(help="Where to; `-` is standard output.")],
+    form: Annotated[ArchiveFormat, typer.Option("--format", help="`oci`: in an OCI image layout.")] = ArchiveFormat.TAR,
     data_dir: options.DataDir = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Write what a snapshot holds over its image as a tar, laid out as the layers of OCI images are."""
 
     async def work(client: Client) -> None:
-        content = client.snapshots.export(snapshot_id)
+        content = client.snapshots.export(snapshot_id, form)
         if file != "-":
             count = await write_file(Path(file), content)
             if as_json:

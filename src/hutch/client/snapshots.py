@@ -58,9 +58,9 @@ class Snapshots:
         path = f"{_OWN}/{_known(snapshot_id)}/verify"
         return await self._http.call("POST", path, SnapshotVerified, timeout_s=None)
 
-    async def export(self, snapshot_id: str) -> AsyncGenerator[bytes, None]:
-        """A snapshot as a tar; breaks off with `UnavailableError` rather than end early."""
-        async with self._http.open("GET", f"{_OWN}/{_known(snapshot_id)}/export") as response:
+    async def export(self, snapshot_id: str, form: str = "tar") -> AsyncGenerator[bytes, None]:
+        """A snapshot as a tar, or (`oci`) as an OCI image layout in one. Breaks off with `UnavailableError` than be cut."""
+        async with self._http.open("GET", f"{_OWN}/{_known(snapshot_id)}/export", query={"format": form}) as response:
             async for chunk in response.aiter_bytes():
                 yield chunk
 

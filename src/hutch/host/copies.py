@@ -32,7 +32,7 @@ from hutch.blobs.jobs import (
 from hutch.errors import ConflictError, GoneError
 from hutch.host import kernel
 from hutch.host.packing import Packing, Send
-from hutch.host.protocol import CopyState, SnapshotRecord
+from hutch.host.protocol import CopyState, SnapshotExport, SnapshotRecord
 from hutch.host.storage import UPPER, WritableLayers
 from hutch.settings import Settings
 
@@ -88,15 +88,8 @@ class Copies:
     async def upload(self, record: SnapshotRecord) -> Stored:
         """Make the copy of a snapshot. Raises `HutchError`, and `FileNotFoundError` when the snapshot is gone."""
         assert self.spec is not None
-        about = About(
-            snapshot_id=record.snapshot_id,
-            parent_id=record.parent_id,
-            image=record.image,
-            created_at=record.created_at,
-            size_bytes=record.size_bytes,
-        )
         async with self._reading(record.snapshot_id) as tree:
-            job = StoreJob(store=self.spec, about=about, tree=str(tree), grace_s=self._grace_s)
+            job = StoreJob(store=self.spec, about=_about(record), tree=str(tree), grace_s=self._grace_s)
             stored = await self._packing.run(job, Stored)
             await self._sync_store()
             return stored
@@ -125,10 +118,11 @@ class Copies:
             await self._packing.run(ImportJob(tree=str(tree), max_bytes=max_bytes, max_files=max_files), Done, given)
         return await self._sealed_size(snapshot_id)
 
-    async def export(self, record: SnapshotRecord, max_bytes: int, send: Send) -> None:
+    async def export(self, record: SnapshotRecord, request: SnapshotExport, send: Send) -> None:
         """A snapshot's tree as a tar, piece by piece. Raises `HutchError`."""
         async with self._reading(record.snapshot_id) as tree:
-            await self._packing.run(ExportJob(tree=str(tree), max_bytes=max_bytes), Done, send=send)
+            job = ExportJob(tree=str(tree), about=_about(record), oci=request.oci, max_bytes=request.max_bytes)
+            await self._packing.run(job, Done, send=send)
 
     async def verify(self, record: SnapshotRecord) -> Verified:
         """Read a snapshot's copy, and compare it with its files where they are here. Raises `HutchError`."""
@@ -180,3 +174,13 @@ class Copies:
     async def _sealed_size(self, snapshot_id: str) -> int:
         await asyncio.to_thread(self._layers.sync)
         return await asyncio.to_thread(self._layers.size, snapshot_id, 0)
+
+
+def _about(record: SnapshotRecord) -> About:
+    return About(
+        snapshot_id=record.snapshot_id,
+        parent_id=record.parent_id,
+        image=record.image,
+        created_at=record.created_at,
+        size_bytes=record.size_bytes,
+    )

@@ -14,7 +14,6 @@ from hutch.blobs.jobs import FRAME, LENGTH, AnyJob, Failed
 from hutch.errors import InternalError, from_wire
 
 T = TypeVar("T")
-MAX_FRAME_BYTES = 64 * 1024 * 1024
 
 Send = Callable[[bytes], Awaitable[None]]
 
@@ -71,7 +70,7 @@ async def _result(source: asyncio.StreamReader, kind: type[T], send: Send | None
     while True:
         try:
             tag, size = FRAME.unpack(await source.readexactly(FRAME.size))
-            content = await source.readexactly(min(size, MAX_FRAME_BYTES))
+            content = await source.readexactly(size)
         except asyncio.IncompleteReadError as error:
             raise InternalError("packing_failed", "The process that packs snapshots ended in the middle of its work.") from error
         if tag == b"R":

@@ -250,10 +250,11 @@ class SnapshotImport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SnapshotExport(msgspec.Struct, frozen=True, kw_only=True):
-    """A snapshot as a tar of at most `max_bytes`."""
+    """A snapshot as a tar of at most `max_bytes`, or with `oci` as an OCI image layout in one."""
 
     snapshot_id: str
     max_bytes: int
+    oci: bool = False
 
 
 class SnapshotRef(msgspec.Struct, frozen=True):

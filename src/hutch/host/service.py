@@ -186,7 +186,7 @@ class Service:
                 replied = True
             await stream.send_data(piece, 1)
 
-        await self._supervisor.snapshots.export(request.snapshot_id, request.max_bytes, send)
+        await self._supervisor.snapshots.export(request, send)
 
     async def _snapshot_import(self, stream: Stream) -> None:
         request = stream.params(SnapshotImport)

@@ -26,7 +26,7 @@ from hutch.host.copies import Copies
 from hutch.host.journal import Journal, MachineEntry
 from hutch.host.memory import MemoryImages
 from hutch.host.packing import Send
-from hutch.host.protocol import CopyState, SessionRecord, SnapshotImport, SnapshotMethod, SnapshotRecord
+from hutch.host.protocol import CopyState, SessionRecord, SnapshotExport, SnapshotImport, SnapshotMethod, SnapshotRecord
 from hutch.host.storage import Source, WritableLayers
 
 log = logging.getLogger(__name__)
@@ -306,10 +306,10 @@ class Snapshots:
 
     # -- archives ----------------------------------------------------------------------------------
 
-    async def export(self, snapshot_id: str, max_bytes: int, send: Send) -> None:
+    async def export(self, request: SnapshotExport, send: Send) -> None:
         """A snapshot as a tar. Raises `HutchError`."""
-        await self.source(snapshot_id)
-        await self._copies.export(self.record(snapshot_id), max_bytes, send)
+        await self.source(request.snapshot_id)
+        await self._copies.export(self.record(request.snapshot_id), request, send)
 
     async def load(self, request: SnapshotImport, given: AsyncIterable[bytes], image_bytes: int) -> SnapshotRecord:
         """A new snapshot out of a tar. Raises `HutchError`, and nothing is left then."""

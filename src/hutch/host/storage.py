@@ -365,7 +365,8 @@ class Ext4Layers:
         # Readers may be several at once.
         point = Path(tempfile.mkdtemp(dir=self._reading))
         try:
-            kernel.run(["mount", "-t", "ext4", "-o", "loop,ro,noload,noatime", str(self._sealed / snapshot), str(point)])
+            # Without `noload`: where a power cut left something to replay, an error is better than what was before that.
+            kernel.run(["mount", "-t", "ext4", "-o", "loop,ro,noatime", str(self._sealed / snapshot), str(point)])
             yield point / UPPER
         finally:
             kernel.unmount(point)

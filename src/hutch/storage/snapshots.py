@@ -160,11 +160,20 @@ async def told(connection: AsyncConnection, report: SnapshotRecord) -> bool:
     return True
 
 
+_HELD = func.sum(func.coalesce(SnapshotModel.layer_bytes, SnapshotModel.size_bytes))
+
+
 async def held_bytes(connection: AsyncConnection, project_id: str) -> int:
     """What a project's snapshots hold, without their images."""
-    held = func.sum(func.coalesce(SnapshotModel.layer_bytes, SnapshotModel.size_bytes))
     live = (SnapshotModel.project_id == project_id, SnapshotModel.status == str(SnapshotStatus.CREATED))
-    return int((await connection.execute(select(held).where(*live))).scalar() or 0)
+    return int((await connection.execute(select(_HELD).where(*live))).scalar() or 0)
+
+
+async def holding_more(connection: AsyncConnection, most: int) -> dict[str, int]:
+    """The projects whose snapshots hold more than `most` bytes, and how many."""
+    query = select(SnapshotModel.project_id, _HELD).where(SnapshotModel.status == str(SnapshotStatus.CREATED))
+    rows = await connection.execute(query.group_by(SnapshotModel.project_id).having(most < _HELD))
+    return {project_id: int(held) for project_id, held in rows}
 
 
 async def _evict(connection: AsyncConnection, sandbox_id: str, keep: dict[str, Any], expiration_ms: int, now: int) -> None:
