@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hutch.host.protocol import ImagePull, ImageQuery
+from hutch.errors import ConflictError, NotFoundError
+from hutch.host.protocol import ImagePull, ImageQuery, ImageRemove
 from hutch.host.service import Service
 from tests.host.guest import guest, real_host
 from tests.oci.images import busybox, directory, file, image, layer, symlink
@@ -63,3 +64,49 @@ async def test_trust_is_installed_through_the_links_of_an_image(host: Service, r
     box = await guest(host, image=found.pinned)
     ran = await box.run("/bin/ls", "-la", "/etc/ssl", "/etc/pki/tls/certs/")
     assert b"ca-certificates.crt" in ran.stdout
+
+
+async def test_a_snapshot_lies_over_the_image_that_it_was_made_on(no_leaks: Path, registry: RunningRegistry) -> None:
+    def labelled(content: str) -> str:
+        return registry.push("moving", "latest", image(layer(*busybox(), file("version", content))))
+
+    async with real_host(no_leaks, image__insecure_registries=registry.host, end_all=False) as host:
+        reference = labelled("old")
+        images = host.supervisor.images
+        await images.pull(ImagePull(reference=reference, project_id="prj"))
+        old = images.find(ImageQuery(reference=reference, project_id="prj")).pinned
+        box = await guest(host, image=old, persistent=True)
+        assert (await box.run("/bin/sh", "-c", "cat /version; echo mine > /note")).stdout == b"old"
+        with pytest.raises(ConflictError) as refused:
+            await images.remove(ImageRemove(name=reference, project_id="prj"))
+        assert refused.value.details == {"users": [box.session_id]}
+        snapshot = (await box.stop()).snapshot
+        assert snapshot is not None
+        assert snapshot.image == old
+        labelled("new")
+        await images.pull(ImagePull(reference=reference, project_id="prj"))
+        new = images.find(ImageQuery(reference=reference, project_id="prj")).pinned
+        fresh = await guest(host, image=new)
+        assert (await fresh.run("/bin/cat", "/version")).stdout == b"new"
+    # Another process now: what it knows is what was written down.
+    async with real_host(no_leaks, image__insecure_registries=registry.host) as host:
+        images = host.supervisor.images
+        resumed = await guest(host, image=snapshot.image, source_snapshot=snapshot.snapshot_id)
+        assert (await resumed.run("/bin/cat", "/version", "/note")).stdout == b"oldmine\n"
+        await resumed.stop()
+        await images.collect()
+        assert images.exact(old).digest in old
+        await host.supervisor.snapshots.remove(snapshot.snapshot_id)
+        await images.collect()
+        with pytest.raises(NotFoundError):
+            images.exact(old)
+        [kept] = (no_leaks / "host" / "pulled" / "blobs" / "sha256").iterdir()
+        assert kept == images.exact(new).layers[0].path
+
+
+async def test_a_name_of_this_servers_own_is_not_given_to_another_image(host: Service, registry: RunningRegistry) -> None:
+    reference = registry.push("own", "latest", image(layer(file("a"))))
+    for name in ("node22", "vercel/sandbox/universal", "vercel/sandbox/node:24"):
+        with pytest.raises(ConflictError, match="image_name_taken"):
+            await host.supervisor.images.pull(ImagePull(reference=reference, project_id="prj", name=name))
+    assert host.supervisor.images.list("prj") == []

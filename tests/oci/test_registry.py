@@ -110,6 +110,30 @@ async def test_what_was_pulled_is_there_after_a_restart_and_what_was_begun_is_no
     assert again.images.find(ImageQuery(reference=reference, project_id="prj")).cwd == "/"
 
 
+async def test_an_image_whose_file_was_lost_is_pulled_again(open_store: Callable[..., Store], script: Scripted) -> None:
+    reference = script.put(made())
+    store = open_store()
+    await store.pull(reference)
+    kept = store.files()
+    (store.directory / kept[0]).unlink()
+    again = open_store()
+    with pytest.raises(NotFoundError):
+        again.images.find(ImageQuery(reference=reference, project_id="prj"))
+    await again.pull(reference)
+    assert again.images.find(ImageQuery(reference=reference, project_id="prj")).cwd == "/"
+    assert len(again.files()) == 1
+
+
+async def test_images_with_the_same_files_are_one_file_that_stays_until_the_last_goes(store: Store, script: Scripted) -> None:
+    one, other = script.put(made(Env=["A=1"]), "one"), script.put(made(Env=["A=2"]), "two")
+    assert len({(await store.pull(reference)).digest for reference in (one, other)}) == 2
+    assert len(store.files()) == 1
+    await store.images.remove(ImageRemove(name=one, project_id="prj"))
+    assert len(store.files()) == 1
+    await store.images.remove(ImageRemove(name=other, project_id="prj"))
+    assert store.left() == []
+
+
 async def test_a_pull_whose_host_ends_leaves_nothing(store: Store, script: Scripted) -> None:
     reference = script.put(made())
     asked = asyncio.Event()

@@ -39,11 +39,14 @@ from hutch.oci import documents, reference, registry, unpack
 from hutch.oci.addresses import Addresses
 from hutch.oci.layers import LayerFile
 from hutch.oci.registry import Login, Registry
+from hutch.oci.users import User
 from hutch.settings import Settings
 
 log = logging.getLogger(__name__)
 
-PULLS_AT_ONCE = 2
+PULLS_AT_ONCE = 8
+UNPACKED_AT_ONCE = 2
+"""Pulls wait for somebody else's network, and unpacking for our processors and disk."""
 PULL_TIMEOUT_S = 3600.0
 UNPACK_TIMEOUT_S = 1800.0
 MAX_ANSWER_BYTES = 1024 * 1024
@@ -77,14 +80,22 @@ class Images:
         self._pulling: dict[ImagePull, asyncio.Task[ImageRecord]] = {}
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._slots = asyncio.Semaphore(PULLS_AT_ONCE)
+        self._unpacking = asyncio.Semaphore(UNPACKED_AT_ONCE)
+        # Held while files appear or go: two images may have the same one.
+        self._placing = asyncio.Lock()
 
     def open(self) -> None:
         """Read what there is, and remove what a predecessor was making. Before the journal is started; blocks."""
         shutil.rmtree(self._staging, ignore_errors=True)
         self._staging.mkdir(parents=True, mode=0o700)
         self._blobs.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._entries = {entry.digest: entry for entry in self._journal.images()}
-        self._names = {(name.project_id, name.name): name for name in self._journal.image_names()}
+        for entry in self._journal.images():
+            if all(self._blob(digest).is_file() for digest, _ in entry.layers):
+                self._entries[entry.digest] = entry
+            else:
+                log.error("the files of image %s are not there any more; pull it again", entry.digest)
+        names = [name for name in self._journal.image_names() if name.digest in self._entries]
+        self._names = {(name.project_id, name.name): name for name in names}
         known = {self._blob(digest).name for entry in self._entries.values() for digest, _ in entry.layers}
         for path in self._blobs.iterdir():
             if path.name not in known:
@@ -224,9 +235,10 @@ class Images:
             raise BadRequestError(
                 "bad_request", f"{name[:255]!r} is no name for an image: lower-case letters, digits, `.`, `_`, `-`, `/`."
             )
-        with contextlib.suppress(NotFoundError):
-            self.built.resolve(wanted)
-            raise ConflictError("image_name_taken", f"{wanted} is an image of this server's own.")
+        for meant in (wanted, wanted.removesuffix(f":{DEFAULT_TAG}")):
+            with contextlib.suppress(NotFoundError):
+                self.built.resolve(meant)
+                raise ConflictError("image_name_taken", f"{meant} is an image of this server's own.")
         return wanted
 
     def _check_room(self, project_id: str) -> None:
@@ -289,26 +301,13 @@ class Images:
             request = unpack.Request(
                 layers=layers, user=config.user, cwd=config.cwd, max_bytes=limits.max_bytes, max_entries=limits.max_entries
             )
-            unpacked = await _unpacked(directory, request)
-            packed = await asyncio.to_thread(self._put, directory / "image.erofs")
-            user = unpacked.user
-            entry = ImageEntry(
-                digest=found.digest,
-                layers=[packed],
-                user=user.name,
-                uid=user.uid,
-                gid=user.gid,
-                groups=user.groups,
-                home=user.home,
-                cwd=config.cwd,
-                env=config.env,
-                labels=config.labels,
-                cmd=config.cmd,
-                entrypoint=config.entrypoint,
-                created_at=now_ms(),
-            )
-            await self._journal.put_image(entry)
-            self._entries[entry.digest] = entry
+            async with self._unpacking:
+                unpacked = await _unpacked(directory, request)
+            async with self._placing:
+                packed = await asyncio.to_thread(self._put, directory / "image.erofs")
+                entry = _entry(found.digest, packed, unpacked.user, config)
+                await self._journal.put_image(entry)
+                self._entries[entry.digest] = entry
         finally:
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
@@ -347,19 +346,38 @@ class Images:
 
     async def collect(self) -> None:
         """Remove images that have no name and that nothing needs."""
-        named = {name.digest for name in self._names.values()}
-        for digest, entry in list(self._entries.items()):
-            if digest in named or self._held[digest] or self._needed_by(digest):
-                continue
-            del self._entries[digest]
-            if self._let_go is not None:
-                await self._let_go(digest)
-            await self._journal.delete_image(digest)
-            in_use = {layer for other in self._entries.values() for layer, _ in other.layers}
-            for layer, _ in entry.layers:
-                if layer not in in_use:
-                    await asyncio.to_thread(self._forget_mount, self._blob(layer))
-                    self._blob(layer).unlink(missing_ok=True)
+        async with self._placing:
+            for digest, entry in list(self._entries.items()):
+                named = any(name.digest == digest for name in self._names.values())
+                if named or self._held[digest] or self._needed_by(digest):
+                    continue
+                del self._entries[digest]
+                if self._let_go is not None:
+                    await self._let_go(digest)
+                await self._journal.delete_image(digest)
+                in_use = {layer for other in self._entries.values() for layer, _ in other.layers}
+                for layer, _ in entry.layers:
+                    if layer not in in_use:
+                        await asyncio.to_thread(self._forget_mount, self._blob(layer))
+                        self._blob(layer).unlink(missing_ok=True)
+
+
+def _entry(digest: str, packed: tuple[str, int], user: User, config: documents.Config) -> ImageEntry:
+    return ImageEntry(
+        digest=digest,
+        layers=[packed],
+        user=user.name,
+        uid=user.uid,
+        gid=user.gid,
+        groups=user.groups,
+        home=user.home,
+        cwd=config.cwd,
+        env=config.env,
+        labels=config.labels,
+        cmd=config.cmd,
+        entrypoint=config.entrypoint,
+        created_at=now_ms(),
+    )
 
 
 def _name_of(text: str) -> str:

@@ -19,6 +19,8 @@ MAX_EXTENDED_BYTES = 1024 * 1024
 CHUNK = 1024 * 1024
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL = b"L", b"K", b"x", b"g"
 FILE, LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
+MAX_TIME_S = 2**33
+"""In the year 2242: later files were made then."""
 _KINDS = frozenset({FILE, LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO})
 
 
@@ -190,7 +192,7 @@ def _time(extended: bytes | None, field: bytes) -> int:
             raise invalid("a layer has an entry whose time is no number") from error
     else:
         seconds = _number(field, "time")
-    return min(max(seconds, 0), 2**33)
+    return min(max(seconds, 0), MAX_TIME_S)
 
 
 def _records(content: bytes) -> dict[str, bytes]:

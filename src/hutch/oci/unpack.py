@@ -184,7 +184,12 @@ def _opened(name: bytes, directory: int | None = None) -> Iterator[int]:
 def _pack(trunk: Path, image: Path) -> None:
     """As `make setup` packs its images: uncompressed and never inline; and without extended attributes."""
     command = ["mkfs.erofs", "-x-1", "-U", _UUID, "-Enoinline_data", os.fspath(image), os.fspath(trunk)]
-    environment = {"PATH": "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
+    environment = {
+        "PATH": "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin",
+        "LC_ALL": "C.UTF-8",
+        # The time at which it was packed, so that the same files are the same bytes, and the latest that a file may have.
+        "SOURCE_DATE_EPOCH": str(tar.MAX_TIME_S),
+    }
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
         raise invalid(f"it can't be packed: {(done.stderr or done.stdout).strip()[-300:]}")
