@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backports import zstd
+import zstandard
 
 from hutch.oci import documents
 
@@ -77,7 +77,7 @@ _SUFFIX = {"": "", "gzip": "+gzip", "zstd": "+zstd"}
 def compressed(content: bytes, compression: str) -> bytes:
     if compression == "gzip":
         return gzip.compress(content, 1)
-    return zstd.compress(content) if compression == "zstd" else content
+    return zstandard.ZstdCompressor().compress(content) if compression == "zstd" else content
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
-from backports import zstd
+import zstandard
 
 from hutch.oci import tar
 from hutch.oci.documents import invalid
@@ -64,7 +64,7 @@ class _Counted:
     def read(self, size: int, /) -> bytes:
         try:
             data = self._source.read(size)
-        except (OSError, EOFError, zlib.error, zstd.ZstdError) as error:
+        except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
             raise invalid(f"a layer can't be decompressed: {error}") from error
         self._bytes += len(data)
         self._budget.take(len(data))
@@ -82,7 +82,8 @@ def _opened(layer: LayerFile, budget: Budget) -> Iterator[_Counted]:
         if layer.compression == "gzip":
             source = gzip.GzipFile(fileobj=blob)  # type: ignore[assignment]
         elif layer.compression == "zstd":
-            source = zstd.ZstdFile(blob, options={zstd.DecompressionParameter.window_log_max: WINDOW_LOG_MAX})  # type: ignore[assignment]
+            decompressor = zstandard.ZstdDecompressor(max_window_size=1 << WINDOW_LOG_MAX)
+            source = decompressor.stream_reader(blob, read_across_frames=True, closefd=False)
         else:
             source = blob
         with source:
