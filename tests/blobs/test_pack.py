@@ -16,7 +16,7 @@ from hutch.blobs import pack as packing
 from hutch.blobs.manifest import Damaged, Entry, Kind, Ref, decode_entries, digest_of, refs
 from hutch.blobs.pack import Packed, Unpackable, pack
 from hutch.blobs.unpack import LINKS, unpack
-from tests.blobs.trees import Node, make, seen, trees
+from tests.blobs.trees import EXAMPLES, Node, make, seen, trees
 
 pytestmark = pytest.mark.root
 
@@ -33,7 +33,9 @@ class Chunks(dict[bytes, bytes]):
         unpack(entries, (self[ref.digest] for ref in refs(packed.data)), tree)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.campaign
+@pytest.mark.timeout(1200)
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(trees())
 def test_what_is_packed_comes_back_as_it_was(tree: Node) -> None:
     with tempfile.TemporaryDirectory() as directory:

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hutch.blobs import oci
 from hutch.blobs.pack import Unpackable
 from hutch.blobs.tarball import Refused, export, load
-from tests.blobs.trees import Node, make, seen, trees
+from tests.blobs.trees import EXAMPLES, Node, make, seen, trees
 
 pytestmark = pytest.mark.root
 
@@ -45,7 +45,9 @@ def has_form(tree: Node) -> bool:
     )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@pytest.mark.campaign
+@pytest.mark.timeout(1200)
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(trees().filter(has_form))
 def test_what_is_exported_is_imported_as_it_was(tree: Node) -> None:
     with tempfile.TemporaryDirectory() as directory:

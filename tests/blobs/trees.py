@@ -10,6 +10,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+EXAMPLES = 3000 if os.environ.get("HUTCH_CAMPAIGN") == "full" else 60
+"""Of random trees."""
+
 
 @dataclass(frozen=True)
 class Node:
