@@ -44,6 +44,12 @@ def pytest_sessionfinish() -> None:
         build.end()
 
 
+@pytest.fixture
+def full_campaign() -> bool:
+    """Whether this is `make test-all`."""
+    return os.environ.get("HUTCH_CAMPAIGN") == "full"
+
+
 @dataclass(slots=True)
 class RunningServer:
     """A real `hutch serve`. `where` has URL, token, team and project; `idle` what it holds in the kernel without sandboxes."""

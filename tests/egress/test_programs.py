@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from hutch.client import Client
+from hutch.client.models import Created
 from hutch.host import kernel
 from tests import leaks
 from tests.conftest import CHECKOUT, RunningServer, start_server, stop_server, wait_until
@@ -533,10 +534,32 @@ async def test_a_fork_is_judged_by_its_own_policy_from_its_first_packet(box: Box
         await box.client.commands.kill(box.session, command.id)
 
 
+async def forked(client: Client, name: str) -> Created:
+    [fork] = await client.sandboxes.fork(name, memory=True)
+    return fork
+
+
+async def from_snapshot(client: Client, name: str) -> Created:
+    session = (await client.sandboxes.get(name)).session
+    taken = await client.snapshots.take(session.id)
+    return await client.sandboxes.create(source={"type": "snapshot", "snapshotId": taken.snapshot.id}, persistent=False)
+
+
+async def resumed(client: Client, name: str) -> Created:
+    session = (await client.sandboxes.get(name)).session
+    await client.snapshots.take(session.id)
+    return await client.sandboxes.resume(name)
+
+
 @pytest.mark.parametrize("program", ["curl", "node", "urllib", "git"])
-async def test_a_program_in_a_fork_is_allowed_denied_and_given_a_credential(box: Box, program: str) -> None:
-    [fork] = await box.client.sandboxes.fork(box.name, memory=True)
+@pytest.mark.parametrize("going_on", [forked, from_snapshot, resumed])
+async def test_a_program_in_what_goes_on_is_allowed_denied_and_given_a_credential(
+    box: Box, program: str, going_on: Callable[[Client, str], Awaitable[Created]]
+) -> None:
+    await box.policy({"allow": {"other.test": [KEYED]}})
+    made = await going_on(box.client, box.name)
     try:
-        await passes(Box(box.client, box.services, fork.sandbox.name, fork.session.id), program)
+        await passes(Box(box.client, box.services, made.sandbox.name, made.session.id), program)
     finally:
-        await box.client.sandboxes.delete(fork.sandbox.name)
+        if made.sandbox.name != box.name:
+            await box.client.sandboxes.delete(made.sandbox.name)

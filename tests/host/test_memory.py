@@ -97,11 +97,13 @@ async def test_memory_is_kept_at_the_end_of_a_session_and_goes_on(host: Service)
     assert int((await without.shell("cat count")).stdout) >= 20
 
 
-async def test_a_restore_of_a_restore(host: Service) -> None:
+@pytest.mark.campaign
+@pytest.mark.timeout(600)
+async def test_a_restore_of_a_restore(host: Service, full_campaign: bool) -> None:
     box = await guest(host)
     counter = await box.start("python3", "-c", COUNTER)
     await lines(counter, 5)
-    for _ in range(4):
+    for _ in range(100 if full_campaign else 4):
         snapshot = await saved(box, keep_running=False)
         box = await guest(host, source_snapshot=snapshot.snapshot_id)
         await host.supervisor.snapshots.remove(snapshot.snapshot_id)

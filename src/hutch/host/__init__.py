@@ -12,6 +12,7 @@
     snapshots.py   layers that were sealed, and copies of those in use
     memory.py      saved memory, that machines go on from
     pool.py        machines started ahead of time; demand.py decides how many
+    prefetch.py    what sandboxes read of images, read ahead after a restart
     drive_storage.py, drives.py
                    where drives lie; what there is of them, and who has them
     images.py      images: built, pulled, removed

@@ -17,6 +17,7 @@ import shutil
 import sqlite3
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 
@@ -34,6 +35,7 @@ from hutch.host.machine import Admit, Contents, Machine, MachineKind, Machines, 
 from hutch.host.memory import Memory, MemoryRecord
 from hutch.host.network import Network, Networks
 from hutch.host.pool import Pool, Recipe
+from hutch.host.prefetch import Prefetch
 from hutch.host.protocol import (
     LIVE,
     CommandRecord,
@@ -125,6 +127,8 @@ class Supervisor:
         self._background: set[asyncio.Task[None]] = set()
         self._removals: set[asyncio.Task[None]] = set()
         self._saves: set[asyncio.Task[SnapshotTaken]] = set()
+        self._prefetch = Prefetch(settings.host_dir / "prefetch")
+        self._read: set[Path] = set()
         self._changed = asyncio.Event()
         self.pool = Pool(
             self._kinds_to_pool(), self._boot_for_pool, self._discard, settings.pool.refill_concurrency, settings.pool.max_size
@@ -151,6 +155,7 @@ class Supervisor:
         self._spawn(self.snapshots.keep_copies(self._settled))
         self._spawn(self._meter_for_ever())
         self._spawn(self._bound_for_ever())
+        self._spawn(self._read_ahead())
         self.pool.start()
         self.ready_reason = ""
 
@@ -268,6 +273,7 @@ class Supervisor:
         await asyncio.gather(*self._saves, return_exceptions=True)
         await self.pool.close()
         await self.images.close()
+        await asyncio.to_thread(self._prefetch.remember, sorted(self._read))
         for session in self._sessions.values():
             if session.timer is not None:
                 session.timer.cancel()
@@ -316,6 +322,7 @@ class Supervisor:
             )
         image = self.images.exact(spec.image)
         kind = self._kind(image, spec.vcpus, spec.memory_mb, spec.disk_bytes)
+        self._read |= {layer.path for layer in image.layers}
         memory = await self._memory(spec)
         attachments = self.drives.claim(spec.session_id, spec.mounts)
         try:
@@ -633,6 +640,12 @@ class Supervisor:
             await self._meter.flush(running)
             await asyncio.sleep(FLUSH_EVERY_S)
 
+    async def _read_ahead(self) -> None:
+        """Have what sandboxes will read of their images in memory before they do."""
+        images = [self.images.resolve(name, "") for name in self._settings.pool_images()] if self._settings.pool.size else []
+        files = {layer.path for image in images for layer in image.layers}
+        await asyncio.to_thread(self._prefetch.read_ahead, sorted(files))
+
     async def _bound_for_ever(self) -> None:
         while True:
             await asyncio.to_thread(self.snapshots.bound)
@@ -882,6 +895,7 @@ class Supervisor:
     async def tidy(self, now: int) -> None:
         """Forget what ended long ago: output after an hour, records after a day, audits after a week."""
         await asyncio.to_thread(self.audit.tidy)
+        await asyncio.to_thread(self._prefetch.remember, sorted(self._read))
         await self.images.collect()
         for session_id, session in list(self._sessions.items()):
             if session.live or session.record.stopped_at is None:
