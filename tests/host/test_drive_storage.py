@@ -64,14 +64,18 @@ def test_a_drive_takes_what_it_may_and_no_more(store: Store) -> None:
 
 def test_what_is_in_it_stays_when_it_is_made_again_detached_and_opened_anew(store: Store) -> None:
     store.drives.create("one", SIZE)
-    (store.drives.attach("one", SIZE, 0) / "kept").write_text("here")
+    path = store.drives.attach("one", SIZE, 0)
+    (path / "kept").write_text("here")
+    (path / "lost+found").mkdir()
     store.drives.create("one", SIZE)
     for _ in range(2):
         store.drives.detach("one")
     store.close()
     store.open()
     assert store.drives.names() == {"one"}
-    assert (store.drives.attach("one", SIZE, 0) / "kept").read_text() == "here"
+    path = store.drives.attach("one", SIZE, 0)
+    assert (path / "kept").read_text() == "here"
+    assert (path / "lost+found").is_dir()
 
 
 def test_a_view_is_of_its_moment_and_goes_with_its_machine(store: Store) -> None:

@@ -28,6 +28,8 @@ MIN_DRIVE_BYTES = 1024 * 1024
 """Less would not hold what a file system needs for itself."""
 UNFINISHED = ".new-"
 HALF_OF_WHAT_IS_LEFT = 2
+LOST_AND_FOUND_INODE = 11
+"""The first that ext4 does not keep for itself."""
 
 
 class DriveStore(Protocol):
@@ -225,8 +227,11 @@ class Ext4Drives:
         path.mkdir(exist_ok=True, mode=0o700)
         if not kernel.is_mounted(path):
             kernel.run(["mount", "-t", "ext4", "-o", "loop,noatime,nodev,nosuid", str(image), str(path)])
-        # mkfs made it, and a guest sees it.
-        shutil.rmtree(path / "lost+found", ignore_errors=True)
+        lost_and_found = path / "lost+found"
+        with contextlib.suppress(OSError):
+            # What mkfs made, and not what a guest made of that name.
+            if lost_and_found.lstat().st_ino == LOST_AND_FOUND_INODE:
+                lost_and_found.rmdir()
         return path
 
     def detach(self, name: str) -> None:
