@@ -162,6 +162,14 @@ async def test_a_login_that_cannot_be_meant_is_refused(api: Api, body: dict[str,
     assert code(await api.http.put("/hutch/v1/registries/UPPER", json={"username": "a", "password": "b"})) == (400, "bad_request")
 
 
+async def test_the_vendors_registry_has_this_servers_own_images(api: Api, host: FakeHost) -> None:
+    unknown = await api.http.post("/v3/sandboxes", json={"image": "vcr.vercel.com/team/app:1"})
+    assert code(unknown) == (404, "image_not_found")
+    assert host.pulls == []
+    known = await api.create(image="vercel/sandbox/universal")
+    assert known["sandbox"]["image"].startswith("vercel/sandbox/universal@")
+
+
 async def test_nobody_pulls_without_a_token(api: Api) -> None:
     assert (await pull(api.client(""), reference=REFERENCE)).status_code == 401
     assert (await api.client("").get("/hutch/v1/registries")).status_code == 401

@@ -382,9 +382,8 @@ def _entry(digest: str, packed: tuple[str, int], user: User, config: documents.C
 
 def _name_of(text: str) -> str:
     """A reference as names are kept: with its registry's own name and a tag, or a digest."""
+    text = text.removeprefix(REGISTRY_PREFIX)
     if reference.names_registry(text):
-        if text.startswith(REGISTRY_PREFIX):
-            return _name_of(text.removeprefix(REGISTRY_PREFIX))
         try:
             return str(reference.parse(text))
         except BadRequestError:

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from hutch.errors import BadRequestError
+from hutch.images import REGISTRY_PREFIX
 
 MAX_LENGTH = 255
 DEFAULT_TAG = "latest"
@@ -54,7 +55,9 @@ def served_at(registry: str) -> str:
 
 
 def names_registry(text: str) -> bool:
-    """Whether `text` begins with a registry."""
+    """Whether `text` begins with a registry. The vendor's is none here: its names are those of this server's own images."""
+    if text.startswith(REGISTRY_PREFIX):
+        return False
     first, slash, _ = text.partition("/")
     return bool(slash) and ("." in first or ":" in first or first == "localhost")
 

@@ -190,7 +190,16 @@ def _pack(trunk: Path, image: Path) -> None:
         # The time at which it was packed, so that the same files are the same bytes, and the latest that a file may have.
         "SOURCE_DATE_EPOCH": str(tar.MAX_TIME_S),
     }
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        # With this process, which ends with the host.
+        preexec_fn=lambda: kernel.die_with_parent(signal.SIGKILL),
+    )
     if done.returncode != 0:
         raise invalid(f"it can't be packed: {(done.stderr or done.stdout).strip()[-300:]}")
     assert stat.S_ISREG(image.lstat().st_mode)
