@@ -54,7 +54,7 @@ class Campaign:
 
     @property
     def ends(self) -> tuple[Callable[[], Awaitable[None]], ...]:
-        return (self.stop, self.time_out, self.fork, self.kill_sandbox, self.kill_host, self.kill_both)
+        return (self.stop, self.time_out, self.fork, self.fork_memory, self.kill_sandbox, self.kill_host, self.kill_both)
 
     async def begin(self) -> None:
         self._now(await self.client.sandboxes.create(persistent=True, timeout=LONG_MS))
@@ -127,6 +127,15 @@ class Campaign:
         self._now(await self.client.http.call("POST", path, Created, body={}, timeout_s=120.0))
         await self.client.sandboxes.delete(parent)
         await self.check(is_new=True)
+
+    async def fork_memory(self) -> None:
+        """A fork that goes on with the session's memory, and so with what its kernel knows of files."""
+        parent = self.name
+        [made] = await self.client.sandboxes.fork(parent, memory=True)
+        await self.check(is_new=False)
+        self._now(made)
+        await self.client.sandboxes.delete(parent)
+        await self.check(is_new=False)
 
     async def kill_sandbox(self) -> None:
         await self._kill_guest()
@@ -208,7 +217,7 @@ async def test_files_are_what_they_would_be_without_any_end(
 ) -> None:
     no_leaks.mkdir()
     log, model = no_leaks.parent / "serve.log", no_leaks.parent / "model"
-    cycles, seed = (50, 1) if full_campaign else (6, 20261126)
+    cycles, seed = (50, 1) if full_campaign else (7, 20261126)
     process, where = start_server(no_leaks, log)
     try:
         campaign = await _campaign(where, process.pid, no_leaks, model, seed, cycles)
