@@ -18,8 +18,8 @@ async def test_one_is_taken_shown_used_and_deleted(api: Api, ask: AsyncHutch) ->
     snapshot_id = taken.out.strip()
     assert snapshot_id in api.host.snapshots
     listed = (await ask("snapshot", "ls")).out.splitlines()
-    assert listed[0].split() == ["ID", "SANDBOX", "STATUS", "SIZE", "MADE", "CREATED", "EXPIRES", "STORED"]
-    assert listed[1].split()[:5] == [snapshot_id, "one", "created", "1234", "manual"]
+    assert listed[0].split() == ["ID", "SANDBOX", "STATUS", "SIZE", "MEMORY", "MADE", "CREATED", "EXPIRES", "STORED"]
+    assert listed[1].split()[:6] == [snapshot_id, "one", "created", "1234", "-", "manual"]
     created = json.loads((await ask("create", "--name", "two", "--snapshot", snapshot_id, "--json")).out)
     assert created["sandbox"]["currentSnapshotId"] == snapshot_id
     session = (await ask("stop", "two", "--json")).code

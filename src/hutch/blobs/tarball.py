@@ -119,7 +119,10 @@ class _Writer:
         if target:
             records.append((b"linkpath", target))
         records += [(XATTR + _escaped(name), value) for name, value in entry.xattrs]
-        body = b"".join(_record(key, value) for key, value in [(b"hdrcharset", b"BINARY"), *records])
+        if not all(_is_text(value) for value in (path, target or b"")):
+            # GNU tar warns of it, so it is only there where it is needed.
+            records.insert(0, (b"hdrcharset", b"BINARY"))
+        body = b"".join(_record(key, value) for key, value in records)
         self._put(_old_header(tarfile.XHDTYPE, len(body)) + _padded(body))
         kind = tarfile.LNKTYPE if link else _TYPES[entry.kind]
         self._put(_old_header(kind, size, entry.mode, entry.device))
@@ -165,6 +168,14 @@ def _old_header(kind: bytes, size: int, mode: int = 0o644, device: int = 0) -> b
     info.devmajor, info.devminor = os.major(device), os.minor(device)
     # Not as a record, which some readers take for the size without holes; GNU's has room for any.
     return info.tobuf(tarfile.USTAR_FORMAT if size < 8**11 else tarfile.GNU_FORMAT)
+
+
+def _is_text(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _record(key: bytes, value: bytes) -> bytes:

@@ -20,7 +20,7 @@ from hutch.errors import BadRequestError
 
 app = typer.Typer(no_args_is_help=True, help="Snapshots of sandboxes' files, which other sandboxes can begin with.")
 
-COLUMNS = ("ID", "SANDBOX", "STATUS", "SIZE", "MADE", "CREATED", "EXPIRES", "STORED")
+COLUMNS = ("ID", "SANDBOX", "STATUS", "SIZE", "MEMORY", "MADE", "CREATED", "EXPIRES", "STORED")
 DAY_MS = 86_400_000
 
 
@@ -180,6 +180,6 @@ def load(
 
 def _cells(one: Snapshot) -> tuple[str, ...]:
     expires = output.moment(one.expires_at) if one.expires_at is not None else "-"
-    size, made = str(one.size_bytes), one.creation_method
+    size, memory, made = str(one.size_bytes), str(one.memory_bytes or "-"), one.creation_method
     stored = output.moment(one.stored_at) if one.stored_at is not None else "failed" if one.store_error is not None else "-"
-    return one.id, one.source_sandbox_name or "-", one.status, size, made, output.moment(one.created_at), expires, stored
+    return one.id, one.source_sandbox_name or "-", one.status, size, memory, made, output.moment(one.created_at), expires, stored
