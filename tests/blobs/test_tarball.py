@@ -147,15 +147,17 @@ def symlink(target: str) -> dict[str, object]:
     return {"type": tarfile.SYMTYPE, "linkname": target}
 
 
+OUTSIDE = f"/tmp/hutch-outside-{os.getpid()}"
+
 HOSTILE: dict[str, bytes] = {
     "absolute": tar_of(("/etc/passwd", b"x", {})),
     "up": tar_of(("../x", b"x", {})),
     "up in the middle": tar_of(("a/../../x", b"x", {})),
-    "through a link": tar_of(("a", b"", symlink("/tmp")), ("a/x", b"x", {})),
+    "through a link": tar_of(("a", b"", symlink("/tmp")), ("a/.hutch-x", b"x", {})),
     "through a relative link": tar_of(("a", b"", symlink("..")), ("a/x", b"x", {})),
     "a link instead of a directory": tar_of(("a", b"", DIRECTORY), ("a/b", b"", symlink("/")), ("a/b/c/d", b"x", {})),
     "a directory over a link": tar_of(("a", b"", symlink("/tmp")), ("a", b"", DIRECTORY)),
-    "a file over a link": tar_of(("a", b"", symlink("/tmp/x")), ("a", b"x", {})),
+    "a file over a link": tar_of(("a", b"", symlink(OUTSIDE)), ("a", b"x", {})),
     "a hard link out": tar_of(("a", b"", link("/etc/passwd"))),
     "a hard link up": tar_of(("a", b"", link("../../etc/passwd"))),
     "a hard link through a link": tar_of(("d", b"", symlink("/etc")), ("a", b"", link("d/passwd"))),
@@ -207,7 +209,8 @@ def test_hostile_tars_are_refused_and_touch_nothing_else(tmp_path: Path, kind: s
         loaded(HOSTILE[kind], tmp_path / "in" / "tree", max_bytes=8 * MIB, max_files=100)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
     assert [path.name for path in (tmp_path / "in").iterdir()] == ["tree"]
-    assert not Path("/tmp/x").exists()
+    assert not Path(OUTSIDE).exists()
+    assert not Path("/tmp/.hutch-x").exists()
     assert Path("/etc/passwd").read_bytes() == before
 
 
