@@ -145,7 +145,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, registry: RunningRegistry) 
     data_dir, log = base / "data", base / "serve.log"
     data_dir.mkdir()
     before = leaks.snapshot(data_dir)
-    environment = {"HUTCH_POOL__SIZE": str(POOL_SIZE), "HUTCH_IMAGE__INSECURE_REGISTRIES": registry.host}
+    # A pool that grows with demand would look like a leak.
+    sizes = {"HUTCH_POOL__SIZE": str(POOL_SIZE), "HUTCH_POOL__MAX_SIZE": str(POOL_SIZE)}
+    environment = {**sizes, "HUTCH_IMAGE__INSECURE_REGISTRIES": registry.host}
     process, where = start_server(data_dir, log, environment=environment)
     wait_until(lambda: len(leaks.machines(data_dir)) >= POOL_SIZE, SETTLE_S, f"a pool of {POOL_SIZE} machines")
     running = RunningServer(process, data_dir, log, where, leaks.snapshot(data_dir))
