@@ -218,8 +218,8 @@ class Commands:
 
     async def _attach(self, command: Command) -> None:
         output = command.output
-        offset = -1 if output.full else output.end
-        stream = await self._machine.open("command.attach", {"id": command.record.command_id, "offset": offset})
+        # Beyond the cap too: a reader that stays gets everything once.
+        stream = await self._machine.open("command.attach", {"id": command.record.command_id, "offset": output.end})
         stream.manual_credit = True
         attached = await self._machine.answer(stream.reply(Attached))
         if attached.offset > output.end:
