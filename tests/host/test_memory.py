@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
-from hutch.errors import ConflictError
+from hutch import ids
+from hutch.errors import ConflictError, GoneError
 from hutch.host.commands import Command
-from hutch.host.protocol import SessionStatus, SnapshotRecord, SnapshotRequest
+from hutch.host.memory import MemoryImages, MemoryRecord
+from hutch.host.protocol import CommandStart, SessionRecord, SessionStatus, SnapshotRecord, SnapshotRequest
 from hutch.host.service import Service
-from tests.host.guest import Guest, finished, guest
+from tests.host.guest import Guest, finished, guest, real_host
 
 pytestmark = pytest.mark.root
 
@@ -266,3 +270,104 @@ async def test_each_copy_has_its_own_address_authority_and_token(host: Service) 
     assert len(set(address)) == len(set(authority)) == len(set(boot)) == 2
     tokens = [one.session.entry.token for one in (box, child) if one.session.entry is not None]
     assert len(set(tokens)) == 2
+
+
+# -- what comes between ------------------------------------------------------------------------------
+
+
+async def test_a_stop_that_comes_first_keeps_no_memory(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = await guest(host, persistent=True)
+    loop, stops = asyncio.get_running_loop(), list[asyncio.Task[SessionRecord]]()
+    finish = MemoryImages.finish
+
+    def finish_late(self: MemoryImages, snapshot_id: str, record: MemoryRecord) -> int:
+        size = finish(self, snapshot_id, record)
+        begun = threading.Event()
+
+        def stop() -> None:
+            stops.append(loop.create_task(box.stop()))
+            loop.call_soon(begun.set)
+
+        loop.call_soon_threadsafe(stop)
+        begun.wait(5)
+        return size
+
+    monkeypatch.setattr(MemoryImages, "finish", finish_late)
+    with pytest.raises(GoneError):
+        await saved(box, keep_running=False)
+    left = (await stops[0]).snapshot
+    assert left is not None
+    assert left.memory_bytes == 0
+    assert list(host.supervisor.snapshots.memory._directory.iterdir()) == []
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.03, 0.1, 0.2])
+async def test_a_sandbox_that_dies_meanwhile_has_failed(host: Service, delay_s: float) -> None:
+    box = await guest(host)
+    machine = box.session.machine
+    assert machine is not None
+    saving = asyncio.ensure_future(saved(box))
+    await asyncio.sleep(delay_s)
+    machine.process.kill()
+    async with asyncio.timeout(20):
+        while box.session.live:
+            await asyncio.sleep(0.02)
+        await asyncio.wait({saving})
+    kept = {record.snapshot_id for record in host.supervisor.snapshots.records()}
+    assert {entry.name for entry in host.supervisor.snapshots.memory._directory.iterdir()} == kept
+    assert box.record.status is SessionStatus.FAILED
+
+
+@pytest.mark.parametrize("slow", [False, True])
+async def test_a_reader_beyond_the_cap_misses_nothing_and_gets_nothing_twice(no_leaks: Path, *, slow: bool) -> None:
+    async with real_host(no_leaks, sandbox__log_bytes=65536) as service:
+        box = await guest(service)
+        program = (
+            "import sys, time\nfor n in range(400000):\n  sys.stdout.write(f'{n:07}\\n')\n  if n % 5000 == 0: time.sleep(0.01)"
+        )
+        command = await box.start("python3", "-c", program)
+        reader, text = command.output.reader(), b""
+        try:
+            for number in range(40 if slow else 4):
+                # A slow one has output wait in the host, cut off wherever that is.
+                if not slow or number % 10 == 9:
+                    await saved(box)
+                for _ in range(8):
+                    if (piece := await reader.next()) is not None:
+                        text += piece[1]
+                    await asyncio.sleep(0.005)
+            while (piece := await reader.next()) is not None:
+                text += piece[1]
+        finally:
+            reader.close()
+        assert text == b"".join(b"%07d\n" % n for n in range(400000))
+
+
+async def test_a_host_that_stops_meanwhile_keeps_what_it_saved(no_leaks: Path) -> None:
+    async with real_host(no_leaks) as service:
+        box = await guest(service, persistent=True)
+        counter = await box.start("python3", "-c", COUNTER)
+        await lines(counter, 5)
+        saving = asyncio.ensure_future(saved(box))
+        await asyncio.sleep(0.05)
+    snapshot = await saving
+    async with real_host(no_leaks) as service:
+        child = await guest(service, source_snapshot=snapshot.snapshot_id)
+        assert await lines(child.commands.get(counter.record.command_id), 50)
+
+
+async def test_the_same_commands_can_be_given_input_and_ended_in_the_child(host: Service) -> None:
+    box = await guest(host)
+    request = CommandStart(session_id=box.session_id, command_id=ids.command_id(), argv=[b"cat"], stdin=True)
+    command = await box.commands.start(request)
+    snapshot = await saved(box)
+    child = await guest(host, source_snapshot=snapshot.snapshot_id)
+    for one in (child, box):
+        running = one.commands.get(command.record.command_id)
+        machine = one.session.machine
+        assert machine is not None
+        stream = await machine.open("command.stdin", {"id": request.command_id, "offset": 0, "timeout_ms": 5000, "close": True})
+        await stream.send_data(b"for " + one.session_id.encode(), 0)
+        stream.send_end()
+        await stream.reply(dict[str, object])
+        assert (await finished(running)).stdout == b"for " + one.session_id.encode()

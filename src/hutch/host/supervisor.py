@@ -478,13 +478,20 @@ class Supervisor:
         """Take over the commands that run in saved memory, with their output. Raises `HutchError`; the session failed then."""
         session_id = session.record.session_id
         records = [msgspec.structs.replace(record, session_id=session_id) for record in memory.record.commands]
-        assert session.commands is not None
+        # It may end meanwhile.
+        commands = session.commands
+        assert commands is not None
         try:
             await asyncio.to_thread(shutil.copytree, memory.logs, self._logs / session_id, dirs_exist_ok=True)
             await asyncio.gather(*(self._journal.put_command(record) for record in records))
-            await session.commands.adopt(records)
+            await commands.adopt(records)
         except (HutchError, OSError) as error:
-            await self.end(session, SessionStatus.FAILED, f"Its commands could not be taken over: {reason_of(error)}")
+            reason = f"Its commands could not be taken over: {reason_of(error)}"
+            await self.end(session, SessionStatus.FAILED, reason)
+            if isinstance(error, OSError) and not isinstance(error, HutchError):
+                raise UnavailableError(
+                    "sandbox_start_failed", f"The sandbox could not be started. {reason}", retry_after_s=1
+                ) from error
             raise
 
     @contextlib.asynccontextmanager
@@ -648,7 +655,11 @@ class Supervisor:
 
     async def _bound_for_ever(self) -> None:
         while True:
-            await asyncio.to_thread(self.snapshots.bound)
+            try:
+                await asyncio.to_thread(self.snapshots.bound)
+            except OSError as error:
+                # As on a store that is full itself: it is bounded anew when it takes that again.
+                log.error("what sandboxes may write could not be bounded: %s", error)
             await asyncio.sleep(BOUND_EVERY_S)
 
     async def change_credential(self, change: CredentialChange) -> None:
@@ -695,7 +706,7 @@ class Supervisor:
         """Make a snapshot of a running session. Raises `HutchError`."""
         session, _ = self.running(request.session_id)
         assert session.machine is not None
-        planned = self._planned(session, SnapshotMethod.MANUAL)
+        planned = msgspec.structs.replace(self._planned(session, SnapshotMethod.MANUAL), for_forks=request.for_forks)
         if request.memory and session.record.mounts:
             raise ConflictError("memory_snapshot_failed", "The memory of a sandbox that has drives mounted can't be saved.")
         if request.keep_running:
@@ -712,7 +723,11 @@ class Supervisor:
         async with session.saving:
             self.running(session.record.session_id)
             async with self._standing_still(session, planned) as with_memory:
-                return await self._take(session, with_memory, keep_running=keep_running)
+                taken = await self._take(session, with_memory, keep_running=keep_running)
+                if taken.snapshot.snapshot_id != planned.snapshot_id:
+                    # Something else ended it first, and kept its files alone.
+                    raise gone()
+                return taken
 
     async def _take(self, session: Session, planned: SnapshotRecord, *, keep_running: bool) -> SnapshotTaken:
         if keep_running:
