@@ -26,7 +26,7 @@ from hutch.api.responses import JsonResponse
 from hutch.api.routing import PlainRoute, api_version, documented
 from hutch.api.services import ResolvedImage, Services, services_of, stopped
 from hutch.api.sessions import routes, stop
-from hutch.api.snapshots import usable
+from hutch.api.snapshots import check_quota, usable
 from hutch.control import shapes
 from hutch.control.lifecycle import is_live, sandbox_status
 from hutch.control.names import generate_name, is_name
@@ -139,21 +139,21 @@ async def fork_sandbox(request: Request, name: str) -> Response:
         config = replace(config, network_policy=kept(await checked(services, scope, policy, copied), FIRST_GENERATION))
     elif copied is not None:
         config = replace(config, network_policy=replace(copied, generation=FIRST_GENERATION))
-    snapshot = None
-    if body.image is not None:
-        image = await images.resolve(services, principal, scope, body.image, None)
-    else:
-        if body.memory:
-            snapshot = await _memory_of(services, scope, source)
-            config = replace(config, vcpus=snapshot.vcpus, memory_mb=snapshot.vcpus * MEMORY_MB_PER_VCPU)
-        elif source.current_snapshot_id is not None:
-            async with services.database.read() as connection:
-                snapshot = await usable(connection, scope, source.current_snapshot_id, services.clock())
-        image = await images.resolve_exact(services, snapshot.image if snapshot is not None else config.image)
     if body.disk_bytes is not None:
         config = replace(config, disk_bytes=body.disk_bytes)
     ports = body.ports if body.ports is not None else [route.port for route in source.routes]
+    snapshot = None
     try:
+        if body.image is not None:
+            image = await images.resolve(services, principal, scope, body.image, None)
+        else:
+            if body.memory:
+                snapshot = await _memory_of(services, scope, source)
+                config = replace(config, vcpus=snapshot.vcpus, memory_mb=snapshot.vcpus * MEMORY_MB_PER_VCPU)
+            elif source.current_snapshot_id is not None:
+                async with services.database.read() as connection:
+                    snapshot = await usable(connection, scope, source.current_snapshot_id, services.clock())
+            image = await images.resolve_exact(services, snapshot.image if snapshot is not None else config.image)
         forks = await _fork(services, scope, body.names(), config, ports, image, snapshot, with_memory=body.memory)
     finally:
         if body.memory and snapshot is not None:
@@ -165,6 +165,7 @@ async def fork_sandbox(request: Request, name: str) -> Response:
 
 async def _memory_of(services: Services, scope: Scope, source: SandboxRecord) -> Snapshot:
     """A snapshot of the running session of a sandbox, for forks only. Raises `HutchError`."""
+    await check_quota(services, source.project_id)
     async with services.database.read() as connection:
         session = await session_rows.find(connection, scope, source.current_session_id, services.sealer)
     if session is None or not is_live(session.status):
