@@ -6,14 +6,15 @@ import asyncio
 import json
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from hutch import ids
-from hutch.errors import ConflictError, GoneError
-from hutch.host.commands import Command
+from hutch.errors import ConflictError, GoneError, UnavailableError
+from hutch.host.commands import Command, Commands
 from hutch.host.memory import MemoryImages, MemoryRecord
 from hutch.host.protocol import CommandStart, SessionRecord, SessionStatus, SnapshotRecord, SnapshotRequest
 from hutch.host.service import Service
@@ -301,21 +302,111 @@ async def test_a_stop_that_comes_first_keeps_no_memory(host: Service, monkeypatc
     assert list(host.supervisor.snapshots.memory._directory.iterdir()) == []
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.03, 0.1, 0.2])
-async def test_a_sandbox_that_dies_meanwhile_has_failed(host: Service, delay_s: float) -> None:
+async def kill(box: Guest) -> None:
+    assert box.session.machine is not None
+    box.session.machine.process.kill()
+
+
+async def stop(box: Guest) -> None:
+    await box.stop()
+
+
+async def expire(box: Guest) -> None:
+    await box.supervisor._time_out(box.session)
+
+
+@pytest.mark.parametrize("end", [kill, stop, expire])
+@pytest.mark.parametrize("keep_running", [True, False])
+@pytest.mark.parametrize("delay_s", [0.05, 0.15])
+async def test_a_sandbox_that_ends_meanwhile_keeps_its_files(
+    host: Service, end: Callable[[Guest], Awaitable[None]], delay_s: float, *, keep_running: bool
+) -> None:
+    box = await guest(host, persistent=True)
+    counter = await box.start("python3", "-c", COUNTER)
+    await lines(counter, 5)
+    saving = asyncio.ensure_future(saved(box, keep_running=keep_running))
+    await asyncio.sleep(delay_s)
+    session = box.session
+    if session.machine is not None:
+        await end(box)
+    async with asyncio.timeout(20):
+        while session.live:
+            await asyncio.sleep(0.02)
+        await asyncio.wait({saving})
+        while session.machine is not None:
+            await asyncio.sleep(0.02)
+    memory = host.supervisor.snapshots.memory
+    kept = {record.snapshot_id for record in host.supervisor.snapshots.records() if record.memory_bytes}
+    assert {entry.name for entry in memory._directory.iterdir()} == kept
+    assert session.record.snapshot is not None
+    again = await guest(host, source_snapshot=session.record.snapshot.snapshot_id)
+    assert int((await again.shell("cat count")).stdout) >= 5
+    if not saving.exception():
+        assert kept == {saving.result().snapshot_id}
+        child = await guest(host, source_snapshot=saving.result().snapshot_id)
+        assert len(await lines(child.commands.get(counter.record.command_id), 40))
+
+
+async def test_what_ran_is_followed_again_after_a_refusal(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hutch.host.machine.QUIET_TIMEOUT_S", 0.2)
     box = await guest(host)
     machine = box.session.machine
     assert machine is not None
-    saving = asyncio.ensure_future(saved(box))
-    await asyncio.sleep(delay_s)
-    machine.process.kill()
-    async with asyncio.timeout(20):
+    counter = await box.start("python3", "-c", COUNTER)
+    stream = await machine.open(
+        "command.start",
+        {"id": "t", "argv": [b"cat"], "cwd": None, "env": {}, "user": "root", "stdin": True, "pty": {"cols": 80, "rows": 24}},
+    )
+    await stream.reply(dict[str, int])
+    for _ in range(2):
+        before = len(await lines(counter, 1))
+        with pytest.raises(ConflictError, match="terminal is open"):
+            await saved(box)
+        printed = await lines(counter, before + 30)
+        assert [line["n"] for line in printed] == list(range(1, len(printed) + 1))
+    stream.cancel()
+    await machine.call("command.signal", {"id": "t", "signal": 9, "group": True})
+
+
+async def test_what_can_not_be_followed_again_has_failed(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = await guest(host)
+    command = await box.start("sleep", "100")
+
+    async def refuse(*_: object) -> None:
+        raise UnavailableError("guest_busy", "Later.")
+
+    monkeypatch.setattr(Commands, "_attach", refuse)
+    snapshot = await saved(box)
+    assert snapshot.memory_bytes > 0
+    with pytest.raises(GoneError):
+        await asyncio.wait_for(asyncio.shield(command.finished), 10)
+    async with asyncio.timeout(10):
         while box.session.live:
             await asyncio.sleep(0.02)
-        await asyncio.wait({saving})
-    kept = {record.snapshot_id for record in host.supervisor.snapshots.records()}
-    assert {entry.name for entry in host.supervisor.snapshots.memory._directory.iterdir()} == kept
     assert box.record.status is SessionStatus.FAILED
+
+
+async def test_memory_is_kept_on_ext4_at_the_end_of_a_session(no_leaks: Path) -> None:
+    (no_leaks / "host" / "layers" / "ext4").mkdir(parents=True)
+    async with real_host(no_leaks) as service:
+        box = await guest(service)
+        counter = await box.start("python3", "-c", COUNTER)
+        await lines(counter, 5)
+        with pytest.raises(ConflictError, match="running sandboxes"):
+            await saved(box)
+        snapshot = await saved(box, keep_running=False)
+        child = await guest(service, source_snapshot=snapshot.snapshot_id)
+        printed = await lines(child.commands.get(counter.record.command_id), 60)
+        assert all(line["held"] == line["n"] for line in printed)
+        assert [line["n"] for line in printed] == list(range(1, len(printed) + 1))
+
+
+async def test_commands_that_start_in_a_child_have_its_environment(host: Service) -> None:
+    box = await guest(host, env={"WHOSE": "parent", "OLD": "1"})
+    snapshot = await saved(box)
+    child = await guest(host, source_snapshot=snapshot.snapshot_id, env={"WHOSE": "child"})
+    assert (await child.shell("echo $WHOSE $OLD")).stdout == b"child\n"
+    assert (await box.shell("echo $WHOSE $OLD")).stdout == b"parent 1\n"
 
 
 @pytest.mark.parametrize("slow", [False, True])

@@ -238,11 +238,14 @@ class Commands:
         await asyncio.gather(*(command.pump for command in followed if command.pump is not None), return_exceptions=True)
 
     async def take_up(self) -> None:
-        """Go on with what was let go. Raises `HutchError`."""
-        for command in list(self._commands.values()):
-            if command.running and command.stream is None:
-                command.discarding = False
-                await self._attach(command)
+        """Go on with what was let go. A machine that does not let us is dead: nobody would hear of its commands again."""
+        try:
+            for command in list(self._commands.values()):
+                if command.running and command.stream is None:
+                    command.discarding = False
+                    await self._attach(command)
+        except HutchError as error:
+            self._machine.dead(f"its commands could not be followed again: {error.message}")
 
     def copy(self, directory: Path) -> list[CommandRecord]:
         """The commands that were let go; `directory` gets their output so far, all of which the agent has sent. Blocks."""
