@@ -16,11 +16,23 @@ from hutch import ids
 from hutch.errors import ConflictError, GoneError, UnavailableError
 from hutch.host.commands import Command, Commands
 from hutch.host.memory import MemoryImages, MemoryRecord
-from hutch.host.protocol import CommandStart, SessionRecord, SessionStatus, SnapshotRecord, SnapshotRequest
+from hutch.host.protocol import (
+    CommandStart,
+    CredentialChange,
+    NetworkSpec,
+    NetworkUpdate,
+    SessionRecord,
+    SessionStatus,
+    SnapshotRecord,
+    SnapshotRequest,
+)
 from hutch.host.service import Service
 from tests.host.guest import Guest, finished, guest, real_host
 
 pytestmark = pytest.mark.root
+
+RULE = {"transform": [{"headers": {"authorization": {"credential": "key", "format": "Bearer {}", "placeholder": "KEY"}}}]}
+NAMING = NetworkSpec(policy=json.dumps({"allow": {"api.test": [RULE]}}), credentials={"key": "secret"}, generation=1)
 
 COUNTER = """
 import json, os, socket, time
@@ -407,6 +419,70 @@ async def test_commands_that_start_in_a_child_have_its_environment(host: Service
     child = await guest(host, source_snapshot=snapshot.snapshot_id, env={"WHOSE": "child"})
     assert (await child.shell("echo $WHOSE $OLD")).stdout == b"child\n"
     assert (await box.shell("echo $WHOSE $OLD")).stdout == b"parent 1\n"
+
+
+async def test_whatever_is_asked_meanwhile_is_done(host: Service) -> None:
+    box = await guest(host, network=NAMING)
+    supervisor, done = host.supervisor, dict[str, int]()
+
+    async def again_and_again(name: str, ask: Callable[[], Awaitable[object]]) -> None:
+        while not over:
+            await ask()
+            done[name] = done.get(name, 0) + 1
+
+    async def upload() -> None:
+        machine = box.session.machine
+        assert machine is not None
+        params = {"cwd": b"/tmp", "user": "root", "gzip": False, "max_bytes": 1 << 20, "max_files": 9}
+        stream = await machine.open("archive.write", params)
+        try:
+            await stream.send_data(b"\0" * 10240, 0)
+            stream.send_end()
+            await machine.answer(stream.reply())
+        finally:
+            stream.cancel()
+
+    async def command() -> None:
+        assert (await box.shell("echo here")).stdout == b"here\n"
+
+    over = False
+    files_alone = SnapshotRequest(session_id=box.session_id, keep_running=True)
+    asking = [
+        asyncio.ensure_future(again_and_again(name, ask))
+        for name, ask in {
+            "commands": command,
+            "uploads": upload,
+            "deadlines": lambda: supervisor.extend(box.session_id, 1, 10**9),
+            "policies": lambda: supervisor.set_network(NetworkUpdate(session_id=box.session_id, network=NAMING)),
+            "credentials": lambda: supervisor.change_credential(CredentialChange(project_id="prj", name="key", value="new")),
+            "traffic": lambda: supervisor.traffic(box.session_id),
+            "snapshots": lambda: supervisor.snapshot(files_alone),
+        }.items()
+    ]
+    try:
+        taken = await asyncio.gather(*(saved(box) for _ in range(4)))
+    finally:
+        over = True
+        await asyncio.wait_for(asyncio.gather(*asking), 30)
+    assert set(done) == {"commands", "uploads", "deadlines", "policies", "credentials", "traffic", "snapshots"}
+    child = await guest(host, source_snapshot=taken[-1].snapshot_id)
+    assert (await child.shell("echo here")).stdout == b"here\n"
+
+
+async def test_placeholders_stay_what_the_processes_know(host: Service) -> None:
+    box = await guest(host, network=NAMING)
+    command = await box.start("sh", "-c", "while sleep 0.05; do echo $KEY; done")
+    snapshot = await saved(box)
+    child = await guest(host, source_snapshot=snapshot.snapshot_id, network=NAMING)
+    texts = [(await one.shell("echo $KEY")).stdout for one in (box, child)]
+    assert texts[0] == texts[1] != b"\n"
+    reader = child.commands.get(command.record.command_id).output.reader()
+    piece = await asyncio.wait_for(reader.next(), 10)
+    reader.close()
+    assert piece is not None
+    assert piece[1].startswith(texts[0])
+    other = await guest(host, source_snapshot=snapshot.snapshot_id, with_memory=False, network=NAMING)
+    assert (await other.shell("echo $KEY")).stdout not in (*texts, b"\n")
 
 
 @pytest.mark.parametrize("slow", [False, True])
