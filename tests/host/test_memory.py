@@ -15,6 +15,7 @@ import pytest
 from hutch import ids
 from hutch.errors import ConflictError, GoneError, UnavailableError
 from hutch.host.commands import Command, Commands
+from hutch.host.machine import Machine, MachineKind
 from hutch.host.memory import MemoryImages, MemoryRecord
 from hutch.host.protocol import (
     CommandStart,
@@ -22,11 +23,15 @@ from hutch.host.protocol import (
     NetworkSpec,
     NetworkUpdate,
     SessionRecord,
+    SessionSpec,
     SessionStatus,
     SnapshotRecord,
     SnapshotRequest,
 )
 from hutch.host.service import Service
+from hutch.host.snapshots import Snapshots
+from hutch.host.storage import Source
+from hutch.host.supervisor import Supervisor
 from tests.host.guest import Guest, finished, guest, real_host
 
 pytestmark = pytest.mark.root
@@ -190,6 +195,40 @@ async def test_saved_memory_goes_with_its_snapshot(host: Service) -> None:
     await host.supervisor.snapshots.remove(snapshot.snapshot_id)
     assert list(directory.iterdir()) == []
     assert (await child.shell("echo here")).stdout == b"here\n"
+
+
+async def test_a_snapshot_may_go_while_a_session_begins_with_it(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = await guest(host)
+    counter = await box.start("python3", "-c", COUNTER)
+    await lines(counter, 20)
+    snapshot, name = await saved(box), Supervisor._name
+
+    async def name_late(self: Supervisor, machine: Machine, kind: MachineKind, spec: SessionSpec) -> None:
+        await self.remove_snapshot(snapshot.snapshot_id)
+        await name(self, machine, kind, spec)
+
+    with monkeypatch.context() as late:
+        late.setattr(Supervisor, "_name", name_late)
+        child = await guest(host, source_snapshot=snapshot.snapshot_id)
+    printed = await lines(child.commands.get(counter.record.command_id), 60)
+    assert [line["n"] for line in printed] == list(range(1, len(printed) + 1))
+
+
+async def test_what_can_not_begin_leaves_nothing(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = await guest(host)
+    await box.start("sleep", "100")
+    snapshot, source = await saved(box), Snapshots.source
+
+    async def source_and_go(self: Snapshots, snapshot_id: str) -> Source:
+        found = await source(self, snapshot_id)
+        await asyncio.to_thread(self.memory.remove, snapshot_id)
+        return found
+
+    monkeypatch.setattr(Snapshots, "source", source_and_go)
+    with pytest.raises(GoneError, match="does not exist any more"):
+        await guest(host, source_snapshot=snapshot.snapshot_id)
+    assert [entry.name for entry in host.supervisor._logs.iterdir()] == [box.session_id]
+    assert list(host.supervisor.egress._states) == [box.session_id]
 
 
 # -- what a copy of a machine must not share, and must know ------------------------------------------

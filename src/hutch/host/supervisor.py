@@ -23,7 +23,7 @@ import msgspec
 
 from hutch.clock import now_ms
 from hutch.errors import BadRequestError, ConflictError, HutchError, NotFoundError, NotReadyError, UnavailableError
-from hutch.host import egress
+from hutch.host import egress, snapshots
 from hutch.host.audit import AuditStore
 from hutch.host.commands import Commands
 from hutch.host.drives import Attachment, Drives
@@ -463,35 +463,39 @@ class Supervisor:
             # Its processes run before anybody can say to whom they belong now.
             await self._admit(spec, network, memory.record.placeholders)
 
-        machine = None
+        machine, logs = None, self._logs / spec.session_id
         try:
+            # First: what has begun to go on needs nothing of its snapshot any more, which may be removed then.
+            await asyncio.to_thread(shutil.copytree, memory.logs, logs, dirs_exist_ok=True)
             machine = await self._boot(kind, Contents(source, memory), admit)
             await self._name(machine, kind, spec)
-        except BaseException:
+        except BaseException as error:
+            await asyncio.to_thread(shutil.rmtree, logs, ignore_errors=True)
             await self.egress.forget(spec.session_id)
             if machine is not None:
                 await self._discard(machine)
+            if isinstance(error, FileNotFoundError):
+                raise snapshots.unknown(spec.source_snapshot) from error
+            if isinstance(error, OSError):
+                raise UnavailableError(
+                    "sandbox_start_failed", f"The sandbox could not be started: {error}", retry_after_s=1
+                ) from error
             raise
         return machine
 
     async def _inherit(self, session: Session, memory: Memory) -> None:
-        """Take over the commands that run in saved memory, with their output. Raises `HutchError`; the session failed then."""
+        """Take over the commands that run in saved memory; their output is here already. Raises `HutchError`; the session failed
+        then."""
         session_id = session.record.session_id
         records = [msgspec.structs.replace(record, session_id=session_id) for record in memory.record.commands]
         # It may end meanwhile.
         commands = session.commands
         assert commands is not None
         try:
-            await asyncio.to_thread(shutil.copytree, memory.logs, self._logs / session_id, dirs_exist_ok=True)
             await asyncio.gather(*(self._journal.put_command(record) for record in records))
             await commands.adopt(records)
-        except (HutchError, OSError) as error:
-            reason = f"Its commands could not be taken over: {reason_of(error)}"
-            await self.end(session, SessionStatus.FAILED, reason)
-            if isinstance(error, OSError) and not isinstance(error, HutchError):
-                raise UnavailableError(
-                    "sandbox_start_failed", f"The sandbox could not be started. {reason}", retry_after_s=1
-                ) from error
+        except HutchError as error:
+            await self.end(session, SessionStatus.FAILED, f"Its commands could not be taken over: {error.message}")
             raise
 
     @contextlib.asynccontextmanager
@@ -904,7 +908,11 @@ class Supervisor:
 
     async def _tidy_for_ever(self) -> None:
         while True:
-            await self.tidy(now_ms())
+            try:
+                await self.tidy(now_ms())
+            except (sqlite3.Error, OSError) as error:
+                # A disk that is full now will not be for ever.
+                log.error("what ended long ago could not be forgotten: %s", error)
             await asyncio.sleep(TIDY_EVERY_S)
 
     async def tidy(self, now: int) -> None:
