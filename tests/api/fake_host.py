@@ -117,6 +117,7 @@ class FakeHost:
         self.events: list[SessionEvent] = []
         self.calls: list[str] = []
         self.refuse_create: HutchError | None = None
+        self.refuse_memory: HutchError | None = None
         self.break_create = False
         self.stall_stdin = False
         self.networks: dict[str, NetworkSpec] = {}
@@ -236,6 +237,8 @@ class FakeHost:
         await self.create_gate.wait()
         if self.refuse_create is not None:
             raise self.refuse_create
+        if self.refuse_memory is not None and spec.with_memory and spec.source_snapshot is not None:
+            raise self.refuse_memory
         if spec.source_snapshot is not None and spec.source_snapshot not in self.snapshots:
             raise GoneError("snapshot_not_found", "The host does not have it.")
         self._mount(spec.mounts)
@@ -331,7 +334,7 @@ class FakeHost:
             raise GoneError("sandbox_stopped", "gone")
         made = self.snapshot(record, SnapshotMethod.MANUAL)
         if request.memory:
-            made = msgspec.structs.replace(made, memory_bytes=5678)
+            made = msgspec.structs.replace(made, memory_bytes=5678, for_forks=request.for_forks)
             self.snapshots[made.snapshot_id] = made
         if not request.keep_running:
             self.sessions[record.session_id] = msgspec.structs.replace(record, snapshot=made)

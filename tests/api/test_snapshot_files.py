@@ -127,6 +127,8 @@ class TestQuota:
         running = await api.create(name="three")
         refused = await api.http.post(f"/v2/sandboxes/sessions/{running['session']['id']}/snapshot", json={})
         assert (refused.status_code, refused.json()["error"]["code"]) == (402, "quota_exceeded")
+        # Memory for forks is on the disk too, if not for long.
+        assert (await api.http.post("/v2/sandboxes/three/fork", json={"memory": True})).status_code == 402
         # It runs on, and its end keeps its files all the same.
         assert (await api.http.get("/v2/sandboxes/three")).json()["session"]["status"] == "running"
         assert (await api.http.post(BASE, content=b"tar")).status_code == 402

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from hutch.api import snapshots
-from hutch.errors import UnavailableError
+from hutch.api import sandboxes, snapshots
+from hutch.api.services import Services
+from hutch.control.records import Scope
+from hutch.errors import ConflictError, UnavailableError
 from tests.api.conftest import DAY_MS, Api
 
 RESUME = {"resume": "true"}
@@ -466,3 +468,51 @@ async def test_bad_forks_make_nothing(api: Api, body: dict[str, Any]) -> None:
 async def test_what_does_not_run_has_no_memory_to_fork(api: Api) -> None:
     await stopped(api)
     assert (await refused(api, "POST", "/v2/sandboxes/one/fork", json={"memory": True}))[0] == 410
+
+
+async def test_what_was_made_for_forks_is_nothing_else_when_they_never_heard_of_it(api: Api) -> None:
+    _, kept = await stopped(api, keepLastSnapshots={"count": 1})
+    await get(api, "one", **RESUME)
+    api.host.lose_snapshot_answer = True
+    assert (await refused(api, "POST", "/v2/sandboxes/one/fork", json={"memory": True}))[0] == 503
+    async with asyncio.timeout(10):
+        while len(found := (await api.http.get("/v2/sandboxes/snapshots")).json()["snapshots"]) < 2:
+            await asyncio.sleep(0.01)
+    [made] = [one for one in found if one["id"] != kept]
+    assert made["expiresAt"] - made["createdAt"] == 86_400_000
+    assert (await shown(api, kept))["status"] == "created"
+    assert (await get(api, "one"))["sandbox"]["currentSnapshotId"] == kept
+
+
+async def test_a_resume_takes_the_files_where_the_memory_can_not_go_on(api: Api) -> None:
+    session_id = (await api.create(name="one"))["session"]["id"]
+    taken = (await take(api, session_id, memory=True))["snapshot"]
+    api.host.refuse_memory = ConflictError("snapshot_incompatible", "Another processor.")
+    response = await api.http.patch("/v2/sandboxes/one", json={"resources": {"vcpus": 4}})
+    assert response.status_code == 200, response.text
+    resumed = await get(api, "one", **RESUME)
+    spec = api.host.specs[resumed["session"]["id"]]
+    assert (spec.source_snapshot, spec.with_memory, spec.vcpus) == (taken["id"], False, 4)
+    # Who can say what to begin with is told.
+    source = {"type": "snapshot", "snapshotId": taken["id"]}
+    assert await refused(api, "POST", "/v2/sandboxes", json={"source": source}) == (409, "snapshot_incompatible")
+
+
+async def test_forks_go_when_one_of_them_can_not_be_made_and_another_is_gone_already(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await api.create(name="one")
+    await api.create(name="child-3")
+    start = sandboxes.Start.start
+
+    async def start_and_lose(self: sandboxes.Start, services: Services, scope: Scope) -> Any:
+        started = await start(self, services, scope)
+        if self.record.name == "child-1":
+            assert (await api.http.delete("/v2/sandboxes/child-1")).status_code == 200
+        return started
+
+    monkeypatch.setattr(sandboxes.Start, "start", start_and_lose)
+    body = {"memory": True, "count": 3, "name": "child"}
+    assert await refused(api, "POST", "/v2/sandboxes/one/fork", json=body) == (409, "conflict")
+    names = [one["name"] for one in (await api.http.get("/v2/sandboxes")).json()["sandboxes"]]
+    assert sorted(names) == ["child-3", "one"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sqlite3
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -87,6 +88,45 @@ async def test_a_full_disk_refuses_new_work_keeps_what_runs_and_recovers(small_d
         assert snapshot is not None
         again = await guest(service, source_snapshot=snapshot.snapshot_id)
         assert (await again.shell("sha256sum -c sum")).exit_code == 0
+
+
+async def test_a_store_that_can_not_be_bounded_once_is_bounded_later(no_leaks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hutch.host.supervisor.BOUND_EVERY_S", 0.05)
+    async with real_host(no_leaks) as service:
+        layers = service.supervisor.snapshots._layers
+        tries = 0
+
+        def bound() -> None:
+            nonlocal tries
+            tries += 1
+            if tries < 3:
+                raise OSError(28, "no space left on device")
+
+        monkeypatch.setattr(layers, "bound", bound)
+
+        async def is_tried() -> bool:
+            return tries > 3
+
+        await eventually(is_tried)
+
+
+async def test_what_can_not_be_forgotten_once_is_forgotten_later(no_leaks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hutch.host.supervisor.TIDY_EVERY_S", 0.05)
+    async with real_host(no_leaks) as service:
+        tries = 0
+
+        async def tidy(now: int) -> None:
+            nonlocal tries
+            tries += 1
+            if tries < 3:
+                raise sqlite3.OperationalError("database or disk is full")
+
+        monkeypatch.setattr(service.supervisor, "tidy", tidy)
+
+        async def is_tried() -> bool:
+            return tries > 3
+
+        await eventually(is_tried)
 
 
 async def refuse(*_: object) -> None:

@@ -4,18 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
+from collections.abc import Awaitable, Callable
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
-from hutch.errors import ConflictError
-from hutch.host.commands import Command
-from hutch.host.protocol import SessionStatus, SnapshotRecord, SnapshotRequest
+from hutch import ids
+from hutch.errors import ConflictError, GoneError, UnavailableError
+from hutch.host.commands import Command, Commands
+from hutch.host.machine import Machine, MachineKind
+from hutch.host.memory import MemoryImages, MemoryRecord
+from hutch.host.protocol import (
+    CommandStart,
+    CredentialChange,
+    NetworkSpec,
+    NetworkUpdate,
+    SessionRecord,
+    SessionSpec,
+    SessionStatus,
+    SnapshotRecord,
+    SnapshotRequest,
+)
 from hutch.host.service import Service
-from tests.host.guest import Guest, finished, guest
+from hutch.host.snapshots import Snapshots
+from hutch.host.storage import Source
+from hutch.host.supervisor import Supervisor
+from tests.host.guest import Guest, finished, guest, real_host
 
 pytestmark = pytest.mark.root
+
+RULE = {"transform": [{"headers": {"authorization": {"credential": "key", "format": "Bearer {}", "placeholder": "KEY"}}}]}
+NAMING = NetworkSpec(policy=json.dumps({"allow": {"api.test": [RULE]}}), credentials={"key": "secret"}, generation=1)
 
 COUNTER = """
 import json, os, socket, time
@@ -175,6 +197,40 @@ async def test_saved_memory_goes_with_its_snapshot(host: Service) -> None:
     assert (await child.shell("echo here")).stdout == b"here\n"
 
 
+async def test_a_snapshot_may_go_while_a_session_begins_with_it(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = await guest(host)
+    counter = await box.start("python3", "-c", COUNTER)
+    await lines(counter, 20)
+    snapshot, name = await saved(box), Supervisor._name
+
+    async def name_late(self: Supervisor, machine: Machine, kind: MachineKind, spec: SessionSpec) -> None:
+        await self.remove_snapshot(snapshot.snapshot_id)
+        await name(self, machine, kind, spec)
+
+    with monkeypatch.context() as late:
+        late.setattr(Supervisor, "_name", name_late)
+        child = await guest(host, source_snapshot=snapshot.snapshot_id)
+    printed = await lines(child.commands.get(counter.record.command_id), 60)
+    assert [line["n"] for line in printed] == list(range(1, len(printed) + 1))
+
+
+async def test_what_can_not_begin_leaves_nothing(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = await guest(host)
+    await box.start("sleep", "100")
+    snapshot, source = await saved(box), Snapshots.source
+
+    async def source_and_go(self: Snapshots, snapshot_id: str) -> Source:
+        found = await source(self, snapshot_id)
+        await asyncio.to_thread(self.memory.remove, snapshot_id)
+        return found
+
+    monkeypatch.setattr(Snapshots, "source", source_and_go)
+    with pytest.raises(GoneError, match="does not exist any more"):
+        await guest(host, source_snapshot=snapshot.snapshot_id)
+    assert [entry.name for entry in host.supervisor._logs.iterdir()] == [box.session_id]
+    assert list(host.supervisor.egress._states) == [box.session_id]
+
+
 # -- what a copy of a machine must not share, and must know ------------------------------------------
 
 FRESH = {
@@ -266,3 +322,258 @@ async def test_each_copy_has_its_own_address_authority_and_token(host: Service) 
     assert len(set(address)) == len(set(authority)) == len(set(boot)) == 2
     tokens = [one.session.entry.token for one in (box, child) if one.session.entry is not None]
     assert len(set(tokens)) == 2
+
+
+# -- what comes between ------------------------------------------------------------------------------
+
+
+async def test_a_stop_that_comes_first_keeps_no_memory(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = await guest(host, persistent=True)
+    loop, stops = asyncio.get_running_loop(), list[asyncio.Task[SessionRecord]]()
+    finish = MemoryImages.finish
+
+    def finish_late(self: MemoryImages, snapshot_id: str, record: MemoryRecord) -> int:
+        size = finish(self, snapshot_id, record)
+        begun = threading.Event()
+
+        def stop() -> None:
+            stops.append(loop.create_task(box.stop()))
+            loop.call_soon(begun.set)
+
+        loop.call_soon_threadsafe(stop)
+        begun.wait(5)
+        return size
+
+    monkeypatch.setattr(MemoryImages, "finish", finish_late)
+    with pytest.raises(GoneError):
+        await saved(box, keep_running=False)
+    left = (await stops[0]).snapshot
+    assert left is not None
+    assert left.memory_bytes == 0
+    assert list(host.supervisor.snapshots.memory._directory.iterdir()) == []
+
+
+async def kill(box: Guest) -> None:
+    assert box.session.machine is not None
+    box.session.machine.process.kill()
+
+
+async def stop(box: Guest) -> None:
+    await box.stop()
+
+
+async def expire(box: Guest) -> None:
+    await box.supervisor._time_out(box.session)
+
+
+@pytest.mark.parametrize("end", [kill, stop, expire])
+@pytest.mark.parametrize("keep_running", [True, False])
+@pytest.mark.parametrize("delay_s", [0.05, 0.15])
+async def test_a_sandbox_that_ends_meanwhile_keeps_its_files(
+    host: Service, end: Callable[[Guest], Awaitable[None]], delay_s: float, *, keep_running: bool
+) -> None:
+    box = await guest(host, persistent=True)
+    counter = await box.start("python3", "-c", COUNTER)
+    await lines(counter, 5)
+    saving = asyncio.ensure_future(saved(box, keep_running=keep_running))
+    await asyncio.sleep(delay_s)
+    session = box.session
+    if session.machine is not None:
+        await end(box)
+    async with asyncio.timeout(20):
+        while session.live:
+            await asyncio.sleep(0.02)
+        await asyncio.wait({saving})
+        while session.machine is not None:
+            await asyncio.sleep(0.02)
+    memory = host.supervisor.snapshots.memory
+    kept = {record.snapshot_id for record in host.supervisor.snapshots.records() if record.memory_bytes}
+    assert {entry.name for entry in memory._directory.iterdir()} == kept
+    assert session.record.snapshot is not None
+    again = await guest(host, source_snapshot=session.record.snapshot.snapshot_id)
+    assert int((await again.shell("cat count")).stdout) >= 5
+    if not saving.exception():
+        assert kept == {saving.result().snapshot_id}
+        child = await guest(host, source_snapshot=saving.result().snapshot_id)
+        assert len(await lines(child.commands.get(counter.record.command_id), 40))
+
+
+async def test_what_ran_is_followed_again_after_a_refusal(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hutch.host.machine.QUIET_TIMEOUT_S", 0.2)
+    box = await guest(host)
+    machine = box.session.machine
+    assert machine is not None
+    counter = await box.start("python3", "-c", COUNTER)
+    stream = await machine.open(
+        "command.start",
+        {"id": "t", "argv": [b"cat"], "cwd": None, "env": {}, "user": "root", "stdin": True, "pty": {"cols": 80, "rows": 24}},
+    )
+    await stream.reply(dict[str, int])
+    for _ in range(2):
+        before = len(await lines(counter, 1))
+        with pytest.raises(ConflictError, match="terminal is open"):
+            await saved(box)
+        printed = await lines(counter, before + 30)
+        assert [line["n"] for line in printed] == list(range(1, len(printed) + 1))
+    stream.cancel()
+    await machine.call("command.signal", {"id": "t", "signal": 9, "group": True})
+
+
+async def test_what_can_not_be_followed_again_has_failed(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = await guest(host)
+    command = await box.start("sleep", "100")
+
+    async def refuse(*_: object) -> None:
+        raise UnavailableError("guest_busy", "Later.")
+
+    monkeypatch.setattr(Commands, "_attach", refuse)
+    snapshot = await saved(box)
+    assert snapshot.memory_bytes > 0
+    with pytest.raises(GoneError):
+        await asyncio.wait_for(asyncio.shield(command.finished), 10)
+    async with asyncio.timeout(10):
+        while box.session.live:
+            await asyncio.sleep(0.02)
+    assert box.record.status is SessionStatus.FAILED
+
+
+async def test_memory_is_kept_on_ext4_at_the_end_of_a_session(no_leaks: Path) -> None:
+    (no_leaks / "host" / "layers" / "ext4").mkdir(parents=True)
+    async with real_host(no_leaks) as service:
+        box = await guest(service)
+        counter = await box.start("python3", "-c", COUNTER)
+        await lines(counter, 5)
+        with pytest.raises(ConflictError, match="running sandboxes"):
+            await saved(box)
+        snapshot = await saved(box, keep_running=False)
+        child = await guest(service, source_snapshot=snapshot.snapshot_id)
+        printed = await lines(child.commands.get(counter.record.command_id), 60)
+        assert all(line["held"] == line["n"] for line in printed)
+        assert [line["n"] for line in printed] == list(range(1, len(printed) + 1))
+
+
+async def test_commands_that_start_in_a_child_have_its_environment(host: Service) -> None:
+    box = await guest(host, env={"WHOSE": "parent", "OLD": "1"})
+    snapshot = await saved(box)
+    child = await guest(host, source_snapshot=snapshot.snapshot_id, env={"WHOSE": "child"})
+    assert (await child.shell("echo $WHOSE $OLD")).stdout == b"child\n"
+    assert (await box.shell("echo $WHOSE $OLD")).stdout == b"parent 1\n"
+
+
+async def test_whatever_is_asked_meanwhile_is_done(host: Service) -> None:
+    box = await guest(host, network=NAMING)
+    supervisor, done = host.supervisor, dict[str, int]()
+
+    async def again_and_again(name: str, ask: Callable[[], Awaitable[object]]) -> None:
+        while not over:
+            await ask()
+            done[name] = done.get(name, 0) + 1
+
+    async def upload() -> None:
+        machine = box.session.machine
+        assert machine is not None
+        params = {"cwd": b"/tmp", "user": "root", "gzip": False, "max_bytes": 1 << 20, "max_files": 9}
+        stream = await machine.open("archive.write", params)
+        try:
+            await stream.send_data(b"\0" * 10240, 0)
+            stream.send_end()
+            await machine.answer(stream.reply())
+        finally:
+            stream.cancel()
+
+    async def command() -> None:
+        assert (await box.shell("echo here")).stdout == b"here\n"
+
+    over = False
+    files_alone = SnapshotRequest(session_id=box.session_id, keep_running=True)
+    asking = [
+        asyncio.ensure_future(again_and_again(name, ask))
+        for name, ask in {
+            "commands": command,
+            "uploads": upload,
+            "deadlines": lambda: supervisor.extend(box.session_id, 1, 10**9),
+            "policies": lambda: supervisor.set_network(NetworkUpdate(session_id=box.session_id, network=NAMING)),
+            "credentials": lambda: supervisor.change_credential(CredentialChange(project_id="prj", name="key", value="new")),
+            "traffic": lambda: supervisor.traffic(box.session_id),
+            "snapshots": lambda: supervisor.snapshot(files_alone),
+        }.items()
+    ]
+    try:
+        taken = await asyncio.gather(*(saved(box) for _ in range(4)))
+    finally:
+        over = True
+        await asyncio.wait_for(asyncio.gather(*asking), 30)
+    assert set(done) == {"commands", "uploads", "deadlines", "policies", "credentials", "traffic", "snapshots"}
+    child = await guest(host, source_snapshot=taken[-1].snapshot_id)
+    assert (await child.shell("echo here")).stdout == b"here\n"
+
+
+async def test_placeholders_stay_what_the_processes_know(host: Service) -> None:
+    box = await guest(host, network=NAMING)
+    command = await box.start("sh", "-c", "while sleep 0.05; do echo $KEY; done")
+    snapshot = await saved(box)
+    child = await guest(host, source_snapshot=snapshot.snapshot_id, network=NAMING)
+    texts = [(await one.shell("echo $KEY")).stdout for one in (box, child)]
+    assert texts[0] == texts[1] != b"\n"
+    reader = child.commands.get(command.record.command_id).output.reader()
+    piece = await asyncio.wait_for(reader.next(), 10)
+    reader.close()
+    assert piece is not None
+    assert piece[1].startswith(texts[0])
+    other = await guest(host, source_snapshot=snapshot.snapshot_id, with_memory=False, network=NAMING)
+    assert (await other.shell("echo $KEY")).stdout not in (*texts, b"\n")
+
+
+@pytest.mark.parametrize("slow", [False, True])
+async def test_a_reader_beyond_the_cap_misses_nothing_and_gets_nothing_twice(no_leaks: Path, *, slow: bool) -> None:
+    async with real_host(no_leaks, sandbox__log_bytes=65536) as service:
+        box = await guest(service)
+        program = (
+            "import sys, time\nfor n in range(400000):\n  sys.stdout.write(f'{n:07}\\n')\n  if n % 5000 == 0: time.sleep(0.01)"
+        )
+        command = await box.start("python3", "-c", program)
+        reader, text = command.output.reader(), b""
+        try:
+            for number in range(40 if slow else 4):
+                # A slow one has output wait in the host, cut off wherever that is.
+                if not slow or number % 10 == 9:
+                    await saved(box)
+                for _ in range(8):
+                    if (piece := await reader.next()) is not None:
+                        text += piece[1]
+                    await asyncio.sleep(0.005)
+            while (piece := await reader.next()) is not None:
+                text += piece[1]
+        finally:
+            reader.close()
+        assert text == b"".join(b"%07d\n" % n for n in range(400000))
+
+
+async def test_a_host_that_stops_meanwhile_keeps_what_it_saved(no_leaks: Path) -> None:
+    async with real_host(no_leaks) as service:
+        box = await guest(service, persistent=True)
+        counter = await box.start("python3", "-c", COUNTER)
+        await lines(counter, 5)
+        saving = asyncio.ensure_future(saved(box))
+        await asyncio.sleep(0.05)
+    snapshot = await saving
+    async with real_host(no_leaks) as service:
+        child = await guest(service, source_snapshot=snapshot.snapshot_id)
+        assert await lines(child.commands.get(counter.record.command_id), 50)
+
+
+async def test_the_same_commands_can_be_given_input_and_ended_in_the_child(host: Service) -> None:
+    box = await guest(host)
+    request = CommandStart(session_id=box.session_id, command_id=ids.command_id(), argv=[b"cat"], stdin=True)
+    command = await box.commands.start(request)
+    snapshot = await saved(box)
+    child = await guest(host, source_snapshot=snapshot.snapshot_id)
+    for one in (child, box):
+        running = one.commands.get(command.record.command_id)
+        machine = one.session.machine
+        assert machine is not None
+        stream = await machine.open("command.stdin", {"id": request.command_id, "offset": 0, "timeout_ms": 5000, "close": True})
+        await stream.send_data(b"for " + one.session_id.encode(), 0)
+        stream.send_end()
+        await stream.reply(dict[str, object])
+        assert (await finished(running)).stdout == b"for " + one.session_id.encode()

@@ -26,12 +26,13 @@ class Machinery:
         self.may_start = asyncio.Event()
         self.may_start.set()
         self.failures = 0
+        self.failure: Exception = UnavailableError("sandbox_start_failed", "It did not.")
 
     async def boot(self, kind: MachineKind, source: Source | None) -> Machine:
         await self.may_start.wait()
         if self.failures:
             self.failures -= 1
-            raise UnavailableError("sandbox_start_failed", "It did not.")
+            raise self.failure
         made = FakeMachine(kind, source)
         self.made.append(made)
         return cast("Machine", made)
@@ -155,10 +156,13 @@ async def test_what_nobody_asks_for_any_more_is_removed(monkeypatch: pytest.Monk
     await pool.close()
 
 
-async def test_a_start_that_fails_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "failure", [UnavailableError("sandbox_start_failed", "It did not."), RuntimeError("nobody thought of it")]
+)
+async def test_a_start_that_fails_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
     monkeypatch.setattr(pools, "RETRY_S", 0.01)
     machinery = Machinery()
-    machinery.failures = 3
+    machinery.failures, machinery.failure = 3, failure
     machinery.may_start.clear()
     pool = await made(machinery, size=1)
     await asyncio.sleep(0.01)

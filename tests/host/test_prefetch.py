@@ -91,3 +91,10 @@ async def test_a_host_remembers_what_its_sandboxes_read(no_leaks: Path) -> None:
         [layer] = service.supervisor.images.exact(box.record.image).layers
     kept = msgspec.msgpack.decode((no_leaks / "host" / "prefetch" / layer.path.name).read_bytes(), type=list[tuple[int, int]])
     assert sum(length for _, length in kept) > 1_000_000
+
+
+def test_where_nothing_can_be_written_nothing_is_remembered(image: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    prefetch = Prefetch(tmp_path / "file" / "prefetch")
+    prefetch.remember([image])
+    assert prefetch.read_ahead([image]) == 0

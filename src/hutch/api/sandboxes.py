@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +26,7 @@ from hutch.api.responses import JsonResponse
 from hutch.api.routing import PlainRoute, api_version, documented
 from hutch.api.services import ResolvedImage, Services, services_of, stopped
 from hutch.api.sessions import routes, stop
-from hutch.api.snapshots import usable
+from hutch.api.snapshots import check_quota, usable
 from hutch.control import shapes
 from hutch.control.lifecycle import is_live, sandbox_status
 from hutch.control.names import generate_name, is_name
@@ -38,7 +39,7 @@ from hutch.control.requests import (
     SandboxFields,
     UpdateSandbox,
 )
-from hutch.errors import BadRequestError, GoneError, HutchError, NotFoundError, NotReadyError
+from hutch.errors import BadRequestError, ConflictError, GoneError, HutchError, NotFoundError, NotReadyError
 from hutch.host.protocol import (
     DriveMode,
     DriveMount,
@@ -60,6 +61,8 @@ from hutch.storage.sandboxes import SORT_COLUMNS, SandboxQuery
 from hutch.wire.connection import ConnectionClosed
 
 router = APIRouter(route_class=PlainRoute, tags=["sandboxes"])
+
+log = logging.getLogger(__name__)
 
 DEFAULT_RUNTIME = "node22"
 """What hosted sandboxes report even for the default image."""
@@ -136,21 +139,21 @@ async def fork_sandbox(request: Request, name: str) -> Response:
         config = replace(config, network_policy=kept(await checked(services, scope, policy, copied), FIRST_GENERATION))
     elif copied is not None:
         config = replace(config, network_policy=replace(copied, generation=FIRST_GENERATION))
-    snapshot = None
-    if body.image is not None:
-        image = await images.resolve(services, principal, scope, body.image, None)
-    else:
-        if body.memory:
-            snapshot = await _memory_of(services, scope, source)
-            config = replace(config, vcpus=snapshot.vcpus, memory_mb=snapshot.vcpus * MEMORY_MB_PER_VCPU)
-        elif source.current_snapshot_id is not None:
-            async with services.database.read() as connection:
-                snapshot = await usable(connection, scope, source.current_snapshot_id, services.clock())
-        image = await images.resolve_exact(services, snapshot.image if snapshot is not None else config.image)
     if body.disk_bytes is not None:
         config = replace(config, disk_bytes=body.disk_bytes)
     ports = body.ports if body.ports is not None else [route.port for route in source.routes]
+    snapshot = None
     try:
+        if body.image is not None:
+            image = await images.resolve(services, principal, scope, body.image, None)
+        else:
+            if body.memory:
+                snapshot = await _memory_of(services, scope, source)
+                config = replace(config, vcpus=snapshot.vcpus, memory_mb=snapshot.vcpus * MEMORY_MB_PER_VCPU)
+            elif source.current_snapshot_id is not None:
+                async with services.database.read() as connection:
+                    snapshot = await usable(connection, scope, source.current_snapshot_id, services.clock())
+            image = await images.resolve_exact(services, snapshot.image if snapshot is not None else config.image)
         forks = await _fork(services, scope, body.names(), config, ports, image, snapshot, with_memory=body.memory)
     finally:
         if body.memory and snapshot is not None:
@@ -162,16 +165,16 @@ async def fork_sandbox(request: Request, name: str) -> Response:
 
 async def _memory_of(services: Services, scope: Scope, source: SandboxRecord) -> Snapshot:
     """A snapshot of the running session of a sandbox, for forks only. Raises `HutchError`."""
+    await check_quota(services, source.project_id)
     async with services.database.read() as connection:
         session = await session_rows.find(connection, scope, source.current_session_id, services.sealer)
     if session is None or not is_live(session.status):
         raise stopped()
-    wanted = SnapshotRequest(session_id=session.id, keep_running=True, memory=True)
+    wanted = SnapshotRequest(session_id=session.id, keep_running=True, memory=True, for_forks=True)
     taken = await services.host.call("session.snapshot", wanted, SnapshotTaken)
     now = services.clock()
     async with services.database.write() as connection:
-        # It is deleted as soon as the forks run; this is for a server that does not live to do that.
-        await snapshot_rows.reported(connection, session, taken.snapshot, now, expiration_ms=DAY_MS, for_others=True)
+        await snapshot_rows.reported(connection, session, taken.snapshot, now)
         return await usable(connection, scope, taken.snapshot.snapshot_id, now)
 
 
@@ -214,8 +217,12 @@ async def _fork(
     forks = [fork for fork in made if not isinstance(fork, BaseException)]
     if failed:
         for fork in forks:
-            record, session = await find_with_session(services, scope, fork["sandbox"]["name"])
-            await _delete(services, scope, record, session)
+            try:
+                record, session = await find_with_session(services, scope, fork["sandbox"]["name"])
+                await _delete(services, scope, record, session)
+            except HutchError as error:
+                # Somebody else deleted it, or the host is away; the others go all the same.
+                log.warning("fork %s could not be deleted: %s", fork["sandbox"]["name"], error.message)
         raise failed[0]
     return forks
 
@@ -422,24 +429,31 @@ async def _resumed(
 ) -> tuple[SandboxRecord, SessionRow, bool]:
     """The sandbox and its session: the one that is alive, or a new one from the current snapshot, and whether it is new. One that
     is going down is waited for; of several who ask at once, one starts it and the others wait. Raises `HutchError`."""
-    deadline = time.monotonic() + RESUME_WAIT_S
+    deadline, with_memory = time.monotonic() + RESUME_WAIT_S, True
     while True:
         if session is not None and is_live(session.status) and session.id not in services.starting:
             session = await _confirmed(services, session)
             if is_live(session.status) and sandbox_status(session.status) == "running":
                 return record, session, False
         if session is None or not is_live(session.status):
-            begun = await _begin(services, scope, record.name)
+            begun = await _begin(services, scope, record.name, with_memory=with_memory)
             if begun is not None:
-                record, started = await begun.start(services, scope)
-                return record, started, True
+                try:
+                    record, started = await begun.start(services, scope)
+                except ConflictError as error:
+                    if error.code != "snapshot_incompatible" or not with_memory:
+                        raise
+                    # Who resumes can't say what else to begin with, and the files are there all the same.
+                    with_memory = False
+                else:
+                    return record, started, True
         if time.monotonic() > deadline:
             raise NotReadyError("sandbox_stopping", "Sandbox is stopping. Try again when it has stopped.", retry_after_s=5)
         await asyncio.sleep(RESUME_POLL_S)
         record, session = await find_with_session(services, scope, record.name)
 
 
-async def _begin(services: Services, scope: Scope, name: str) -> Start | None:
+async def _begin(services: Services, scope: Scope, name: str, *, with_memory: bool) -> Start | None:
     """Make a new session a sandbox's current one, from its snapshot. None when somebody else just did."""
     now = services.clock()
     seen = (await find(services, scope, name)).config
@@ -474,7 +488,7 @@ async def _begin(services: Services, scope: Scope, name: str) -> Start | None:
         except BaseException:
             services.starting.discard(session.id)
             raise
-    return Start(record, session, snapshot, mounts, is_first=False)
+    return Start(record, session, snapshot, mounts, is_first=False, with_memory=with_memory)
 
 
 async def _confirmed(services: Services, session: SessionRow) -> SessionRow:

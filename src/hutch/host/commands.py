@@ -218,8 +218,8 @@ class Commands:
 
     async def _attach(self, command: Command) -> None:
         output = command.output
-        offset = -1 if output.full else output.end
-        stream = await self._machine.open("command.attach", {"id": command.record.command_id, "offset": offset})
+        # Beyond the cap too: a reader that stays gets everything once.
+        stream = await self._machine.open("command.attach", {"id": command.record.command_id, "offset": output.end})
         stream.manual_credit = True
         attached = await self._machine.answer(stream.reply(Attached))
         if attached.offset > output.end:
@@ -238,11 +238,14 @@ class Commands:
         await asyncio.gather(*(command.pump for command in followed if command.pump is not None), return_exceptions=True)
 
     async def take_up(self) -> None:
-        """Go on with what was let go. Raises `HutchError`."""
-        for command in list(self._commands.values()):
-            if command.running and command.stream is None:
-                command.discarding = False
-                await self._attach(command)
+        """Go on with what was let go. A machine that does not let us is dead: nobody would hear of its commands again."""
+        try:
+            for command in list(self._commands.values()):
+                if command.running and command.stream is None:
+                    command.discarding = False
+                    await self._attach(command)
+        except HutchError as error:
+            self._machine.dead(f"its commands could not be followed again: {error.message}")
 
     def copy(self, directory: Path) -> list[CommandRecord]:
         """The commands that were let go; `directory` gets their output so far, all of which the agent has sent. Blocks."""

@@ -190,9 +190,10 @@ class Pool:
         shelf.starting.append(began)
         try:
             machine = await self._boot(shelf.recipe.kind, shelf.recipe.source)
-        except HutchError as error:
+        except Exception as error:
+            # Whatever it was: the next one may start, and nobody waits for this one for ever.
             self._hand_over(shelf, None)
-            log.warning("the pool could not be refilled: %s", error)
+            log.warning("the pool could not be refilled: %s", error, exc_info=not isinstance(error, HutchError))
             await asyncio.sleep(RETRY_S)
             return
         finally:

@@ -77,10 +77,16 @@ class Prefetch:
 
     def remember(self, files: list[Path]) -> None:
         """Write down what of these files is in memory now; what was not asked about for a month is forgotten."""
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for entry in self._directory.iterdir():
-            if entry.stat().st_mtime < time.time() - FORGET_S:
-                entry.unlink(missing_ok=True)
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for entry in self._directory.iterdir():
+                # One that is being written may have got its name meanwhile.
+                with contextlib.suppress(FileNotFoundError):
+                    if entry.stat().st_mtime < time.time() - FORGET_S:
+                        entry.unlink()
+        except OSError as error:
+            log.warning("what was read of images can't be remembered: %s", error)
+            return
         for file in files:
             with contextlib.suppress(OSError):
                 ranges = resident(file)[:MAX_RANGES]

@@ -177,6 +177,8 @@ class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True):
     inherited_bytes: int = 0
     image_bytes: int = 0
     memory_bytes: int = 0
+    for_forks: bool = False
+    """Made for forks to begin with, and for nothing else: it goes when they run."""
     parent_id: str | None = None
     durable_at: int | None = None
     """Since when it also survives a power cut."""
@@ -233,6 +235,7 @@ class SnapshotRequest(msgspec.Struct, frozen=True, kw_only=True):
     session_id: str
     keep_running: bool = False
     memory: bool = False
+    for_forks: bool = False
 
 
 class SnapshotTaken(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,7 +23,7 @@ import msgspec
 
 from hutch.clock import now_ms
 from hutch.errors import BadRequestError, ConflictError, HutchError, NotFoundError, NotReadyError, UnavailableError
-from hutch.host import egress
+from hutch.host import egress, snapshots
 from hutch.host.audit import AuditStore
 from hutch.host.commands import Commands
 from hutch.host.drives import Attachment, Drives
@@ -463,28 +463,39 @@ class Supervisor:
             # Its processes run before anybody can say to whom they belong now.
             await self._admit(spec, network, memory.record.placeholders)
 
-        machine = None
+        machine, logs = None, self._logs / spec.session_id
         try:
+            # First: what has begun to go on needs nothing of its snapshot any more, which may be removed then.
+            await asyncio.to_thread(shutil.copytree, memory.logs, logs, dirs_exist_ok=True)
             machine = await self._boot(kind, Contents(source, memory), admit)
             await self._name(machine, kind, spec)
-        except BaseException:
+        except BaseException as error:
+            await asyncio.to_thread(shutil.rmtree, logs, ignore_errors=True)
             await self.egress.forget(spec.session_id)
             if machine is not None:
                 await self._discard(machine)
+            if isinstance(error, FileNotFoundError):
+                raise snapshots.unknown(spec.source_snapshot) from error
+            if isinstance(error, OSError):
+                raise UnavailableError(
+                    "sandbox_start_failed", f"The sandbox could not be started: {error}", retry_after_s=1
+                ) from error
             raise
         return machine
 
     async def _inherit(self, session: Session, memory: Memory) -> None:
-        """Take over the commands that run in saved memory, with their output. Raises `HutchError`; the session failed then."""
+        """Take over the commands that run in saved memory; their output is here already. Raises `HutchError`; the session failed
+        then."""
         session_id = session.record.session_id
         records = [msgspec.structs.replace(record, session_id=session_id) for record in memory.record.commands]
-        assert session.commands is not None
+        # It may end meanwhile.
+        commands = session.commands
+        assert commands is not None
         try:
-            await asyncio.to_thread(shutil.copytree, memory.logs, self._logs / session_id, dirs_exist_ok=True)
             await asyncio.gather(*(self._journal.put_command(record) for record in records))
-            await session.commands.adopt(records)
-        except (HutchError, OSError) as error:
-            await self.end(session, SessionStatus.FAILED, f"Its commands could not be taken over: {reason_of(error)}")
+            await commands.adopt(records)
+        except HutchError as error:
+            await self.end(session, SessionStatus.FAILED, f"Its commands could not be taken over: {error.message}")
             raise
 
     @contextlib.asynccontextmanager
@@ -648,7 +659,11 @@ class Supervisor:
 
     async def _bound_for_ever(self) -> None:
         while True:
-            await asyncio.to_thread(self.snapshots.bound)
+            try:
+                await asyncio.to_thread(self.snapshots.bound)
+            except OSError as error:
+                # As on a store that is full itself: it is bounded anew when it takes that again.
+                log.error("what sandboxes may write could not be bounded: %s", error)
             await asyncio.sleep(BOUND_EVERY_S)
 
     async def change_credential(self, change: CredentialChange) -> None:
@@ -695,7 +710,7 @@ class Supervisor:
         """Make a snapshot of a running session. Raises `HutchError`."""
         session, _ = self.running(request.session_id)
         assert session.machine is not None
-        planned = self._planned(session, SnapshotMethod.MANUAL)
+        planned = msgspec.structs.replace(self._planned(session, SnapshotMethod.MANUAL), for_forks=request.for_forks)
         if request.memory and session.record.mounts:
             raise ConflictError("memory_snapshot_failed", "The memory of a sandbox that has drives mounted can't be saved.")
         if request.keep_running:
@@ -712,7 +727,11 @@ class Supervisor:
         async with session.saving:
             self.running(session.record.session_id)
             async with self._standing_still(session, planned) as with_memory:
-                return await self._take(session, with_memory, keep_running=keep_running)
+                taken = await self._take(session, with_memory, keep_running=keep_running)
+                if taken.snapshot.snapshot_id != planned.snapshot_id:
+                    # Something else ended it first, and kept its files alone.
+                    raise gone()
+                return taken
 
     async def _take(self, session: Session, planned: SnapshotRecord, *, keep_running: bool) -> SnapshotTaken:
         if keep_running:
@@ -889,7 +908,11 @@ class Supervisor:
 
     async def _tidy_for_ever(self) -> None:
         while True:
-            await self.tidy(now_ms())
+            try:
+                await self.tidy(now_ms())
+            except (sqlite3.Error, OSError) as error:
+                # A disk that is full now will not be for ever.
+                log.error("what ended long ago could not be forgotten: %s", error)
             await asyncio.sleep(TIDY_EVERY_S)
 
     async def tidy(self, now: int) -> None:

@@ -126,17 +126,20 @@ class Gvisor:
             plan.machine_id,
         ]
         with (plan.directory / "runsc.out").open("wb") as output:
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=kernel.command_environment(),
-                timeout=BOOT_TIMEOUT_S,
-                check=False,
-                # Out of the server's session: a terminal's Ctrl-C must not reach sandboxes.
-                start_new_session=True,
-            )
+            try:
+                done = subprocess.run(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=kernel.command_environment(),
+                    timeout=BOOT_TIMEOUT_S,
+                    check=False,
+                    # Out of the server's session: a terminal's Ctrl-C must not reach sandboxes.
+                    start_new_session=True,
+                )
+            except subprocess.TimeoutExpired as error:
+                raise OSError(f"runsc did not end within {BOOT_TIMEOUT_S:g} s") from error
         if done.returncode != 0:
             raise OSError(f"runsc ended with {done.returncode}")
 

@@ -14,6 +14,7 @@ from hutch.storage.models import SandboxModel, SnapshotModel
 from hutch.storage.paging import by_column
 
 DEFAULT_EXPIRATION_MS = 30 * 24 * 3600 * 1000
+FOR_FORKS_MS = 24 * 3600 * 1000
 _TABLE = SnapshotModel.__table__
 _PLAIN = tuple(name for name in Snapshot.__slots__ if name not in ("number", "status"))
 
@@ -79,15 +80,17 @@ async def reported(
     now: int,
     *,
     expiration_ms: int | None = None,
-    for_others: bool = False,
 ) -> None:
     """Write what a host says about a snapshot. The first time it becomes what its sandbox goes on from, and what the sandbox
-    keeps no longer is deleted, unless it was made `for_others`. Idempotent."""
+    keeps no longer is deleted, unless it was made for forks. Idempotent."""
     if await told(connection, report):
         return
     columns = (SandboxModel.snapshot_expiration_ms, SandboxModel.keep_last_snapshots, SandboxModel.current_session_id)
     sandbox = (await connection.execute(select(*columns).where(SandboxModel.id == session.sandbox_id))).first()
-    if expiration_ms is None:
+    if report.for_forks:
+        # It is deleted as soon as they run; this is for a server that does not live to do that.
+        expiration_ms = FOR_FORKS_MS
+    elif expiration_ms is None:
         own = sandbox.snapshot_expiration_ms if sandbox is not None else None
         expiration_ms = own if own is not None else DEFAULT_EXPIRATION_MS
     scope = Scope(session.team_id, session.project_id)
@@ -98,7 +101,7 @@ async def reported(
     }
     place: dict[str, str | int] = {"runtime": session.runtime, "region": session.region, "vcpus": session.vcpus}
     await _insert(connection, scope, report, now, expiration_ms, **source, **place)
-    if sandbox is None or for_others:
+    if sandbox is None or report.for_forks:
         return
     if sandbox.current_session_id == session.id:
         current = update(SandboxModel).where(SandboxModel.id == session.sandbox_id)
