@@ -32,6 +32,7 @@ from hutch.host.service import Service
 from hutch.host.snapshots import Snapshots
 from hutch.host.storage import Source
 from hutch.host.supervisor import Supervisor
+from hutch.isolation.gvisor import Gvisor
 from tests.host.guest import Guest, finished, guest, real_host
 
 pytestmark = pytest.mark.root
@@ -457,6 +458,20 @@ async def test_a_sandbox_goes_on_when_its_memory_takes_too_long(
     assert box.record.status is SessionStatus.RUNNING
     monkeypatch.undo()
     assert (await saved(box)).memory_bytes > 300 << 20
+
+
+async def test_a_sandbox_that_goes_on_late_goes_on(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hutch.host.machine.ADOPT_AGENT_TIMEOUT_S", 1.0)
+    resume = Gvisor.resume
+
+    def resume_late(self: Gvisor, machine_id: str) -> None:
+        time.sleep(1.5)
+        resume(self, machine_id)
+
+    monkeypatch.setattr(Gvisor, "resume", resume_late)
+    box = await guest(host)
+    assert (await saved(box)).memory_bytes > 0
+    assert (await box.shell("echo here")).stdout == b"here\n"
 
 
 async def test_memory_is_kept_on_ext4_at_the_end_of_a_session(no_leaks: Path) -> None:
