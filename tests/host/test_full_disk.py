@@ -149,6 +149,27 @@ async def test_files_that_can_not_be_kept_at_once_are_kept_later(host: Service, 
     assert (await again.shell("cat kept")).stdout == b"here\n"
 
 
+@pytest.mark.parametrize("method", ["end", "seal"])
+async def test_an_end_that_failed_can_be_asked_for_again(host: Service, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    box = await guest(host, persistent=True)
+    await box.shell("echo here > kept")
+    step = getattr(Machines, method)
+
+    async def fail_after(*arguments: object) -> None:
+        await step(*arguments)
+        raise RuntimeError("nobody thought of it")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Machines, method, fail_after)
+        with pytest.raises(RuntimeError):
+            await box.stop()
+    assert box.session.live
+    snapshot = (await box.stop()).snapshot
+    assert snapshot is not None
+    again = await guest(host, source_snapshot=snapshot.snapshot_id)
+    assert (await again.shell("cat kept")).stdout == b"here\n"
+
+
 async def test_files_that_a_stopping_host_can_not_keep_are_kept_by_the_next(
     no_leaks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,7 @@ from hutch.host.service import Service
 from hutch.host.snapshots import Snapshots
 from hutch.host.storage import Source
 from hutch.host.supervisor import Supervisor
+from hutch.isolation.gvisor import Gvisor
 from tests.host.guest import Guest, finished, guest, real_host
 
 pytestmark = pytest.mark.root
@@ -435,6 +436,42 @@ async def test_what_can_not_be_followed_again_has_failed(host: Service, monkeypa
         while box.session.live:
             await asyncio.sleep(0.02)
     assert box.record.status is SessionStatus.FAILED
+
+
+@pytest.mark.parametrize("timeout_s", [0.001, 0.03, 0.08])
+async def test_a_sandbox_goes_on_when_its_memory_takes_too_long(
+    host: Service, monkeypatch: pytest.MonkeyPatch, timeout_s: float
+) -> None:
+    box = await guest(host)
+    counter = await box.start("python3", "-c", COUNTER)
+    program = "import os, time\nheld = os.urandom(1 << 20) * 300\nprint(1, flush=True)\ntime.sleep(1000)"
+    held = (await box.start("python3", "-c", program)).output.reader()
+    assert await asyncio.wait_for(held.next(), 30) is not None
+    held.close()
+    monkeypatch.setattr("hutch.isolation.gvisor.CHECKPOINT_TIMEOUT_S", timeout_s)
+    with pytest.raises(ConflictError, match="could not be saved"):
+        await saved(box)
+    assert list(host.supervisor.snapshots.memory._directory.iterdir()) == []
+    before = len(await lines(counter, 1))
+    printed = await lines(counter, before + 50)
+    assert [line["n"] for line in printed] == list(range(1, len(printed) + 1))
+    assert box.record.status is SessionStatus.RUNNING
+    monkeypatch.undo()
+    assert (await saved(box)).memory_bytes > 300 << 20
+
+
+async def test_a_sandbox_that_goes_on_late_goes_on(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hutch.host.machine.ADOPT_AGENT_TIMEOUT_S", 1.0)
+    resume = Gvisor.resume
+
+    def resume_late(self: Gvisor, machine_id: str) -> None:
+        time.sleep(1.5)
+        resume(self, machine_id)
+
+    monkeypatch.setattr(Gvisor, "resume", resume_late)
+    box = await guest(host)
+    assert (await saved(box)).memory_bytes > 0
+    assert (await box.shell("echo here")).stdout == b"here\n"
 
 
 async def test_memory_is_kept_on_ext4_at_the_end_of_a_session(no_leaks: Path) -> None:

@@ -174,6 +174,25 @@ async def test_a_start_that_fails_leaves_nobody_waiting(monkeypatch: pytest.Monk
     await pool.close()
 
 
+async def test_what_does_not_start_keeps_nothing_else_from_being_started() -> None:
+    machinery, other = Machinery(), Recipe(kind("b"))
+
+    async def boot(kind: MachineKind, source: Source | None) -> Machine:
+        if source is not None:
+            raise UnavailableError("sandbox_start_failed", "It never does.")
+        return await machinery.boot(kind, source)
+
+    pool = Pool([(COMMON, 1)], boot, machinery.discard, 1, 6)
+    pool.start()
+    for recipe in (HOT, other):
+        for _ in range(3):
+            await pool.take(recipe)
+            await asyncio.sleep(0.01)
+    await until(pool, Recipe(COMMON), 1)
+    await until(pool, other, 1)
+    await pool.close()
+
+
 async def test_switched_off_it_starts_and_remembers_nothing() -> None:
     machinery = Machinery()
     pool = await made(machinery, size=0)

@@ -43,6 +43,7 @@ Admit = Callable[[Network], Awaitable[None]]
 
 BOOT_AGENT_TIMEOUT_S = 30.0
 ADOPT_AGENT_TIMEOUT_S = 8.0
+STANDING_STILL_TIMEOUT_S = 300.0
 HANG_UP_TIMEOUT_S = 2.0
 CALL_TIMEOUT_S = 30.0
 PING_AFTER_S = 4.0
@@ -435,11 +436,12 @@ class Machines:
             raise
 
     async def _go_on(self, machine: Machine) -> None:
-        waiting = channel.accept_agent(machine.directory / "channel", machine.token, ADOPT_AGENT_TIMEOUT_S)
+        # There is no telling how long it stands still; its agent's time begins when it goes on.
+        waiting = channel.accept_agent(machine.directory / "channel", machine.token, STANDING_STILL_TIMEOUT_S)
         agent = asyncio.ensure_future(waiting)
         try:
             await self._blocking(self._isolation.resume, machine.machine_id)
-            machine.connected(await agent)
+            machine.connected(await asyncio.wait_for(agent, ADOPT_AGENT_TIMEOUT_S))
         finally:
             agent.cancel()
 

@@ -54,6 +54,8 @@ class Shelf:
     starting: list[float] = field(default_factory=list)
     waiters: deque[asyncio.Future[Machine | None]] = field(default_factory=deque)
     start_s: float = 0.0
+    rests: bool = False
+    """Its last start failed a moment ago."""
 
     @property
     def size(self) -> int:
@@ -176,7 +178,7 @@ class Pool:
         missing = [
             (max(0, shelf.floor - shelf.size), wanted - shelf.size, shelf)
             for shelf in self._shelves.values()
-            if (wanted := self._wanted(shelf, now)) > shelf.size
+            if not shelf.rests and (wanted := self._wanted(shelf, now)) > shelf.size
         ]
         if room <= 0 or not missing:
             return None
@@ -194,7 +196,7 @@ class Pool:
             # Whatever it was: the next one may start, and nobody waits for this one for ever.
             self._hand_over(shelf, None)
             log.warning("the pool could not be refilled: %s", error, exc_info=not isinstance(error, HutchError))
-            await asyncio.sleep(RETRY_S)
+            self._rest(shelf)
             return
         finally:
             shelf.starting.remove(began)
@@ -206,6 +208,16 @@ class Pool:
             return
         shelf.ready.append(machine)
         machine.died.add_done_callback(lambda _: self._lost(shelf, machine))
+
+    def _rest(self, shelf: Shelf) -> None:
+        """Leave a shelf alone for a while; the others are filled meanwhile."""
+        shelf.rests = True
+
+        def go_on() -> None:
+            shelf.rests = False
+            self._wake.set()
+
+        asyncio.get_running_loop().call_later(RETRY_S, go_on)
 
     @staticmethod
     def _hand_over(shelf: Shelf, machine: Machine | None) -> bool:

@@ -690,13 +690,16 @@ class Supervisor:
         is given), these are a snapshot, the `planned` one if there is any. The first caller's arguments count."""
         if not session.live:
             return session.record
-        if session.ending is None:
+        if session.ending is None or (session.ending.done() and not self._left):
+            # The first, or one after an end that failed on its way and has to be carried through.
             if session.machine is None:
                 # A former host began to end it, and its files are still being kept.
                 raise NotReadyError("sandbox_stopping", "Sandbox is stopping and no longer accepts commands.")
             if method is None and session.record.persistent:
                 method = SnapshotMethod.AUTOMATIC
-            if planned is None and method is not None:
+            if session.record.snapshot is not None:
+                planned = session.record.snapshot
+            elif planned is None and method is not None:
                 planned = self._planned(session, method)
             session.ending = asyncio.get_running_loop().create_task(self._end(session, status, reason, planned))
         return await asyncio.shield(session.ending)
