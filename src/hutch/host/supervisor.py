@@ -224,6 +224,7 @@ class Supervisor:
         ending = asyncio.get_running_loop().create_task(self._after_death(session, status, reason))
         self._removals.add(ending)
         ending.add_done_callback(self._removals.discard)
+        ending.add_done_callback(_log_failure)
         await asyncio.wait({ending}, timeout=ADOPT_WAIT_S)
         if ending.done():
             ending.result()
