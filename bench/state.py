@@ -182,12 +182,11 @@ async def _started(sdk: Sdk, snapshot_id: str | None, rest_s: float = 0.0) -> fl
 
 async def fork_n(quick: bool) -> list[Result]:
     """One parent → 1, 10, 100 forks, until each has answered a command."""
-    results = []
     async with _server() as sdk:
         parent = await _filled(sdk, 10, 1)
         await sdk.snapshot(parent)
-        for count in (1, 10) if quick else (1, 10, 100):
-            results.append(await _forked(sdk, parent, count, memory=False))
+        counts = (1, 10) if quick else (1, 10, 100)
+        results = [await _forked(sdk, parent, count, memory=False) for count in counts]
         running = await sdk.create()
         counts = (1,) if quick else (1, 10)
         return results + [await _forked(sdk, running, count, memory=True) for count in counts]
