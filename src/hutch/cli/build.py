@@ -192,11 +192,16 @@ class _Steps:
     # -- COPY --------------------------------------------------------------------------------------
 
     async def _copy(self, step: Copy) -> None:
-        context = self._wanted.context
         try:
-            sources = [path for source in step.sources for path in context.find(source)]
-        except HutchError as error:
-            raise dockerfile.invalid(step.line, error.message.rstrip(".")) from error
+            await self._copied(step)
+        except (BadRequestError, NotFoundError) as error:
+            if error.code == "dockerfile_invalid":
+                raise
+            raise dockerfile.invalid(step.line, f"COPY: {error.message.rstrip('.')}") from error
+
+    async def _copied(self, step: Copy) -> None:
+        context = self._wanted.context
+        sources = [path for source in step.sources for path in context.find(source)]
         owner = await self._lookup(step.owner) if step.owner else None
         target = step.target.rstrip("/") or "/"
         if len(sources) > 1 and not step.target.endswith("/"):
