@@ -251,3 +251,15 @@ async def test_an_image_is_made_of_ones_own_snapshot_only(api: Api, host: FakeHo
 async def test_an_image_that_cannot_be_meant_is_refused(api: Api, host: FakeHost, body: dict[str, Any]) -> None:
     assert code(await build(api.http, **body)) == (400, "bad_request")
     assert host.builds == []
+
+
+async def test_images_that_a_project_built_count_with_its_snapshots(api: Api, host: FakeHost) -> None:
+    snapshot_id = await snapshot(api)
+    limits = api.services.settings.limits
+    held = (await api.http.get("/v2/sandboxes/snapshots")).json()["snapshots"][0]["sizeBytes"]
+    # The fake host's images have two layers of 4096 bytes, the same in each.
+    object.__setattr__(limits, "snapshot_bytes_per_project", held + 8192)
+    assert (await build(api.http, snapshotId=snapshot_id, name="one")).status_code == 201
+    assert code(await build(api.http, snapshotId=snapshot_id, name="two")) == (402, "quota_exceeded")
+    await api.http.delete("/hutch/v1/images/one:latest")
+    assert (await build(api.http, snapshotId=snapshot_id, name="two")).status_code == 201

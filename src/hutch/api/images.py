@@ -19,7 +19,7 @@ from hutch.api.body import read
 from hutch.api.responses import JsonResponse
 from hutch.api.routing import PlainRoute, documented
 from hutch.api.services import ResolvedImage, Services, services_of
-from hutch.api.snapshots import usable
+from hutch.api.snapshots import check_quota, usable
 from hutch.control import shapes
 from hutch.control.records import Scope
 from hutch.control.requests import BuildImage, LogIn, PullImage
@@ -72,6 +72,7 @@ async def build_image(request: Request) -> Response:
     assert scope.project_id is not None
     async with services.database.read() as connection:
         await usable(connection, scope, body.snapshotId, services.clock())
+    await _check_quota(services, scope.project_id)
     config = body.config
     build = ImageBuild(
         snapshot_id=body.snapshotId,
@@ -129,6 +130,16 @@ async def log_out(request: Request, registry: str) -> Response:
         if _REGISTRY.fullmatch(registry) is None or not await rows.remove(connection, scope, LOGIN + registry):
             raise NotFoundError("not_found", f"The project has no login for '{registry[:128]}'.")
     return Response(status_code=204)
+
+
+async def _check_quota(services: Services, project_id: str) -> None:
+    """Raises `PaymentRequiredError` when a project's snapshots and the images that were made of them hold as much as they may."""
+    if not services.settings.limits.snapshot_bytes_per_project:
+        return
+    records = await services.host.collect("image.list", {"project_id": project_id}, ImageRecord)
+    layers = {layer: size for one in records if not one.source and not one.shared for layer, size in one.layers}
+    servers = {layer.digest for image in services.images.list() for layer in image.layers}
+    await check_quota(services, project_id, sum(size for layer, size in layers.items() if layer not in servers))
 
 
 async def _caller(request: Request, *, one: bool = True) -> tuple[Services, Principal, Scope]:
