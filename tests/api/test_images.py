@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from hutch.errors import BadRequestError, ConflictError, HutchError
+from hutch.storage.snapshots import held_bytes
 from tests.api.conftest import Api
 from tests.api.fake_host import FakeHost
 
@@ -256,7 +257,8 @@ async def test_an_image_that_cannot_be_meant_is_refused(api: Api, host: FakeHost
 async def test_images_that_a_project_built_count_with_its_snapshots(api: Api, host: FakeHost) -> None:
     snapshot_id = await snapshot(api)
     limits = api.services.settings.limits
-    held = (await api.http.get("/v2/sandboxes/snapshots")).json()["snapshots"][0]["sizeBytes"]
+    async with api.services.database.read() as connection:
+        held = await held_bytes(connection, api.own.project_id)
     # The fake host's images have two layers of 4096 bytes, the same in each.
     object.__setattr__(limits, "snapshot_bytes_per_project", held + 8192)
     assert (await build(api.http, snapshotId=snapshot_id, name="one")).status_code == 201

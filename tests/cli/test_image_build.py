@@ -13,6 +13,8 @@ import pytest
 
 from tests.cli.conftest import Hutch
 from tests.conftest import CHECKOUT, RunningServer
+from tests.oci.images import busybox, file, image, layer
+from tests.oci.registry import RunningRegistry
 
 pytestmark = [pytest.mark.sandbox, pytest.mark.root]
 # No kind of sandbox is asked for more than twice here: the server would begin to keep one ready, which looks like a leak.
@@ -108,6 +110,29 @@ def test_an_image_is_built_and_runs_as_its_dockerfile_says(hutch: Hutch, context
         hutch("image", "rm", "app:second")
 
 
+PROGRAMS = ("sh", "cat", "ls", "id", "pwd", "env", "test", "chown", "rm", "su", "true")
+
+
+def test_an_image_that_has_little_is_built_on(hutch: Hutch, context: Path, registry: RunningRegistry) -> None:
+    passwd = file("etc/passwd", "root:x:0:0::/root:/bin/sh\njoe:x:1001:1002::/home/joe:/bin/sh\n")
+    base = registry.push("tests/little", "1", image(layer(*busybox(*PROGRAMS), passwd, file("gone", "x")), Env=["PATH=/bin"]))
+    # No `setpriv` there, and nothing to ask for the environment but busybox's own.
+    (context / "Dockerfile").write_text(
+        f"FROM {base}\nRUN rm /gone\nWORKDIR /a/b\nCOPY --chown=joe tools ./tools/\nENV X=$PATH:/x\n"
+        "USER joe\nRUN id -u > tools/who; echo $HOME $X >> tools/who\nUSER 77:88\n"
+    )
+    built = hutch("image", "build", str(context), "--name", "little")
+    assert built.code == 0, built.err
+    try:
+        ran = hutch("run", "--image", "little", "--", "sh", "-c", "cat tools/who; id -u; id -g; pwd; tools/bin/run; ls /gone")
+        assert ran.out.splitlines() == ["1001", "/home/joe /bin:/x", "77", "88", "/a/b", "run"], ran
+        # What was pulled may go; its files stay.
+        assert hutch("image", "rm", base).code == 0
+        assert hutch("run", "--image", "little", "--", "true").code == 0
+    finally:
+        assert hutch("image", "rm", "little").code == 0
+
+
 def test_a_step_that_fails_ends_the_build_and_leaves_nothing(hutch: Hutch, context: Path) -> None:
     (context / "Dockerfile").write_text(
         "FROM node22\nRUN true\nRUN echo to stdout; echo to stderr >&2; exit 7\nRUN touch /never\n"
@@ -126,8 +151,9 @@ def test_a_step_that_fails_ends_the_build_and_leaves_nothing(hutch: Hutch, conte
     ("lines", "said"),
     [
         ("FROM python3.13\nCOPY out /x", "Line 2 of the Dockerfile: COPY: "),
-        ("FROM python3.13\nUSER nobody-here", "is not in its /etc/passwd"),
+        ("FROM node24\nUSER nobody-here", "is not in its /etc/passwd"),
         ("FROM nothing-like-it", "image_not_found"),
+        ('FROM python3.13\nRUN ["no-such-program"]', "Line 2 of the Dockerfile: RUN: "),
         ("FROM node24\nENV A=" + "x" * 20_000, "bytes of `env`"),
         ("FROM node24 AS one\nFROM one", "Line 2 of the Dockerfile: a second FROM"),
     ],
@@ -143,7 +169,7 @@ def test_what_cannot_be_done_is_said_and_leaves_nothing(hutch: Hutch, context: P
 
 def test_the_network_policy_holds_for_steps(hutch: Hutch, context: Path) -> None:
     (context / "Dockerfile").write_text("FROM node24\nRUN curl -sS --max-time 5 http://example.com || exit 9\n")
-    assert hutch("image", "build", str(context), "--name", "offline", "--network-policy", "deny-all").code == 9
+    assert hutch("image", "build", str(context), "--name", "offline", "--network-policy", "deny-all", "--vcpus", "1").code == 9
 
 
 def test_ctrl_c_ends_a_build_and_leaves_nothing(hutch: Hutch, server: RunningServer, context: Path) -> None:

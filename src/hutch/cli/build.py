@@ -160,24 +160,30 @@ class _Steps:
     # -- RUN ---------------------------------------------------------------------------------------
 
     async def _run(self, step: Run, stage: Stage) -> None:
-        user, environment = self._user, stage.environment
-        if user is None or user.uid == 0:
-            # Nobody said a user, so that of the image; or root.
-            code = await self._followed(step.argv, stage.cwd, environment, sudo=user is not None)
-        else:
-            environment = {"HOME": user.home, "USER": user.name, "LOGNAME": user.name, **environment}
-            groups = ["--groups", ",".join(map(str, user.groups))] if user.groups else ["--clear-groups"]
-            become = ["setpriv", f"--reuid={user.uid}", f"--regid={user.gid}", *groups, "--"]
-            try:
-                code = await self._followed([*become, *step.argv], stage.cwd, environment, sudo=True)
-            except BadRequestError as error:
-                if error.code != "executable_not_found":
-                    raise
-                become = ["su", "-p", "-s", "/bin/sh", user.name, "-c", 'exec "$@"', "sh"]
-                code = await self._followed([*become, *step.argv], stage.cwd, environment, sudo=True)
+        try:
+            code = await self._ran(step, stage)
+        except BadRequestError as error:
+            raise dockerfile.invalid(step.line, f"RUN: {error.message.rstrip('.')}") from error
         if code != 0:
             message = f"Line {step.line} of the Dockerfile: RUN {step.text[:MAX_SHOWN]} ended with {code}."
             raise StepFailed(code, BadRequestError("build_step_failed", message, details={"line": step.line, "exitCode": code}))
+
+    async def _ran(self, step: Run, stage: Stage) -> int:
+        user, environment = self._user, stage.environment
+        if user is None or user.uid == 0:
+            # Nobody said a user, so that of the image; or root.
+            return await self._followed(step.argv, stage.cwd, environment, sudo=user is not None)
+        environment = {"HOME": user.home, "USER": user.name, "LOGNAME": user.name, **environment}
+        groups = ["--groups", ",".join(map(str, user.groups))] if user.groups else ["--clear-groups"]
+        become = ["setpriv", f"--reuid={user.uid}", f"--regid={user.gid}", *groups, "--"]
+        try:
+            return await self._followed([*become, *step.argv], stage.cwd, environment, sudo=True)
+        except BadRequestError as error:
+            if error.code != "executable_not_found":
+                raise
+        # Of small images, which have busybox's.
+        become = ["su", "-p", "-s", "/bin/sh", user.name, "-c", 'exec "$@"', "sh"]
+        return await self._followed([*become, *step.argv], stage.cwd, environment, sudo=True)
 
     async def _followed(self, argv: Any, cwd: str, env: dict[str, str], *, sudo: bool) -> int:
         async with aclosing(self._client.commands.follow(self._session_id, argv, cwd=cwd, env=env, sudo=sudo)) as events:
