@@ -145,6 +145,13 @@ async def test_what_is_too_large_is_refused_and_leaves_nothing(host: Service, re
         await build(host, snapshot, "gone")
 
 
+async def test_what_is_removed_while_it_is_read_becomes_no_image(host: Service, registry: RunningRegistry) -> None:
+    snapshot = await written_over(host, found(host, await pulled(host, registry)), "echo x > /x")
+    with pytest.raises(GoneError):
+        async with host.supervisor.snapshots.reading(snapshot):
+            await host.supervisor.remove_snapshot(snapshot)
+
+
 def test_a_process_that_packs_can_do_little_else(tmp_path: Path) -> None:
     """The calls that are given up fail in every program that is started afterwards."""
     import subprocess
