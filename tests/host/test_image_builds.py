@@ -158,7 +158,7 @@ def test_a_process_that_packs_can_do_little_else(tmp_path: Path) -> None:
     import sys
 
     script = (
-        "import ctypes, os, socket\n"
+        "import ctypes, os, socket, threading\n"
         "from hutch.serving import kernel\n"
         "from hutch.oci import written\n"
         "kernel.no_new_privileges(); kernel.refuse_calls(written._REFUSED_CALLS)\n"
@@ -168,10 +168,13 @@ def test_a_process_that_packs_can_do_little_else(tmp_path: Path) -> None:
         "    except OSError as error: return error.errno\n"
         "print(tried(lambda: kernel.mount('tmpfs', __import__('pathlib').Path('/mnt'), 0, 'tmpfs')), tried(socket.socket),\n"
         "      tried(lambda: os.kill(os.getppid(), 0)), tried(kernel.unshare_network), flush=True)\n"
+        "thread = threading.Thread(target=lambda: print('threads', flush=True)); thread.start(); thread.join()\n"
+        "print(libc.syscall(435, 0, 0), ctypes.get_errno(),\n"
+        "      os.waitpid(os.posix_spawn('/bin/true', ['true'], {}), 0)[1], flush=True)\n"
         "os.execv('/bin/sh', ['sh', '-c', 'mount -t tmpfs none /mnt 2>/dev/null || echo refused; exit 0'])\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert (done.stdout, done.returncode) == ("13 13 13 13\nrefused\n", 0), done.stderr
+    assert (done.stdout, done.returncode) == ("13 13 13 13\nthreads\n-1 38 0\nrefused\n", 0), done.stderr
 
 
 def test_links_are_counted_and_not_followed(tmp_path: Path) -> None:

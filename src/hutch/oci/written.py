@@ -30,8 +30,8 @@ _METADATA_BYTES = 512 * 1024 * 1024
 """What an EROFS file has beside the contents of files, at most."""
 # fmt: off
 _REFUSED_CALLS = frozenset({
-    # New views: mount, umount2, pivot_root, chroot, setns, unshare, clone3, fsopen and its like, mount_setattr.
-    165, 166, 155, 161, 308, 272, 435, 428, 429, 430, 431, 432, 433, 442,
+    # New views: mount, umount2, pivot_root, chroot, setns, unshare, fsopen and its like, mount_setattr.
+    165, 166, 155, 161, 308, 272, 428, 429, 430, 431, 432, 433, 442,
     # Files by handle, of whatever directory; ioctl: among others those of btrfs, which read all of a file system.
     304, 16,
     # Other processes: ptrace, process_vm_readv, process_vm_writev, kill, tkill, pidfd_send_signal, pidfd_open, pidfd_getfd, kcmp.

@@ -94,7 +94,8 @@ _SECCOMP_MODE_FILTER = 2
 _AUDIT_ARCH_X86_64 = 0xC000003E
 _X32 = 0x40000000
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
-_ALLOW, _KILL, _REFUSE = 0x7FFF0000, 0x80000000, 0x00050000 | errno.EACCES
+_ALLOW, _KILL, _FAIL = 0x7FFF0000, 0x80000000, 0x00050000
+_CLONE3 = 435
 
 
 class _Program(ctypes.Structure):
@@ -103,8 +104,9 @@ class _Program(ctypes.Structure):
 
 def refuse_calls(numbers: Iterable[int]) -> None:
     """Have these system calls (numbers of x86-64) fail with EACCES for good, here and in every program that this process starts.
-    `no_new_privileges` comes first."""
-    calls = sorted(set(numbers))
+    `no_new_privileges` comes first. There is no `clone3` then, whose arguments nobody can look at; C libraries make threads by
+    `clone` without it."""
+    calls = sorted(set(numbers) - {_CLONE3})
     assert len(calls) < 250, "a jump of the filter reaches 255 instructions"
     # Each is a `struct sock_filter`: operation, jumps where it is true and false, operand.
     instructions = [
@@ -112,10 +114,12 @@ def refuse_calls(numbers: Iterable[int]) -> None:
         (_EQUAL, 1, 0, _AUDIT_ARCH_X86_64),
         (_RETURN, 0, 0, _KILL),
         (_LOAD, 0, 0, 0),
-        (_AT_LEAST, len(calls) + 1, 0, _X32),
-        *((_EQUAL, len(calls) - place, 0, call) for place, call in enumerate(calls)),
+        (_AT_LEAST, len(calls) + 2, 0, _X32),
+        *((_EQUAL, len(calls) + 1 - place, 0, call) for place, call in enumerate(calls)),
+        (_EQUAL, 2, 0, _CLONE3),
         (_RETURN, 0, 0, _ALLOW),
-        (_RETURN, 0, 0, _REFUSE),
+        (_RETURN, 0, 0, _FAIL | errno.EACCES),
+        (_RETURN, 0, 0, _FAIL | errno.ENOSYS),
     ]
     code = b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
     program = _Program(len(instructions), code)
