@@ -303,7 +303,8 @@ class LimitSettings(Section):
 
     snapshot_bytes_per_project: int = Field(
         0,
-        description="Bytes that the snapshots of a project may hold; with more no snapshot can be asked for. 0: any number.",
+        description="Bytes that the snapshots of a project, and the images made of them, may hold; with more neither can be "
+        "asked for. 0: any number.",
         ge=0,
     )
 

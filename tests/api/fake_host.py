@@ -46,6 +46,7 @@ from hutch.host.protocol import (
     FileRead,
     ForwardingKey,
     HostInfo,
+    ImageBuild,
     ImageFound,
     ImagePull,
     ImageQuery,
@@ -141,6 +142,7 @@ class FakeHost:
         self.import_gate.set()
         self.tars: dict[str, bytes] = {}
         self.images: dict[tuple[str, str], ImageRecord] = {}
+        self.builds: list[ImageBuild] = []
         self.pulls: list[ImagePull] = []
         self.refuse_pull: HutchError | None = None
         self.pull_gate = asyncio.Event()
@@ -482,6 +484,31 @@ class FakeHost:
             layers=[("sha256:e", 4096)],
         )
         self.images[pull.project_id, record.name] = self.images[pull.project_id, pull.reference] = record
+        stream.send_reply(record)
+
+    async def _on_image_build(self, stream: Stream) -> None:
+        build = stream.params(ImageBuild)
+        self.builds.append(build)
+        if self.refuse_pull is not None:
+            raise self.refuse_pull
+        user = build.user
+        record = ImageRecord(
+            name=f"{build.name}:latest",
+            digest=f"sha256:{len(self.builds):064x}",
+            source="",
+            shared=not build.project_id,
+            size_bytes=4096,
+            pulled_at=7,
+            user=user.name if user is not None else "joe",
+            home=user.home if user is not None else "/home/joe",
+            cwd=build.cwd or "/srv",
+            env=build.env,
+            labels=build.labels,
+            cmd=build.cmd or [],
+            entrypoint=build.entrypoint or [],
+            layers=[("sha256:e", 4096), ("sha256:f", 4096)],
+        )
+        self.images[build.project_id, record.name] = record
         stream.send_reply(record)
 
     async def _on_image_list(self, stream: Stream) -> None:

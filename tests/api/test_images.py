@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from hutch.errors import BadRequestError, ConflictError, HutchError
+from hutch.storage.snapshots import held_bytes
 from tests.api.conftest import Api
 from tests.api.fake_host import FakeHost
 
@@ -179,3 +180,88 @@ async def test_concurrent_creates_of_one_image_all_succeed(api: Api, host: FakeH
     created = await asyncio.gather(*(api.create(image=REFERENCE) for _ in range(5)))
     assert len({one["sandbox"]["name"] for one in created}) == 5
     assert len(set(host.pulls)) == 1
+
+
+async def snapshot(api: Api, http: Any = None) -> str:
+    """The id of a new snapshot."""
+    made = await api.create(http)
+    taken = await (http or api.http).post(f"/v2/sandboxes/sessions/{made['session']['id']}/snapshot", json={})
+    return str(taken.json()["snapshot"]["id"])
+
+
+async def build(http: Any, **body: Any) -> Any:
+    return await http.post("/hutch/v1/images/from-snapshot", json=body)
+
+
+async def test_an_image_is_made_of_a_snapshot(api: Api, host: FakeHost) -> None:
+    config = {
+        "env": {"A": "b"},
+        "cwd": "/app",
+        "user": {"name": "joe", "uid": 1001, "gid": 1002, "groups": [7], "home": "/home/joe"},
+        "labels": {"x": "y"},
+        "cmd": ["serve"],
+        "entrypoint": [],
+    }
+    snapshot_id = await snapshot(api)
+    made = await build(api.http, snapshotId=snapshot_id, name="app", config=config)
+    assert made.status_code == 201, made.text
+    assert (made.json()["name"], made.json()["cwd"], made.json()["cmd"]) == ("app:latest", "/app", ["serve"])
+    [asked] = host.builds
+    assert (asked.snapshot_id, asked.project_id, asked.env, asked.entrypoint) == (snapshot_id, api.own.project_id, {"A": "b"}, [])
+    assert asked.user is not None
+    assert (asked.user.uid, asked.user.groups) == (1001, [7])
+    listed = (await api.http.get("/hutch/v1/images")).json()["images"]
+    assert [one["name"] for one in listed[1:]] == ["app:latest"]
+    # Only a name is needed; the rest is as in the image below.
+    assert (await build(api.http, snapshotId=snapshot_id, name="plain")).status_code == 201
+    assert (host.builds[1].user, host.builds[1].cwd, host.builds[1].cmd) == (None, None, None)
+
+
+async def test_an_image_is_made_of_ones_own_snapshot_only(api: Api, host: FakeHost) -> None:
+    tenant = await api.tenant("acme")
+    snapshot_id = await snapshot(api)
+    assert code(await build(tenant.http, snapshotId=snapshot_id, name="app")) == (404, "not_found")
+    own = await snapshot(api, tenant.http)
+    assert code(await build(tenant.http, snapshotId=own, name="app", shared=True)) == (403, "forbidden")
+    assert (await build(tenant.http, snapshotId=own, name="app")).status_code == 201
+    assert (await build(api.http, snapshotId=snapshot_id, name="app", shared=True)).json()["shared"] is True
+    assert [one.project_id for one in host.builds] == [tenant.project_id, ""]
+    await api.http.delete(f"/v2/sandboxes/snapshots/{snapshot_id}")
+    assert code(await build(api.http, snapshotId=snapshot_id, name="app")) == (410, "snapshot_not_found")
+    assert (await build(api.client(""), snapshotId=own, name="app")).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"snapshotId": "x"},
+        {"snapshotId": "x", "name": ""},
+        {"snapshotId": "x", "name": "a\0"},
+        {"snapshotId": "x", "name": "a", "config": {"cwd": "relative"}},
+        {"snapshotId": "x", "name": "a", "config": {"cwd": "/a/../b"}},
+        {"snapshotId": "x", "name": "a", "config": {"env": {"A=B": "c"}}},
+        {"snapshotId": "x", "name": "a", "config": {"env": {"A": "c" * 20_000}}},
+        {"snapshotId": "x", "name": "a", "config": {"cmd": "sh"}},
+        {"snapshotId": "x", "name": "a", "config": {"user": "joe"}},
+        {"snapshotId": "x", "name": "a", "config": {"user": {"name": "joe", "uid": -1, "gid": 0}}},
+        {"snapshotId": "x", "name": "a", "config": {"user": {"name": "joe", "uid": 2**32 - 1, "gid": 0}}},
+        {"snapshotId": "x", "name": "a", "config": {"user": {"name": "joe", "uid": 1, "gid": 1, "home": "../x"}}},
+    ],
+)
+async def test_an_image_that_cannot_be_meant_is_refused(api: Api, host: FakeHost, body: dict[str, Any]) -> None:
+    assert code(await build(api.http, **body)) == (400, "bad_request")
+    assert host.builds == []
+
+
+async def test_images_that_a_project_built_count_with_its_snapshots(api: Api, host: FakeHost) -> None:
+    snapshot_id = await snapshot(api)
+    limits = api.services.settings.limits
+    async with api.services.database.read() as connection:
+        held = await held_bytes(connection, api.own.project_id)
+    # The fake host's images have two layers of 4096 bytes, the same in each.
+    object.__setattr__(limits, "snapshot_bytes_per_project", held + 8192)
+    assert (await build(api.http, snapshotId=snapshot_id, name="one")).status_code == 201
+    assert code(await build(api.http, snapshotId=snapshot_id, name="two")) == (402, "quota_exceeded")
+    await api.http.delete("/hutch/v1/images/one:latest")
+    assert (await build(api.http, snapshotId=snapshot_id, name="two")).status_code == 201

@@ -30,7 +30,8 @@ COMPRESSION_SLACK_BYTES = 64 * 1024 * 1024
 
 @router.post("/v2/sandboxes/sessions/{session_id}/fs/write", openapi_extra=documented())
 async def write_files(request: Request, session_id: str) -> Response:
-    """Unpack a tar archive, gzipped or not, below the directory of the `x-cwd` header (default: the session's)."""
+    """Unpack a tar archive, gzipped or not, below the directory of the `x-cwd` header (default: the session's). With
+    `x-hutch-sudo: true` as root."""
     services = services_of(request)
     await services.auth.session(request, session_id)
     limits = services.settings.sandbox
@@ -42,7 +43,8 @@ async def write_files(request: Request, session_id: str) -> Response:
     chunks = request.stream()
     head = await _first_bytes(chunks)
     gzip = head.startswith(GZIP_MAGIC) or "gzip" in request.headers.get("content-type", "")
-    params = ArchiveWrite(session_id, cwd, gzip, limits.max_archive_bytes, limits.max_archive_files)
+    sudo = request.headers.get("x-hutch-sudo") == "true"
+    params = ArchiveWrite(session_id, cwd, gzip, limits.max_archive_bytes, limits.max_archive_files, sudo)
     stream = await open_stream(services, "archive.write", params)
     try:
         with host_errors():
@@ -88,7 +90,9 @@ async def make_directory(request: Request, session_id: str) -> Response:
     await services.auth.session(request, session_id)
     body = await read(request, MakeDirectory)
     cwd = body.cwd.encode() if body.cwd is not None else None
-    await call(services, "file.mkdir", FileMkdir(session_id, body.path.encode(), cwd, body.recursive), dict[str, object])
+    await call(
+        services, "file.mkdir", FileMkdir(session_id, body.path.encode(), cwd, body.recursive, body.sudo), dict[str, object]
+    )
     return JsonResponse({})
 
 

@@ -19,11 +19,12 @@ from hutch.api.body import read
 from hutch.api.responses import JsonResponse
 from hutch.api.routing import PlainRoute, documented
 from hutch.api.services import ResolvedImage, Services, services_of
+from hutch.api.snapshots import check_quota, usable
 from hutch.control import shapes
 from hutch.control.records import Scope
-from hutch.control.requests import LogIn, PullImage
+from hutch.control.requests import BuildImage, LogIn, PullImage
 from hutch.errors import BadRequestError, ForbiddenError, NotFoundError, UnavailableError
-from hutch.host.protocol import ImageFound, ImagePull, ImageQuery, ImageRecord, ImageRemove
+from hutch.host.protocol import ImageBuild, ImageFound, ImagePull, ImageQuery, ImageRecord, ImageRemove, ImageUser
 from hutch.oci import reference
 from hutch.storage import credentials as rows
 
@@ -58,6 +59,33 @@ async def pull_image(request: Request) -> Response:
     pull = await _request(services, principal, scope, wanted, name=body.name, shared=body.shared)
     record = await services.host.call("image.pull", pull, ImageRecord)
     return JsonResponse(shapes.pulled_image(record), status=201)
+
+
+@router.post("/hutch/v1/images/from-snapshot", status_code=201, openapi_extra=documented(BuildImage, query=_PROJECT, status=201))
+async def build_image(request: Request) -> Response:
+    """Make an image of a snapshot: the layers of the image that the snapshot lies over, and its files as one more. It is not
+    needed any more then."""
+    services, principal, scope = await _caller(request)
+    body = await read(request, BuildImage)
+    if body.shared and not principal.is_admin:
+        raise ForbiddenError("forbidden", "Only administrators make images for everybody.")
+    assert scope.project_id is not None
+    async with services.database.read() as connection:
+        await usable(connection, scope, body.snapshotId, services.clock())
+    await _check_quota(services, scope.project_id)
+    config = body.config
+    build = ImageBuild(
+        snapshot_id=body.snapshotId,
+        name=body.name,
+        project_id="" if body.shared else scope.project_id,
+        env=config.env,
+        labels=config.labels,
+        cwd=config.cwd,
+        user=ImageUser(**config.user.model_dump()) if config.user is not None else None,
+        cmd=config.cmd,
+        entrypoint=config.entrypoint,
+    )
+    return JsonResponse(shapes.pulled_image(await services.host.call("image.build", build, ImageRecord)), status=201)
 
 
 @router.delete("/hutch/v1/images/{name:path}", status_code=204, openapi_extra=documented(query=_SHARED, status=204))
@@ -102,6 +130,16 @@ async def log_out(request: Request, registry: str) -> Response:
         if _REGISTRY.fullmatch(registry) is None or not await rows.remove(connection, scope, LOGIN + registry):
             raise NotFoundError("not_found", f"The project has no login for '{registry[:128]}'.")
     return Response(status_code=204)
+
+
+async def _check_quota(services: Services, project_id: str) -> None:
+    """Raises `PaymentRequiredError` when a project's snapshots and the images that were made of them hold as much as they may."""
+    if not services.settings.limits.snapshot_bytes_per_project:
+        return
+    records = await services.host.collect("image.list", {"project_id": project_id}, ImageRecord)
+    layers = {layer: size for one in records if not one.source and not one.shared for layer, size in one.layers}
+    servers = {layer.digest for image in services.images.list() for layer in image.layers}
+    await check_quota(services, project_id, sum(size for layer, size in layers.items() if layer not in servers))
 
 
 async def _caller(request: Request, *, one: bool = True) -> tuple[Services, Principal, Scope]:

@@ -199,13 +199,13 @@ def unknown_snapshot(snapshot_id: str) -> NotFoundError:
     return NotFoundError("not_found", f"Snapshot '{snapshot_id[:128]}' not found.")
 
 
-async def check_quota(services: Services, project_id: str) -> None:
-    """Raises `PaymentRequiredError` when a project's snapshots hold as much as they may."""
+async def check_quota(services: Services, project_id: str, more_bytes: int = 0) -> None:
+    """Raises `PaymentRequiredError` when a project's snapshots, with `more_bytes`, hold as much as they may."""
     most = services.settings.limits.snapshot_bytes_per_project
     if not most:
         return
     async with services.database.read() as connection:
-        held = await rows.held_bytes(connection, project_id)
+        held = await rows.held_bytes(connection, project_id) + more_bytes
     if held >= most:
         raise PaymentRequiredError(
             "quota_exceeded", f"The project's snapshots hold {held} bytes; {most} are allowed. Delete some, then try again."

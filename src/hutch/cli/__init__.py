@@ -4,6 +4,7 @@
     serve.py, token.py, env.py, run.py, create.py, sandboxes.py, execute.py, copy.py, logs.py, image.py, config.py, doctor.py,
     policy.py, credential.py, audit.py, traffic.py, snapshot.py, drive.py
                    one file per noun: options in, one call of `hutch.client` (or of the server's own modules), lines out
+    build.py       the steps of `hutch image build`; context.py: what COPY may take
     options.py     options that several commands share
     connection.py  the client and the event loop behind a command, and what a signal does to both
     output.py      lines for people, JSON for programs

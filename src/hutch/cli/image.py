@@ -1,14 +1,17 @@
-"""`hutch image pull|ls|rm|login|logout`."""
+"""`hutch image pull|build|ls|rm|login|logout`."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from hutch.cli import build as building
 from hutch.cli import errors, options, output
 from hutch.cli.connection import with_client
+from hutch.cli.context import Context
 from hutch.cli.credential import read_secret
 from hutch.client import Client, find_server
 from hutch.client.models import Image
@@ -41,6 +44,49 @@ def pull(
             output.write_json(pulled)
         else:
             output.write_line(f"{pulled.name} {pulled.digest}")
+
+    raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
+
+
+@app.command()
+def build(
+    directory: Annotated[Path, typer.Argument(help="What COPY may take files of.")],
+    name: Annotated[str, typer.Option("--name", help="Name of the image: NAME[:TAG].")],
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Default: DIRECTORY/Dockerfile.")] = None,
+    build_arg: Annotated[
+        list[str] | None, typer.Option("--build-arg", help="KEY=VALUE; KEY alone takes it from here. Repeatable.")
+    ] = None,
+    network_policy: options.NetworkPolicy = None,
+    vcpus: options.Vcpus = None,
+    timeout: Annotated[str, typer.Option("--timeout", help="How long all steps may take, such as 90s, 5m or 2h.")] = "30m",
+    shared: Shared = False,
+    data_dir: options.DataDir = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Build an image from a Dockerfile: its steps run in a sandbox. A step that fails ends the build with its exit code."""
+
+    async def work(client: Client) -> int:
+        wanted = building.Build(
+            context=Context(directory),
+            file=building.read_dockerfile(file if file is not None else directory / "Dockerfile"),
+            given=options.pairs(build_arg, "--build-arg", dict(os.environ)),
+            name=name,
+            shared=shared,
+            fields={
+                "resources": {"vcpus": vcpus} if vcpus is not None else None,
+                "timeout": options.duration_ms(timeout, "--timeout"),
+                "networkPolicy": options.policy_to_send(network_policy),
+            },
+        )
+        try:
+            made = await building.build(client, wanted)
+        except building.StepFailed as failed:
+            return building.report(failed, as_json=as_json)
+        if as_json:
+            output.write_json(made)
+        else:
+            output.write_line(f"{made.name} {made.digest}")
+        return 0
 
     raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
 

@@ -14,10 +14,15 @@ class Files:
     def __init__(self, http: Http) -> None:
         self._http = http
 
-    async def write_archive(self, session_id: str, archive: AsyncIterable[bytes], *, cwd: str = "/", gzip: bool = False) -> None:
-        """Unpack a tar archive below the absolute guest path `cwd`. Regular files and directories only, or nothing is written."""
+    async def write_archive(
+        self, session_id: str, archive: AsyncIterable[bytes], *, cwd: str = "/", gzip: bool = False, sudo: bool = False
+    ) -> None:
+        """Unpack a tar archive below the absolute guest path `cwd`, with `sudo` as root. Regular files and directories only, or
+        nothing is written."""
         content_type = b"application/gzip" if gzip else b"application/x-tar"
         headers = [(b"content-type", content_type), (b"x-cwd", cwd.encode())]
+        if sudo:
+            headers.append((b"x-hutch-sudo", b"true"))
         path = f"/v2/sandboxes/sessions/{session_id}/fs/write"
         async with self._http.open("POST", path, content=archive, headers=headers, timeout_s=300.0) as response:
             await response.aread()
@@ -45,9 +50,9 @@ class Files:
     async def get(self, session_id: str, path: str, *, cwd: str | None = None) -> bytes:
         return b"".join([chunk async for chunk in self.read(session_id, path, cwd=cwd)])
 
-    async def mkdir(self, session_id: str, path: str, *, recursive: bool = False) -> None:
+    async def mkdir(self, session_id: str, path: str, *, recursive: bool = False, sudo: bool = False) -> None:
         url = f"/v2/sandboxes/sessions/{session_id}/fs/mkdir"
-        await self._http.call("POST", url, dict[str, Any], body={"path": path, "recursive": recursive})
+        await self._http.call("POST", url, dict[str, Any], body={"path": path, "recursive": recursive, "sudo": sudo})
 
 
 async def _once(content: bytes) -> AsyncIterator[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -37,6 +38,12 @@ class Images:
         """Fetch an image; answers when sandboxes can start from it."""
         body = {"reference": reference, "name": name, "shared": shared}
         return await self._http.call("POST", f"{_BASE}/images", Image, body=body, query=self._http.project(), timeout_s=None)
+
+    async def build(self, snapshot_id: str, name: str, config: Mapping[str, Any], *, shared: bool = False) -> Image:
+        """Make an image of a snapshot. `config` as the API has it: `env`, `cwd`, `user`, `labels`, `cmd`, `entrypoint`."""
+        body = {"snapshotId": snapshot_id, "name": name, "config": config, "shared": shared}
+        url = f"{_BASE}/images/from-snapshot"
+        return await self._http.call("POST", url, Image, body=body, query=self._http.project(), timeout_s=None)
 
     async def remove(self, name: str, *, shared: bool = False) -> None:
         """Forget a name of an image."""

@@ -3,6 +3,7 @@
     names.py           sandbox names and slugs: what is allowed, what is generated
     mounts.py          where in a sandbox drives can be mounted
     requests.py        bodies of requests as pydantic models, and their error messages
+    dockerfile.py      Dockerfiles as steps, with their variables replaced
     cursor.py          opaque page cursors
     lifecycle.py       states of sessions and sandboxes, and how a host's report changes a record
     records.py         what the database holds, as frozen values

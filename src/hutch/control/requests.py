@@ -36,6 +36,8 @@ MIN_DISK_BYTES = 16 * 1024 * 1024
 MAX_DISK_BYTES = 64 * 1024**4
 MAX_MOUNTS = 4
 MAX_DRIVE_BYTES = 16 * 1024**4
+MAX_USER_ID = 2**32 - 2
+MAX_IMAGE_FIELD_BYTES = 16 * 1024
 
 B = TypeVar("B", bound="Body")
 
@@ -58,6 +60,12 @@ def _path(value: str) -> str:
     if len(value.encode()) > MAX_PATH_BYTES:
         raise PydanticCustomError("path", f"should NOT be longer than {MAX_PATH_BYTES} bytes")
     return _no_nul(value)
+
+
+def _absolute(value: str) -> str:
+    if not value.startswith("/") or ".." in value.split("/"):
+        raise PydanticCustomError("path", "should be an absolute path without `..`")
+    return value
 
 
 def _env(value: dict[str, str]) -> dict[str, str]:
@@ -341,6 +349,7 @@ class MakeDirectory(Body):
     path: GuestPath
     cwd: GuestPath | None = None
     recursive: bool = False
+    sudo: bool = False
 
 
 class TakeSnapshot(Body):
@@ -380,6 +389,54 @@ class PullImage(Body):
 
     reference: Text = Field(min_length=1, max_length=255)
     name: Text | None = Field(None, min_length=1, max_length=255)
+    shared: bool = False
+
+
+class ImageAccount(Body):
+    """Who runs commands in an image, looked up in its files."""
+
+    name: Text = Field(min_length=1, max_length=256)
+    uid: int = Field(ge=0, le=MAX_USER_ID)
+    gid: int = Field(ge=0, le=MAX_USER_ID)
+    groups: list[Annotated[int, Field(ge=0, le=MAX_USER_ID)]] = Field(default_factory=list, max_length=64)
+    home: GuestPath = "/"
+
+    @field_validator("home")
+    @classmethod
+    def _home(cls, value: str) -> str:
+        return _absolute(value)
+
+
+class ImageSettings(Body):
+    """What an image says about itself. `env` and `labels` come over those of the image below; what is absent is as
+    there."""
+
+    env: Env = Field(default_factory=dict)
+    cwd: GuestPath | None = None
+    user: ImageAccount | None = None
+    labels: Env = Field(default_factory=dict)
+    cmd: list[Argument] | None = None
+    entrypoint: list[Argument] | None = None
+
+    @field_validator("cwd")
+    @classmethod
+    def _cwd(cls, value: str | None) -> str | None:
+        return _absolute(value) if value is not None else None
+
+    @model_validator(mode="after")
+    def _bounded(self) -> ImageSettings:
+        for name in ("env", "labels", "cmd", "entrypoint"):
+            if len(msgspec.json.encode(getattr(self, name))) > MAX_IMAGE_FIELD_BYTES:
+                raise PydanticCustomError("image", f"should NOT have more than {MAX_IMAGE_FIELD_BYTES} bytes of `{name}`")
+        return self
+
+
+class BuildImage(Body):
+    """An image out of a snapshot; `shared` gives it to every project."""
+
+    snapshotId: Text = Field(min_length=1, max_length=64)
+    name: Text = Field(min_length=1, max_length=255)
+    config: ImageSettings = Field(default_factory=ImageSettings)
     shared: bool = False
 
 

@@ -1,10 +1,14 @@
-"""Every image that this machine can start: those that `make setup` built, and those that were pulled from registries.
+"""Every image that this machine can start: those that `make setup` built, those that were pulled from registries, and those that
+were made of snapshots.
 
     pull ─▶ blobs into a directory of its own, checked ─▶ unpacked by a process shut in ─▶ EROFS file by its hash ─▶ journal
+    build ─▶ what a snapshot holds, packed by a process shut in ─▶ one more layer over the snapshot's image ─▶ journal
     removal ─▶ name forgotten ─▶ nothing names or needs it any more ─▶ journal ─▶ unmounted ─▶ file removed
 
-An image is known by the digest of its manifest, and unpacked once, whatever names it has and whoever pulls it. A name belongs to
-a project, or to all; pulling asks the registry with the project's own rights even where the image is here already.
+A pulled image is known by the digest of its manifest, and unpacked once, whatever names it has and whoever pulls it. One made of
+a snapshot has the layers of the image below it, whose files stay as long as either needs them (those of `make setup` where setup
+put them), and is known by a digest of its layers and its configuration. A name belongs to a project, or to all; pulling asks the
+registry with the project's own rights even where the image is here already.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -32,10 +37,10 @@ from hutch.clock import now_ms
 from hutch.errors import BadRequestError, ConflictError, NotFoundError, UnavailableError, from_wire
 from hutch.host import kernel
 from hutch.host.journal import ImageEntry, ImageName, Journal
-from hutch.host.protocol import ImageFound, ImagePull, ImageQuery, ImageRecord, ImageRemove
+from hutch.host.protocol import ImageBuild, ImageFound, ImagePull, ImageQuery, ImageRecord, ImageRemove
 from hutch.host.storage import MIN_FREE_BYTES
-from hutch.images import DEFAULT_TAG, REGISTRY_PREFIX, Image, ImageConfig, ImageStore, Layer
-from hutch.oci import documents, reference, registry, unpack
+from hutch.images import DEFAULT_TAG, MAX_LAYERS, REGISTRY_PREFIX, Image, ImageConfig, ImageStore, Layer
+from hutch.oci import documents, reference, registry, unpack, written
 from hutch.oci.addresses import Addresses
 from hutch.oci.layers import LayerFile
 from hutch.oci.registry import Login, Registry
@@ -55,7 +60,10 @@ MAX_NAMES = 1000
 MAX_AUTH_FILE_BYTES = 1024 * 1024
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?")
 
+R = TypeVar("R")
+
 NeededBy = Callable[[str], list[str]]
+Reading = contextlib.AbstractAsyncContextManager[Path]
 LetGo = Callable[[str], Awaitable[None]]
 """Sessions and snapshots that need the image with a digest."""
 
@@ -78,6 +86,7 @@ class Images:
         self._needed_by: NeededBy = lambda _: []
         self._let_go: LetGo | None = None
         self._pulling: dict[ImagePull, asyncio.Task[ImageRecord]] = {}
+        self._building: set[asyncio.Task[ImageRecord]] = set()
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._slots = asyncio.Semaphore(PULLS_AT_ONCE)
         self._unpacking = asyncio.Semaphore(UNPACKED_AT_ONCE)
@@ -90,10 +99,10 @@ class Images:
         self._staging.mkdir(parents=True, mode=0o700)
         self._blobs.mkdir(parents=True, exist_ok=True, mode=0o700)
         for entry in self._journal.images():
-            if all(self._blob(digest).is_file() for digest, _ in entry.layers):
+            if all(self._file(digest).is_file() for digest, _ in entry.layers):
                 self._entries[entry.digest] = entry
             else:
-                log.error("the files of image %s are not there any more; pull it again", entry.digest)
+                log.error("the files of image %s are not there any more; pull or build it again", entry.digest)
         names = [name for name in self._journal.image_names() if name.digest in self._entries]
         self._names = {(name.project_id, name.name): name for name in names}
         known = {self._blob(digest).name for entry in self._entries.values() for digest, _ in entry.layers}
@@ -107,8 +116,8 @@ class Images:
         self._let_go = let_go
 
     async def close(self) -> None:
-        """End what is being pulled."""
-        tasks = list(self._pulling.values())
+        """End what is being pulled and built."""
+        tasks = [*self._pulling.values(), *self._building]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -149,12 +158,17 @@ class Images:
         return None
 
     def _image(self, name: str, entry: ImageEntry) -> Image:
-        layers = tuple(Layer(self._blob(digest), digest, size) for digest, size in entry.layers)
+        layers = tuple(Layer(self._file(digest), digest, size) for digest, size in entry.layers)
         config = ImageConfig(entry.user, entry.uid, entry.gid, tuple(entry.groups), entry.home, entry.cwd, dict(entry.env))
         return Image(name, (), entry.digest, layers, config)
 
     def _blob(self, digest: str) -> Path:
         return self._blobs / f"{digest.removeprefix('sha256:')}.erofs"
+
+    def _file(self, digest: str) -> Path:
+        """A layer: one of ours, or one that `make setup` built."""
+        own = self._blob(digest)
+        return own if own.is_file() else self.built.directory / "blobs" / "sha256" / own.name
 
     def list(self, project_id: str) -> list[ImageRecord]:
         """A project's images and everybody's, by name."""
@@ -218,9 +232,9 @@ class Images:
                     async with self._turns.setdefault(manifest.digest, asyncio.Lock()):
                         if manifest.digest not in self._entries:
                             await self._fetch(source, manifest)
-                    name = await self._named(request, str(wanted), manifest.digest, index_digest)
+                    name = await self._named(request.project_id, str(wanted), manifest.digest, request.reference, index_digest)
                     if alias is not None:
-                        name = await self._named(request, alias, manifest.digest, index_digest)
+                        name = await self._named(request.project_id, alias, manifest.digest, request.reference, index_digest)
         except TimeoutError as error:
             raise UnavailableError("image_pull_failed", f"{wanted} was not here within {PULL_TIMEOUT_S:.0f} s.") from error
         except OSError as error:
@@ -247,12 +261,12 @@ class Images:
                 "too_many_images", f"There are {MAX_NAMES} names of images, the most that are kept. Remove some."
             )
 
-    async def _named(self, request: ImagePull, name: str, digest: str, index_digest: str) -> ImageName:
+    async def _named(self, project_id: str, name: str, digest: str, source: str, index_digest: str = "") -> ImageName:
         made = ImageName(
-            project_id=request.project_id,
+            project_id=project_id,
             name=name,
             digest=digest,
-            source=request.reference,
+            source=source,
             pulled_at=now_ms(),
             index_digest=index_digest,
         )
@@ -302,7 +316,7 @@ class Images:
                 layers=layers, user=config.user, cwd=config.cwd, max_bytes=limits.max_bytes, max_entries=limits.max_entries
             )
             async with self._unpacking:
-                unpacked = await _unpacked(directory, request)
+                unpacked = await _confined([directory], request, unpack.Result)
             async with self._placing:
                 packed = await asyncio.to_thread(self._put, directory / "image.erofs")
                 entry = _entry(found.digest, packed, unpacked.user, config)
@@ -322,6 +336,72 @@ class Images:
         packed.replace(self._blob(digest))
         kernel.sync_directory(self._blobs)
         return digest, size
+
+    # -- building ----------------------------------------------------------------------------------
+
+    async def build(self, request: ImageBuild, base: Image, size_bytes: int, reading: Reading) -> ImageRecord:
+        """Make an image of what lies in the upper directory of an overlay over `base`, to which nobody writes. Raises
+        `HutchError`; `reading` does when the directory was removed meanwhile."""
+        task = asyncio.get_running_loop().create_task(self._build(request, base, size_bytes, reading))
+        self._building.add(task)
+        task.add_done_callback(self._building.discard)
+        # The caller may go away; half of what is to be written down would be worse than the image.
+        return await asyncio.shield(task)
+
+    async def _build(self, request: ImageBuild, base: Image, size_bytes: int, reading: Reading) -> ImageRecord:
+        alias = self._alias(request.name)
+        self._check_room(request.project_id)
+        if len(base.layers) >= MAX_LAYERS:
+            raise documents.invalid(f"it would have more than {MAX_LAYERS} layers; begin with an image that has fewer")
+        limits = self._settings.image
+        directory = self._staging / secrets.token_hex(8)
+        bounds = written.Request(max_bytes=limits.max_bytes, max_entries=limits.max_entries)
+        with self.held(base.digest):
+            try:
+                directory.mkdir(mode=0o700)
+                async with self._unpacking, reading as tree:
+                    if shutil.disk_usage(self._staging).free < size_bytes + MIN_FREE_BYTES:
+                        raise UnavailableError(
+                            "disk_full", f"The image needs about {size_bytes} bytes of disk.", retry_after_s=60
+                        )
+                    await _confined([directory, tree], bounds, written.Result)
+                async with self._placing:
+                    packed = await asyncio.to_thread(self._put, directory / "image.erofs")
+                    entry = self._over(base, packed, request)
+                    await self._journal.put_image(entry)
+                    self._entries[entry.digest] = entry
+                    # Before anybody collects what has no name.
+                    name = await self._named(request.project_id, alias, entry.digest, "")
+            except TimeoutError as error:
+                raise UnavailableError("image_pull_failed", f"It was not packed within {UNPACK_TIMEOUT_S:.0f} s.") from error
+            except OSError as error:
+                log.error("an image of %s could not be kept: %s", request.snapshot_id, error)
+                reason = error.strerror or error
+                raise UnavailableError("image_pull_failed", f"The image could not be kept here: {reason}.") from error
+            finally:
+                await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+        await self.collect()
+        return self._record(name)
+
+    def _over(self, base: Image, packed: tuple[str, int], request: ImageBuild) -> ImageEntry:
+        below = self._entries.get(base.digest)
+        config, user = base.config, request.user
+        entry = ImageEntry(
+            digest="",
+            layers=[*((layer.digest, layer.size) for layer in base.layers), packed],
+            user=user.name if user is not None else config.user,
+            uid=user.uid if user is not None else config.uid,
+            gid=user.gid if user is not None else config.gid,
+            groups=list(user.groups if user is not None else config.groups),
+            home=user.home if user is not None else config.home,
+            cwd=request.cwd or config.cwd,
+            env=config.env | request.env,
+            labels=(below.labels if below is not None else {}) | request.labels,
+            cmd=request.cmd if request.cmd is not None else below.cmd if below is not None else [],
+            entrypoint=request.entrypoint if request.entrypoint is not None else below.entrypoint if below is not None else [],
+        )
+        described = msgspec.json.encode(entry, order="sorted")
+        return msgspec.structs.replace(entry, digest=f"sha256:{hashlib.sha256(described).hexdigest()}", created_at=now_ms())
 
     # -- removing ----------------------------------------------------------------------------------
 
@@ -357,7 +437,8 @@ class Images:
                 await self._journal.delete_image(digest)
                 in_use = {layer for other in self._entries.values() for layer, _ in other.layers}
                 for layer, _ in entry.layers:
-                    if layer not in in_use:
+                    # Those of `make setup` are not ours, and mounted under the same name.
+                    if layer not in in_use and self._blob(layer).is_file():
                         await asyncio.to_thread(self._forget_mount, self._blob(layer))
                         self._blob(layer).unlink(missing_ok=True)
 
@@ -421,10 +502,10 @@ def read_login(file: Path, name: str) -> Login | None:
     return None
 
 
-async def _unpacked(directory: Path, request: unpack.Request) -> unpack.Result:
+async def _confined(paths: list[Path], request: unpack.Request | written.Request, kind: type[R]) -> R:
     """What `hutch.oci.confined` says. Raises `HutchError` for an image that is refused."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "hutch.oci.confined", os.fspath(directory)),
+        *(sys.executable, "-P", "-m", "hutch.oci.confined", *map(os.fspath, paths)),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -440,15 +521,14 @@ async def _unpacked(directory: Path, request: unpack.Request) -> unpack.Result:
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
     if process.returncode and process.returncode < 0:
-        raise documents.invalid(f"unpacking it took more than it may ({signal.Signals(-process.returncode).name})")
+        raise documents.invalid(f"making it took more than it may ({signal.Signals(-process.returncode).name})")
     try:
-        result = msgspec.json.decode(answer[:MAX_ANSWER_BYTES], type=unpack.Result | unpack.Refusal)
+        result = msgspec.json.decode(answer[:MAX_ANSWER_BYTES], type=unpack.Result | written.Result | unpack.Refusal)
     except msgspec.DecodeError as error:
-        log.error("an image could not be unpacked: %s", said.decode(errors="replace")[-4000:])
+        log.error("an image could not be made: %s", said.decode(errors="replace")[-4000:])
         reason = said.decode(errors="replace").strip().rpartition("\n")[2][-300:]
-        raise UnavailableError(
-            "image_pull_failed", f"The image could not be unpacked: {reason or process.returncode}."
-        ) from error
+        raise UnavailableError("image_pull_failed", f"The image could not be made: {reason or process.returncode}.") from error
     if isinstance(result, unpack.Refusal):
         raise from_wire(result.status, result.code, result.message)
+    assert isinstance(result, kind)
     return result

@@ -291,6 +291,31 @@ class ImagePull(msgspec.Struct, frozen=True, kw_only=True):
     operator: bool = False
 
 
+class ImageUser(msgspec.Struct, frozen=True, kw_only=True):
+    """Who runs commands in an image, looked up."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: list[int] = []
+    home: str = "/"
+
+
+class ImageBuild(msgspec.Struct, frozen=True, kw_only=True):
+    """Make an image of a snapshot: the layers of its image, and one more. `env` and `labels` come over those of its image; what
+    is None stays as it is there."""
+
+    snapshot_id: str
+    name: str
+    project_id: str = ""
+    env: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    cwd: str | None = None
+    user: ImageUser | None = None
+    cmd: list[str] | None = None
+    entrypoint: list[str] | None = None
+
+
 class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     """An image under one of its names. `cmd` and `entrypoint` are never run."""
 
@@ -481,6 +506,7 @@ class FileMkdir(msgspec.Struct, frozen=True):
     path: bytes
     cwd: bytes | None = None
     recursive: bool = False
+    sudo: bool = False
 
 
 class ArchiveWrite(msgspec.Struct, frozen=True):
@@ -489,6 +515,7 @@ class ArchiveWrite(msgspec.Struct, frozen=True):
     gzip: bool
     max_bytes: int
     max_files: int
+    sudo: bool = False
 
 
 class HostInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -28,6 +28,7 @@ from hutch.host.protocol import (
     FileRead,
     ForwardingKey,
     HostInfo,
+    ImageBuild,
     ImagePull,
     ImageQuery,
     ImageRemove,
@@ -81,6 +82,7 @@ class Service:
             "snapshot.import": self._snapshot_import,
             "image.resolve": self._image_resolve,
             "image.pull": self._image_pull,
+            "image.build": self._image_build,
             "image.list": self._image_list,
             "image.remove": self._image_remove,
             "events": self._events,
@@ -197,6 +199,9 @@ class Service:
 
     async def _image_pull(self, stream: Stream) -> None:
         stream.send_reply(await self._supervisor.images.pull(stream.params(ImagePull)))
+
+    async def _image_build(self, stream: Stream) -> None:
+        stream.send_reply(await self._supervisor.build_image(stream.params(ImageBuild)))
 
     async def _image_list(self, stream: Stream) -> None:
         records = self._supervisor.images.list(stream.params(dict[str, str]).get("project_id", ""))
@@ -325,7 +330,7 @@ class Service:
 
     async def _file_mkdir(self, stream: Stream) -> None:
         request = stream.params(FileMkdir)
-        params = {"path": request.path, "cwd": request.cwd, "user": "default", "recursive": request.recursive}
+        params = {"path": request.path, "cwd": request.cwd, "user": _user(sudo=request.sudo), "recursive": request.recursive}
         stream.send_reply(await self._machine(request.session_id).call("file.mkdir", params))
 
     async def _archive_write(self, stream: Stream) -> None:
@@ -333,7 +338,7 @@ class Service:
         machine = self._machine(request.session_id)
         params = {
             "cwd": request.cwd,
-            "user": "default",
+            "user": _user(sudo=request.sudo),
             "gzip": request.gzip,
             "max_bytes": request.max_bytes,
             "max_files": request.max_files,
@@ -356,6 +361,11 @@ class Service:
                     await asyncio.gather(sending, answering, return_exceptions=True)
         finally:
             upward.cancel()
+
+
+def _user(*, sudo: bool) -> str:
+    """As the agent names them."""
+    return "root" if sudo else "default"
 
 
 async def _pieces(stream: Stream) -> AsyncIterator[bytes]:

@@ -14,7 +14,8 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import msgspec
 
@@ -163,6 +164,22 @@ class Snapshots:
             return False
         await changed(record)
         return True
+
+    @contextlib.asynccontextmanager
+    async def reading(self, snapshot_id: str) -> AsyncIterator[Path]:
+        """The tree of a snapshot, brought back from the blob store when it is not here. Raises `HutchError`; `GoneError` at the
+        end if it was removed meanwhile, and what was read may not be all of it."""
+        await self.source(snapshot_id)
+        reading = self._layers.reading(snapshot_id)
+        try:
+            tree = await asyncio.to_thread(reading.__enter__)
+        except FileNotFoundError as error:
+            raise unknown(snapshot_id) from error
+        try:
+            yield tree
+            self.record(snapshot_id)
+        finally:
+            await asyncio.shield(asyncio.to_thread(reading.__exit__, None, None, None))
 
     # -- removal -----------------------------------------------------------------------------------
 

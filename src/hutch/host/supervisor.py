@@ -41,6 +41,8 @@ from hutch.host.protocol import (
     CommandRecord,
     CredentialChange,
     ForwardingKey,
+    ImageBuild,
+    ImageRecord,
     NetworkApplied,
     NetworkUpdate,
     SessionEvent,
@@ -793,6 +795,12 @@ class Supervisor:
         """A new snapshot out of a tar. Raises `HutchError`."""
         image = self.images.exact(request.image)
         return await self.snapshots.load(request, given, sum(layer.path.stat().st_size for layer in image.layers))
+
+    async def build_image(self, request: ImageBuild) -> ImageRecord:
+        """An image with one more layer, out of a snapshot. Raises `HutchError`."""
+        snapshot = self.snapshots.record(request.snapshot_id)
+        base = self.images.exact(snapshot.image)
+        return await self.images.build(request, base, snapshot.size_bytes, self.snapshots.reading(snapshot.snapshot_id))
 
     def _settle(self, record: SnapshotRecord | None) -> None:
         """Behind everybody's back, have a snapshot survive a power cut."""

@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import stat
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,14 +18,13 @@ from pathlib import Path
 import msgspec
 
 from hutch.errors import BadRequestError
-from hutch.oci import layers, tar, users
+from hutch.oci import erofs, layers, tar, users
 from hutch.oci.documents import invalid
 from hutch.oci.layers import LayerFile
 from hutch.oci.tree import Directory, Fifo, File, Meta, Node, Symlink, Tree
 from hutch.serving import kernel
 
 INSIDE = Path("/hutch-image")
-_UUID = "00000000-0000-0000-0000-000000000000"
 _FOR_GUESTS = ((b"proc", 0o755), (b"sys", 0o755), (b"dev", 0o755), (b"run", 0o755), (b"etc", 0o755), (b"tmp", 0o1777))
 """Directories that every guest has, as container runtimes make them too."""
 _MOUNTED_FILES = (b"resolv.conf", b"hosts")
@@ -95,7 +92,7 @@ def unpack(request: Request, directory: Path) -> Result:
     with _opened(os.fspath(trunk).encode()) as descriptor, _opened(os.fspath(contents).encode()) as files:
         _Writer(files).fill(tree.root, descriptor)
         _dress(descriptor, tree.root.meta)
-    _pack(trunk, directory / "image.erofs")
+    erofs.pack(trunk, directory / "image.erofs", attributes=False)
     return Result(user=user, dropped_devices=tree.dropped_devices)
 
 
@@ -179,30 +176,6 @@ def _opened(name: bytes, directory: int | None = None) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _pack(trunk: Path, image: Path) -> None:
-    """As `make setup` packs its images: uncompressed and never inline; and without extended attributes."""
-    command = ["mkfs.erofs", "-x-1", "-U", _UUID, "-Enoinline_data", os.fspath(image), os.fspath(trunk)]
-    environment = {
-        "PATH": "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin",
-        "LC_ALL": "C.UTF-8",
-        # The time at which it was packed, so that the same files are the same bytes, and the latest that a file may have.
-        "SOURCE_DATE_EPOCH": str(tar.MAX_TIME_S),
-    }
-    done = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment,
-        # With this process, which ends with the host.
-        preexec_fn=lambda: kernel.die_with_parent(signal.SIGKILL),
-    )
-    if done.returncode != 0:
-        raise invalid(f"it can't be packed: {(done.stderr or done.stdout).strip()[-300:]}")
-    assert stat.S_ISREG(image.lstat().st_mode)
 
 
 if __name__ == "__main__":
