@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from hutch.host.journal import Journal, JournalDamaged, MachineEntry
@@ -121,3 +124,17 @@ def test_a_newer_file_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(JournalDamaged, match="version 99"):
         Journal(path).open()
+
+
+def test_a_journal_of_the_release_before_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    before = command("c1", "s1")
+    with contextlib.closing(sqlite3.connect(path)) as old:
+        old.execute("create table commands (command_id text primary key, session_id text not null, record blob not null)")
+        old.execute("insert into commands values ('c1', 's1', ?)", (msgspec.msgpack.encode(before),))
+        old.execute("pragma user_version=4")
+        old.commit()
+    for _ in range(2):
+        journal = Journal(path)
+        journal.open()
+        assert journal.commands() == [before]
