@@ -378,7 +378,7 @@ async def test_t90_no_generation_admits_both(outside: World) -> None:
     policies = [{"allow": {"api.test": [mark[0]], "cdn.test": [block]}}, {"allow": {"api.test": [block], "cdn.test": [mark[1]]}}]
     guest = await outside.guest(policies[0])
     program = """
-    import threading
+    import threading, time
     counts = [0, 0]
     def ask_all(index, address, name):
         stream, codes = None, []
@@ -391,6 +391,8 @@ async def test_t90_no_generation_admits_both(outside: World) -> None:
                 if not answer:
                     raise ConnectionAbortedError
                 codes.append(answer[9:12].decode())
+                # Not faster than policies change.
+                time.sleep(0.002)
             except OSError:
                 stream = None
         counts[index] = {code: codes.count(code) for code in set(codes)}
@@ -415,7 +417,7 @@ async def test_t90_no_generation_admits_both(outside: World) -> None:
     counts = (await running).json()
     assert all(set(codes) <= {"200", "403"} for codes in counts)
     assert sum(sum(codes.values()) for codes in counts) == 1000
-    assert flips >= 50
+    assert flips >= 20
     seen = outside.origins.seen()
     for name, mark_of in (("api.test", b"x-policy: first"), ("cdn.test", b"x-policy: second")):
         data = b"".join(connection["data"] for connection in seen.to(name))
