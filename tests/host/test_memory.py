@@ -33,7 +33,7 @@ from hutch.host.snapshots import Snapshots
 from hutch.host.storage import Source
 from hutch.host.supervisor import Supervisor
 from hutch.isolation.gvisor import Gvisor
-from tests.host.guest import Guest, finished, guest, real_host
+from tests.host.guest import Guest, Ran, finished, guest, real_host
 
 pytestmark = pytest.mark.root
 
@@ -614,3 +614,15 @@ async def test_the_same_commands_can_be_given_input_and_ended_in_the_child(host:
         stream.send_end()
         await stream.reply(dict[str, object])
         assert (await finished(running)).stdout == b"for " + one.session_id.encode()
+
+
+async def test_a_command_that_has_only_just_started_is_let_go_too(host: Service) -> None:
+    box = await guest(host)
+    machine = box.session.machine
+    assert machine is not None
+    command = await box.start("sh", "-c", "echo here; sleep 0.2; exit 3")
+    # Before anything else has its turn.
+    await box.commands.let_go()
+    assert machine.connection.is_idle
+    await box.commands.take_up()
+    assert await finished(command) == Ran(3, b"here\n", b"")

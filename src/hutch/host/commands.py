@@ -231,11 +231,15 @@ class Commands:
     async def let_go(self) -> None:
         """Take no more from the agent; what runs is found again by `take_up`. Idempotent."""
         followed = [command for command in self._commands.values() if command.running and command.stream is not None]
+        streams = [command.stream for command in followed if command.stream is not None]
         for command in followed:
             command.stream = None
             if command.pump is not None:
                 command.pump.cancel()
         await asyncio.gather(*(command.pump for command in followed if command.pump is not None), return_exceptions=True)
+        for stream in streams:
+            # A pump that had not begun has ended nothing.
+            stream.cancel()
 
     async def take_up(self) -> None:
         """Go on with what was let go. A machine that does not let us is dead: nobody would hear of its commands again."""
