@@ -18,6 +18,8 @@ NODE = ("node", "-v")
 TRUE = ("/bin/true",)
 BURST = 50
 POLL_S = 0.02
+SETTLED_S = 0.4
+"""Longer than a machine takes to start."""
 
 
 async def tti_seq(quick: bool) -> list[Result]:
@@ -75,8 +77,12 @@ async def _sequence(
 
 
 async def _until_pooled(sdk: Sdk, wanted: int) -> None:
-    """Wait until that many machines are ready; the server tells nobody when they are."""
-    while await sdk.pooled() < wanted:  # noqa: ASYNC110 - there is no event to wait for
+    """Wait until that many machines are ready, and no more are being made: a pool follows demand. The server tells nobody."""
+    ready, since = -1, 0.0
+    while ready < wanted or time.perf_counter() - since < SETTLED_S:
+        found = await sdk.pooled()
+        if found != ready:
+            ready, since = found, time.perf_counter()
         await asyncio.sleep(POLL_S)
 
 
