@@ -34,7 +34,9 @@ BLOCK_BYTES = 4096
 OPAQUE = "trusted.overlay.opaque"
 REFUSED_XATTRS = frozenset({"trusted.overlay.redirect", "trusted.overlay.metacopy"})
 """A layer with these says things of the image below by name. Hutch mounts without what makes them."""
-_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+"""How what a guest named is opened and made: nothing is followed, nothing that is there is written to."""
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 Put = Callable[[Ref, bytes], None]
@@ -139,7 +141,7 @@ def walk(tree: Path, linked: dict[tuple[int, int], int] | None = None) -> Iterat
     `linked` numbers the things with several names as they come by.
     """
     linked = {} if linked is None else linked
-    here = os.open(tree, _OPEN_DIRECTORY)
+    here = os.open(tree, OPEN_DIRECTORY)
     try:
         levels: list[_Level] = []
         yield _open_level(here, "", levels), here
@@ -152,7 +154,7 @@ def walk(tree: Path, linked: dict[tuple[int, int], int] | None = None) -> Iterat
                 continue
             found = os.stat(name, dir_fd=here, follow_symlinks=False)
             if stat.S_ISDIR(found.st_mode):
-                below = os.open(name, _OPEN_DIRECTORY, dir_fd=here)
+                below = os.open(name, OPEN_DIRECTORY, dir_fd=here)
                 os.close(here)
                 here = below
                 yield _open_level(here, name, levels), here
@@ -190,7 +192,7 @@ def _parent(here: int, levels: list[_Level]) -> int:
     """Go up. Nobody moves directories of a sealed tree; if one was moved all the same, this is not its way."""
     if not levels:
         return here
-    above = os.open("..", _OPEN_DIRECTORY, dir_fd=here)
+    above = os.open("..", OPEN_DIRECTORY, dir_fd=here)
     os.close(here)
     found = os.fstat(above)
     if (found.st_dev, found.st_ino) != levels[-1].inode:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from hutch.blobs.manifest import CHUNK_BYTES, MAX_NAME_BYTES, Entry, Kind, extents_of
-from hutch.blobs.pack import OPAQUE, Unpackable, contents, walk
+from hutch.blobs.pack import CREATE, OPAQUE, OPEN_DIRECTORY, Unpackable, contents, walk
 
 WHITEOUT = b".wh."
 OPAQUE_MARK = b".wh..wh..opq"
@@ -38,8 +38,6 @@ _ITS_FAULT = {
     errno.EFBIG,
 }
 _BLOCK = tarfile.BLOCKSIZE
-_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _TYPES = {
     Kind.DIRECTORY: tarfile.DIRTYPE,
     Kind.FILE: tarfile.REGTYPE,
@@ -208,7 +206,7 @@ def load(pieces: Iterable[bytes], tree: Path, *, max_bytes: int, max_files: int)
     source = _Forward(pieces, max_bytes)
     tree.mkdir()
     tree.chmod(0o755)
-    root = os.open(tree, _OPEN_DIRECTORY)
+    root = os.open(tree, OPEN_DIRECTORY)
     try:
         return _load(source, _Loader(root, max_bytes), max_files)
     except Refused:
@@ -340,7 +338,7 @@ class _Loader:
                     os.chmod(name, 0o755, dir_fd=here)  # noqa: S103 - as directories are, whatever our umask
                     self._directories.setdefault(parts[:depth], None)
                 try:
-                    below = os.open(name, _OPEN_DIRECTORY, dir_fd=here)
+                    below = os.open(name, OPEN_DIRECTORY, dir_fd=here)
                 except OSError as error:
                     raise Refused(f"{b'/'.join(parts)!r} leads through what is no directory") from error
                 os.close(here)
@@ -397,7 +395,7 @@ class _Loader:
             raise Refused("what it holds is larger than a snapshot may be")
         source = archive.extractfile(info)
         assert source is not None
-        fd = os.open(name, _CREATE, 0o600, dir_fd=parent)
+        fd = os.open(name, CREATE, 0o600, dir_fd=parent)
         try:
             for offset, length in extents:
                 source.seek(offset)

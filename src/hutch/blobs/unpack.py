@@ -9,12 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from hutch.blobs.manifest import CHUNK_BYTES, MAX_TARGET_BYTES, Damaged, Entry, Kind, extents_of
-from hutch.blobs.pack import OPAQUE
+from hutch.blobs.pack import CREATE, OPAQUE, OPEN_DIRECTORY
 
 LINKS = ".links"
 """Beside the tree while it is made: things with several names, each under its number."""
-_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _SPECIAL = {
     Kind.FIFO: stat.S_IFIFO,
     Kind.SOCKET: stat.S_IFSOCK,
@@ -71,7 +69,7 @@ class TreeWriter:
 
     def __enter__(self) -> TreeWriter:
         self._links_path.mkdir(mode=0o700)
-        self._links = os.open(self._links_path, _OPEN_DIRECTORY)
+        self._links = os.open(self._links_path, OPEN_DIRECTORY)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -115,7 +113,7 @@ class TreeWriter:
             raise Damaged("a file is outside the tree")
         extents = extents_of(entry)
         with self._fresh(entry):
-            fd = os.open(entry.name, _CREATE, 0o600, dir_fd=self._here)
+            fd = os.open(entry.name, CREATE, 0o600, dir_fd=self._here)
         try:
             for offset, length in extents:
                 at, end = offset, offset + length
@@ -141,12 +139,12 @@ class TreeWriter:
         if entry.kind is not Kind.DIRECTORY or entry.name:
             raise Damaged("the tree does not begin with its root")
         self._tree.mkdir(mode=0o700)
-        self._here = os.open(self._tree, _OPEN_DIRECTORY)
+        self._here = os.open(self._tree, OPEN_DIRECTORY)
         self._above.append(entry)
 
     def _down(self, entry: Entry) -> None:
         os.mkdir(entry.name, 0o700, dir_fd=self._here)
-        below = os.open(entry.name, _OPEN_DIRECTORY, dir_fd=self._here)
+        below = os.open(entry.name, OPEN_DIRECTORY, dir_fd=self._here)
         os.close(self._here)
         self._here = below
         self._above.append(entry)
@@ -160,7 +158,7 @@ class TreeWriter:
         if not self._above:
             self._done = True
             return
-        above = os.open("..", _OPEN_DIRECTORY, dir_fd=self._here)
+        above = os.open("..", OPEN_DIRECTORY, dir_fd=self._here)
         os.close(self._here)
         self._here = above
 

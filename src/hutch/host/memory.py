@@ -37,11 +37,10 @@ class MemoryRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """Saved memory, to be gone on from."""
+class Place:
+    """Where saved memory lies, or is being written."""
 
     directory: Path
-    record: MemoryRecord
 
     @property
     def image(self) -> Path:
@@ -50,6 +49,13 @@ class Memory:
     @property
     def logs(self) -> Path:
         return self.directory / "logs"
+
+
+@dataclass(frozen=True, slots=True)
+class Memory(Place):
+    """Saved memory, to be gone on from."""
+
+    record: MemoryRecord
 
 
 class MemoryImages:
@@ -65,15 +71,14 @@ class MemoryImages:
             if entry.name not in known:
                 shutil.rmtree(entry)
 
-    def begin(self, snapshot_id: str, most_bytes: int) -> Memory:
+    def begin(self, snapshot_id: str, most_bytes: int) -> Place:
         """Empty directories for at most so much memory, which is about to be saved; `finish` or `remove` it. Raises
         `UnavailableError` (`disk_full`)."""
         check_room(self._directory, most_bytes)
-        directory = self._directory / (snapshot_id + PART)
-        memory = Memory(directory, MemoryRecord(fingerprint="", token="", vcpus=0, memory_mb=0, commands=[], placeholders=[]))
-        memory.image.mkdir(parents=True, mode=0o700)
-        memory.logs.mkdir(mode=0o700)
-        return memory
+        place = Place(self._directory / (snapshot_id + PART))
+        place.image.mkdir(parents=True, mode=0o700)
+        place.logs.mkdir(mode=0o700)
+        return place
 
     def finish(self, snapshot_id: str, record: MemoryRecord) -> int:
         """All of it is written; its size in bytes."""

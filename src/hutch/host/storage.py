@@ -191,7 +191,12 @@ class BtrfsLayers:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def create(self, name: str, size_bytes: int, source: Source | None = None) -> Path:
-        check_room(self.directory)
+        try:
+            check_room(self.directory)
+        except UnavailableError:
+            # Others filled the disk since the bound was set: those that run must not find out by writing.
+            self.bound()
+            raise
         free = os.statvfs(self._mount)
         room = free.f_bavail * free.f_frsize
         path, inherited = self._mount / name, 0

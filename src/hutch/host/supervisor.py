@@ -425,9 +425,7 @@ class Supervisor:
             machine = await self._machines.boot(kind, contents, admit)
         except OSError as error:
             log.error("a sandbox did not start: %s", error)
-            raise UnavailableError(
-                "sandbox_start_failed", f"The sandbox could not be started: {error}", retry_after_s=1
-            ) from error
+            raise _not_started(error) from error
         self._spawn(self._networks.refill())
         return machine
 
@@ -480,9 +478,7 @@ class Supervisor:
             if isinstance(error, FileNotFoundError):
                 raise snapshots.unknown(spec.source_snapshot) from error
             if isinstance(error, OSError):
-                raise UnavailableError(
-                    "sandbox_start_failed", f"The sandbox could not be started: {error}", retry_after_s=1
-                ) from error
+                raise _not_started(error) from error
             raise
         return machine
 
@@ -941,6 +937,10 @@ class Supervisor:
             if age > KEEP_RECORDS_MS:
                 del self._sessions[session_id]
                 await self._journal.delete_session(session_id)
+
+
+def _not_started(error: OSError) -> UnavailableError:
+    return UnavailableError("sandbox_start_failed", f"The sandbox could not be started: {error}", retry_after_s=1)
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:
