@@ -13,9 +13,12 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=HUTCH_CACHE_DIR,HUT
 export HUTCH_CACHE_DIR ?= $(HOME)/.cache/hutch
 export CARGO_TARGET_DIR := $(HUTCH_CACHE_DIR)/cargo-target
 
+# Tests wait more than they compute: for machines that start, for deadlines, for the dead to be found out.
+TEST_JOBS ?= $(shell expr $$(nproc) + 1)
+
 PYTHON_SOURCES := $(wildcard src scripts tests bench examples)
 
-.PHONY: help setup setup-test demo test test-all serve fuzz lint format bench docs lock image-lock clean
+.PHONY: help setup setup-test demo test test-all serve fuzz lint format bench docs compatibility lock image-lock clean
 
 help:  ## Print the targets
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -26,12 +29,12 @@ setup:  ## Install and build everything that is missing
 setup-test: setup  ## … and what only the tests need
 	@scripts/setup/run test-tools
 
-demo: setup  ## A throw-away server, driven by the real JavaScript client
+demo: setup  ## A throw-away server, driven by the real clients
 	@$(SUDO) examples/demo/run
 
 test: setup-test lint  ## Every test, the long campaigns with small counts
 	cargo test --locked --workspace --quiet
-	$(SUDO) $(PYTHON) -m pytest
+	$(SUDO) $(PYTHON) -m pytest -n $(TEST_JOBS)
 
 test-all: export HUTCH_CAMPAIGN := full
 test-all: test  ## Every test, the long campaigns in full
@@ -53,8 +56,14 @@ lint: setup  ## Formatting, lint and types
 format: setup  ## Lay all sources out as lint wants them
 	$(PYTHON) -m ruff check --fix --quiet $(PYTHON_SOURCES)
 	$(PYTHON) -m ruff format --quiet $(PYTHON_SOURCES)
+	$(PYTHON) scripts/write_sync_client.py
 	cargo fmt --all
 	cargo fmt --manifest-path fuzz/Cargo.toml
+
+compatibility: setup-test  ## Run the real clients and write what they showed into docs/compatibility.md
+	rm -f .hutch/shown.jsonl
+	$(SUDO) env HUTCH_SHOWN=$(CURDIR)/.hutch/shown.jsonl $(PYTHON) -m pytest tests/clients
+	$(PYTHON) -m tests.clients.compatibility .hutch/shown.jsonl
 
 bench: setup  ## Measure (ID=… for one benchmark)
 	$(SUDO) $(PYTHON) -m bench $(if $(ID),--id $(ID))
@@ -68,6 +77,10 @@ UV_COMPILE := .venv/bin/uv pip compile --quiet --generate-hashes --no-emit-index
 lock: setup  ## Write the lock files of the Python packages anew (UPGRADE=1 for the newest versions)
 	$(UV_COMPILE) $(if $(UPGRADE),--upgrade) requirements.in -o requirements.txt
 	$(UV_COMPILE) $(if $(UPGRADE),--upgrade) -c requirements.txt requirements-dev.in -o requirements-dev.txt
+	@for example in openai-agents deep-agents; do \
+		$(UV_COMPILE) $(if $(UPGRADE),--upgrade) examples/$$example/requirements.in -o examples/$$example/requirements.txt; \
+	done
+	$(UV_COMPILE) $(if $(UPGRADE),--upgrade) tests/clients/versions/vercel-sandbox-0.4.0.in -o tests/clients/versions/vercel-sandbox-0.4.0.txt
 	@for tool in node22 node24 uv; do \
 		$(UV_COMPILE) images/base/tools/$$tool.in -o images/base/tools/$$tool.txt; \
 	done

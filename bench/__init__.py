@@ -12,6 +12,6 @@
     raw.py        the peer: plain `runsc` on the same root file system, without any of Hutch
     report.py     docs/performance.md from a result
 
-and one file per group of benchmarks: start.py, execute.py, files.py, density.py, cpu.py, api.py. Samples are never trimmed and
-failures never retried.
+and one file per group of benchmarks: start.py, execute.py, files.py, density.py, cpu.py, api.py, workers.py.
+Samples are never trimmed and failures never retried.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from bench import api, cpu, density, egress, execute, files, npm, start, state
+from bench import api, cpu, density, egress, execute, files, ingress, metering, npm, start, state, workers
 from bench.measure import Result
 
 Benchmark = Callable[[bool], Awaitable[list[Result]]]
@@ -30,4 +30,10 @@ BENCHMARKS: dict[str, Benchmark] = {
     "egress.memory": egress.egress_memory,
     "egress.restart": egress.egress_restart,
     "policy.live": egress.policy_live,
+    "meter.error": metering.meter_error,
+    "meter.cost": metering.meter_cost,
+    "ingress": ingress.ingress,
+    "worker.tool": workers.worker_tool,
+    "worker.rate": workers.worker_rate,
+    "worker.syncs": workers.worker_syncs,
 }

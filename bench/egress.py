@@ -14,7 +14,6 @@ import contextlib
 import os
 import re
 import resource
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -25,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import wrk
 from bench.measure import Result, Series, at_least, at_most
+from bench.wrk import Load
 from hutch.host import kernel
-from scripts.setup import packages
-from scripts.setup.report import Step
 from tests.egress.world import CANARY, Guest, Origins, World, world
 
 ORIGIN = "198.51.100.30"
@@ -41,7 +40,6 @@ FLOWS_EACH, GUESTS = 1000, 10
 PATTERNS = (1, 100, 1000)
 HALF_LOAD_CONNECTIONS = 32
 SPARE_FILES = 100
-TICKS = os.sysconf("SC_CLK_TCK")
 _ORIGIN = """
 daemon off; worker_processes 1; pid {scratch}/origin.pid; error_log /dev/null;
 events {{ worker_connections 8192; }}
@@ -71,13 +69,6 @@ http {{
   }}
 }}
 """
-
-
-def _tools() -> None:
-    wanted = (("wrk", "wrk"), ("nginx", "nginx-light"), ("mitmdump", "mitmproxy"))
-    missing = [package for program, package in wanted if shutil.which(program) is None]
-    if missing:
-        packages.install(missing, Step("bench"))
 
 
 @dataclass
@@ -155,7 +146,7 @@ def _outside(scratch: Path) -> Origins:
 
 @asynccontextmanager
 async def _setup() -> AsyncIterator[Setup]:
-    _tools()
+    wrk.tools(("nginx", "nginx-light"), ("mitmdump", "mitmproxy"))
     with tempfile.TemporaryDirectory(prefix="hutch-bench-") as directory, contextlib.ExitStack() as stack:
         scratch = Path(directory)
         origins = await asyncio.to_thread(_outside, scratch)
@@ -182,24 +173,9 @@ async def _setup() -> AsyncIterator[Setup]:
             yield Setup(made, await made.guest(RULES), origins, peer, mitmproxy)
 
 
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
-
-
 def _rss_mib(pid: int) -> float:
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1024
-
-
-@dataclass
-class Load:
-    requests: int
-    errors: int
-    per_second: float
-    per_cpu_second: float
-    p50_ms: float
-    p99_ms: float
 
 
 async def _wrk(setup: Setup, address: str, pid: int, seconds: int, connections: int, *headers: str, pause_ms: int = 0) -> Load:
@@ -221,7 +197,7 @@ async def _wrk(setup: Setup, address: str, pid: int, seconds: int, connections: 
     ]
     mounts = f'mount --bind {guest.directory / "hosts"} /etc/hosts && exec "$@"'
     enter = ["ip", "netns", "exec", guest.network.namespace] if pid == setup.gateway_pid() else []
-    before = _cpu_s(pid)
+    before = wrk.cpu_s(pid)
     done = await asyncio.create_subprocess_exec(
         *enter,
         "unshare",
@@ -237,23 +213,13 @@ async def _wrk(setup: Setup, address: str, pid: int, seconds: int, connections: 
         stderr=asyncio.subprocess.STDOUT,
     )
     text = (await done.communicate())[0].decode()
-    used = _cpu_s(pid) - before
-    requests = int(re.findall(r"(\d+) requests in", text)[0])
-    errors = sum(int(number) for number in re.findall(r"(?:connect|read|write|timeout|responses:) (\d+)", text))
-    rate = float(re.findall(r"Requests/sec:\s+([\d.]+)", text)[0])
-    latency = {percent: _ms(value) for percent, value in re.findall(r"(50|99)%\s+([\d.]+\w+)", text)}
-    return Load(requests, errors, rate, requests / max(used, 1 / TICKS), latency["50"], latency["99"])
+    return wrk.read(text, wrk.cpu_s(pid) - before)
 
 
 def _pausing(directory: Path, pause_ms: int) -> Path:
     script = directory / "pause.lua"
     script.write_text(f"function delay() return math.random(0, {2 * pause_ms}) end\n")
     return script
-
-
-def _ms(text: str) -> float:
-    number, unit = re.fullmatch(r"([\d.]+)(us|ms|s)", text).groups()  # type: ignore[union-attr]
-    return float(number) * {"us": 0.001, "ms": 1, "s": 1000}[unit]
 
 
 async def _rounds(quick: bool, connections: int, *headers: str) -> tuple[list[Load], list[Load], list[Load]]:

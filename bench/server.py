@@ -36,6 +36,9 @@ def serving(pool_size: int | None = None) -> Iterator[Running]:
         key: value for key, value in os.environ.items() if not key.startswith("HUTCH_") or "__" in key or key == "HUTCH_CACHE_DIR"
     }
     environment["HUTCH_SERVER__LOG_LEVEL"] = "warning"
+    # How fast it is, not how much it lets one project have.
+    for name in ("REQUESTS_PER_MINUTE", "CREATES_PER_MINUTE", "DELETES_PER_SECOND", "UNAUTHORIZED_PER_MINUTE"):
+        environment[f"HUTCH_LIMITS__{name}"] = "0"
     if pool_size is not None:
         environment["HUTCH_POOL__SIZE"] = str(pool_size)
     command = [sys.executable, "-m", "hutch", "serve", "--data-dir", str(scratch / "data"), "--listen", "127.0.0.1:0"]

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
-from hutch.client import Client, Server
+from hutch.client import AsyncClient, Server
 from hutch.client.places import find_server, server_file
 from tests import builds, leaks
 from tests.oci.images import small
@@ -32,7 +33,33 @@ hypothesis.settings.register_profile("hutch", deadline=None, suppress_health_che
 hypothesis.settings.load_profile("hutch")
 
 
+TOGETHER = ("egress",)
+"""Directories whose tests share something of the machine that can't be had twice: addresses of documentation, for one."""
+
+
+class Together(LoadScopeScheduling):  # type: ignore[misc]
+    """What stays in one process when tests run in several (`-n`): a file, so that what its tests share is made once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        directory = file.split("/")[1]
+        return directory if directory in TOGETHER else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Together:
+    return Together(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs a build comes last: it is done by then, and nobody waits for it."""
+    built = {build.fixture for build in builds.ALL}
+    items.sort(key=lambda item: not built.isdisjoint(getattr(item, "fixturenames", ())))
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
+    if os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
+        # Every process collects all tests; those that need a build wait for it wherever it was begun.
+        return
     wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
     for build in builds.ALL:
         if build.fixture in wanted and not session.config.option.collectonly:
@@ -64,7 +91,8 @@ class RunningServer:
     def environment(self) -> dict[str, str]:
         """This process's environment, and what finds the server."""
         own = {key: value for key, value in os.environ.items() if not key.startswith(("HUTCH_", "VERCEL_"))}
-        return own | {"HUTCH_URL": self.where.url, "HUTCH_TOKEN": self.where.token}
+        where = {"HUTCH_URL": self.where.url, "HUTCH_TOKEN": self.where.token, "HUTCH_INGRESS_URL": self.where.ingress_url}
+        return own | where
 
 
 def wait_until(condition: Callable[[], bool], deadline_s: float, what: str | Callable[[], str]) -> None:
@@ -147,6 +175,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, registry: RunningRegistry) 
     before = leaks.snapshot(data_dir)
     # A pool that grows with demand would look like a leak.
     sizes = {"HUTCH_POOL__SIZE": str(POOL_SIZE), "HUTCH_POOL__MAX_SIZE": str(POOL_SIZE)}
+    sizes["HUTCH_WORKERS__WARM_S"] = "5"
     environment = {**sizes, "HUTCH_IMAGE__INSECURE_REGISTRIES": registry.host}
     process, where = start_server(data_dir, log, environment=environment)
     wait_until(lambda: len(leaks.machines(data_dir)) >= POOL_SIZE, SETTLE_S, f"a pool of {POOL_SIZE} machines")
@@ -178,9 +207,9 @@ def leak_check(server: RunningServer) -> Iterator[None]:
 
 
 @pytest.fixture
-async def client(server: RunningServer, leak_check: None) -> AsyncIterator[Client]:
+async def client(server: RunningServer, leak_check: None) -> AsyncIterator[AsyncClient]:
     """A client of the real server; deletes what the test created and did not delete."""
-    async with Client(server.where) as made:
+    async with AsyncClient(server.where) as made:
         before = {sandbox.name async for sandbox in made.sandboxes.all()}
         yield made
         async for sandbox in made.sandboxes.all():

@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 from hutch.api.app import ROUTERS
 from hutch.api.interactive import TERMINAL_PATH
 from hutch.api.metrics import Metrics
+from hutch.control.permissions import Permission, TokenRole, granted
 from hutch.errors import BY_STATUS
 from hutch.settings import ENVIRONMENT_PREFIX, Settings
 
@@ -107,3 +108,16 @@ def test_every_metric_is_documented() -> None:
     assert names
     missing = [name for name in names if not name.endswith("_created") and f"| `{name}` |" not in document("metrics.md")]
     assert not missing, f"docs/metrics.md lacks {missing}"
+
+
+def test_the_table_of_roles_is_the_one_that_holds() -> None:
+    rows = re.findall(r"^\| `([a-z.]+)` \|.*?\|(.*)\|$", document("tenancy.md"), re.MULTILINE)
+    columns = [TokenRole.VIEWER, TokenRole.BILLING, TokenRole.DEVELOPER, TokenRole.OWNER, TokenRole.ADMIN]
+    found = {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows}
+    assert found == {
+        str(permission): [
+            "" if permission not in granted(role) else "yes" if permission in granted(role, one_project=True) else "team"
+            for role in columns
+        ]
+        for permission in Permission
+    }

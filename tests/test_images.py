@@ -97,6 +97,14 @@ def test_a_name_is_found_with_and_without_tag_and_registry(directory: Path, refe
     assert ImageStore(directory).resolve(reference).name == "vercel/sandbox/universal:latest"
 
 
+def test_a_runtime_is_found_by_the_name_that_older_clients_have_for_it(directory: Path) -> None:
+    store = ImageStore(directory)
+    assert store.resolve("vercel/sandbox/node:al-22") == store.resolve("vcr.vercel.com/vercel/sandbox/node:al-22")
+    assert store.resolve("vercel/sandbox/node:al-22").name == "node22"
+    with pytest.raises(NotFoundError, match="node:al-26"):
+        store.resolve("vercel/sandbox/node:al-26")
+
+
 def test_a_pinned_reference_finds_the_image_and_only_under_its_own_name(directory: Path) -> None:
     store = ImageStore(directory)
     image = store.resolve("node22")

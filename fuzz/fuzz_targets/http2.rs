@@ -51,6 +51,7 @@ async fn exchange(data: &[u8]) {
         flow: Arc::clone(&registered.flow),
         destination: destination(),
         dialled: Arc::default(),
+        rules: Arc::default(),
     };
     let (mut client, server) = tokio::io::duplex(1 << 16);
     let talking = async {

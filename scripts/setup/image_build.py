@@ -23,7 +23,7 @@ def build_tree(plan: recipe.Recipe, root: Path, *, pin: bool = True) -> dict[str
     say("installing Debian into the image's tree")
     rootfs.bootstrap(plan, root, LOG, pin=pin)
     found = rootfs.installed(root)
-    say("adding Node, pnpm and uv")
+    say("adding Node, pnpm, Bun and uv")
     rootfs.add_languages(root, LOG)
     rootfs.add_files(root)
     rootfs.add_user(root, _original(root), plan.images[0])

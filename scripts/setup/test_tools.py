@@ -1,4 +1,5 @@
-"""What only the tests need: PostgreSQL, an S3 server, a browser, clients of the firewall's tests, JavaScript clients from npm.
+"""What only the tests need: PostgreSQL, an S3 server, a browser, a collector of telemetry, clients of the firewall's tests,
+JavaScript from npm.
 
 Two of them run in sandboxes: `.hutch/java` is a small Java runtime, `.hutch/guest-python` has packages for the image's Python.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.setup import cache, go, packages, python_env, s3_server, shell
@@ -16,6 +18,7 @@ from scripts.setup.report import SetupError, Step
 _PROGRAMS = {
     "chromium": "chromium",
     "curl": "curl",
+    "fish": "fish",
     "/bin/busybox": "busybox-static",
     "git": "git",
     "javac": "default-jdk-headless",
@@ -30,26 +33,28 @@ _GUEST_PYTHON = "3.13"
 JAVA = shell.HUTCH_DIR / "java"
 GUEST_PYTHON = shell.HUTCH_DIR / "guest-python"
 REGISTRY = shell.HUTCH_DIR / "registry"
-_REGISTRY_MODULE = shell.CHECKOUT / "tools" / "registry"
-CLIENTS = shell.CHECKOUT / "tests" / "clients"
+COLLECTOR = shell.HUTCH_DIR / "collector"
+TESTS = shell.CHECKOUT / "tests"
 
 
 def ensure(step: Step) -> None:
-    """Install the packages that are missing, every `package-lock.json` below `tests/clients`, and what runs in sandboxes."""
+    """Install the packages that are missing, every `package-lock.json` below `tests`, and what runs in sandboxes."""
     missing = sorted({package for program, package in _PROGRAMS.items() if not packages.there(program)})
     if not any(_POSTGRES.glob("*/bin/initdb")):
         missing.append("postgresql")
     if missing:
         packages.install(missing, step)
         step.made(f"installed {', '.join(missing)}")
-    locks = sorted(path for path in CLIENTS.glob("**/package-lock.json") if "node_modules" not in path.parts)
+    locks = sorted(path for path in TESTS.glob("**/package-lock.json") if "node_modules" not in path.parts)
     for lock in locks:
         if _install_npm(lock.parent, step):
             step.done = True
     _make_java(step)
     _install_for_guests(step)
     s3_server.ensure(step)
-    _build_registry(step)
+    package = "github.com/google/go-containerregistry/cmd/registry"
+    _build("registry", package, ("go.mod", "go.sum", "tools.go"), REGISTRY, "a registry of images", step)
+    _build("collector", ".", ("go.mod", "go.sum", "main.go"), COLLECTOR, "a collector of telemetry", step)
     step.detail = step.detail or f"PostgreSQL, Chromium, {len(locks)} npm lock file{'' if len(locks) == 1 else 's'}"
 
 
@@ -99,28 +104,20 @@ def _install_for_guests(step: Step) -> None:
     cache.link(GUEST_PYTHON, place / "lib")
 
 
-def _build_registry(step: Step) -> None:
-    """The registry of images that tests start, at the version of `tools/registry/go.mod`."""
-    sources = [_REGISTRY_MODULE / name for name in ("go.mod", "go.sum", "tools.go")]
-    place = cache.root() / "registry" / cache.content_key(files=[*sources, Path(__file__)])
+def _build(name: str, package: str, sources: Sequence[str], link: Path, what: str, step: Step) -> None:
+    """A program of Go, at the versions of `tools/NAME/go.mod`."""
+    module = shell.CHECKOUT / "tools" / name
+    place = cache.root() / name / cache.content_key(files=[*(module / source for source in sources), Path(__file__)])
     if not place.exists():
         program = go.obtain(step)
-        step.say("building a registry of images")
+        step.say(f"building {what}")
         with cache.building(place) as made:
-            command: list[str | Path] = [
-                program,
-                "build",
-                "-mod=readonly",
-                "-trimpath",
-                "-buildvcs=false",
-                "-o",
-                made / "registry",
-            ]
+            options = ["-mod=readonly", "-trimpath", "-buildvcs=false"]
             environment = {"CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"}
-            package = "github.com/google/go-containerregistry/cmd/registry"
-            shell.logged([*command, package], "test-tools", cwd=_REGISTRY_MODULE, env=environment)
+            command: list[str | Path] = [program, "build", *options, "-o", made / name, package]
+            shell.logged(command, "test-tools", cwd=module, env=environment)
         step.done = True
-    cache.link(REGISTRY, place / "registry")
+    cache.link(link, place / name)
 
 
 def _pinned(name: str, lock: str) -> str:

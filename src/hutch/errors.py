@@ -6,10 +6,13 @@
     ├── PaymentRequiredError 402  a budget or quota is exhausted
     ├── ForbiddenError       403  a token without access to the team or project it names
     ├── NotFoundError        404  no such thing for this caller
+    ├── RequestTimeoutError  408  the rest of the request did not come in time
     ├── ConflictError        409  the name is taken, the thing is busy
     ├── GoneError            410  the session ended; clients resume on this
     ├── PreconditionFailedError 412  what the caller wants to change is not what it has seen
     ├── PayloadTooLargeError 413  body, header or path beyond a documented bound
+    ├── UnsupportedMediaError 415 a body in a coding that is not read here
+    ├── MisdirectedError     421  the host name is not one of the API's
     ├── NotReadyError        422  the session is past the point of accepting commands
     ├── RateLimitedError     429  try again after `retry_after_s`
     ├── InternalError        500  a fault of ours
@@ -17,8 +20,8 @@
     └── StalledError         504  the guest does not read; `details` say how far it got
 
 Errors are raised where they are known and become HTTP answers in `hutch.api.errors` and exit codes in
-`hutch.cli.errors`, nowhere else. Codes are stable: clients compare them. A message is a full sentence that says what
-was wrong, with which value, and what to do.
+`hutch.cli.errors`, nowhere else; the client makes the same classes of answers again, so they are public. Codes are stable:
+clients compare them. A message is a full sentence that says what was wrong, with which value, and what to do.
 """
 
 from __future__ import annotations
@@ -77,6 +80,10 @@ class NotFoundError(HutchError):
     status = 404
 
 
+class RequestTimeoutError(HutchError):
+    status = 408
+
+
 class ConflictError(HutchError):
     status = 409
 
@@ -93,8 +100,26 @@ class PayloadTooLargeError(HutchError):
     status = 413
 
 
+class UnsupportedMediaError(HutchError):
+    status = 415
+
+
+class MisdirectedError(HutchError):
+    status = 421
+
+
 class NotReadyError(HutchError):
     status = 422
+
+
+class RunFailedError(HutchError):
+    """A worker's run that failed by the worker's own doing. `name` is that of its error, as its SDK gives it."""
+
+    status = 422
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__("run_failed", message)
+        self.name = name
 
 
 class RateLimitedError(HutchError):
@@ -123,10 +148,13 @@ BY_STATUS: dict[int, type[HutchError]] = {
         PaymentRequiredError,
         ForbiddenError,
         NotFoundError,
+        RequestTimeoutError,
         ConflictError,
         GoneError,
         PreconditionFailedError,
         PayloadTooLargeError,
+        UnsupportedMediaError,
+        MisdirectedError,
         NotReadyError,
         RateLimitedError,
         InternalError,

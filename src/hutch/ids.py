@@ -8,6 +8,10 @@
 | command | `cmd_` + 28 lowercase hexadecimal | 112 |
 | team, project | `team_`, `prj_` + 24 base62 | 142 |
 | token | `tok_` + 24 base62 | 142 |
+| member | `mem_` + 24 base62 | 142 |
+| worker, deployment, run, job, button | UUID of version 7 | 74 |
+| webhook address | 16 of base64url | 96 |
+| login | `login_` + 24 base62 | 142 |
 | route subdomain | `sb-` + 12 lowercase base36 | 62 |
 """
 
@@ -15,6 +19,9 @@ from __future__ import annotations
 
 import secrets
 import string
+import uuid
+
+from hutch.clock import now_ms
 
 BASE62 = string.ascii_letters + string.digits
 BASE36 = string.ascii_lowercase + string.digits
@@ -67,10 +74,35 @@ def token_id() -> str:
     return "tok_" + _base62(24)
 
 
+def member_id() -> str:
+    return "mem_" + _base62(24)
+
+
+def login_id() -> str:
+    return "login_" + _base62(24)
+
+
 def subdomain() -> str:
     return "sb-" + _random(BASE36, 12)
 
 
 def pty_ticket() -> str:
     """The single-use secret that opens one terminal WebSocket."""
+    return secrets.token_urlsafe(32)
+
+
+def worker_id() -> str:
+    """The id of a worker, a deployment or a run: a UUID of version 7 (RFC 9562), as the vendor's are."""
+    value = (now_ms() << 80) | secrets.randbits(80)
+    value = (value & ~(0xF << 76)) | (7 << 76)
+    return str(uuid.UUID(int=(value & ~(0b11 << 62)) | (0b10 << 62)))
+
+
+def webhook_address() -> str:
+    """The part of a webhook's URL that nobody guesses."""
+    return secrets.token_urlsafe(12)
+
+
+def secret() -> str:
+    """256 bits for a URL."""
     return secrets.token_urlsafe(32)

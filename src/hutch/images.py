@@ -31,8 +31,15 @@ REGISTRY_PREFIX = "vcr.vercel.com/"
 DEFAULT_TAG = "latest"
 # Far beyond what any image needs; a file that claims more is broken, and reading it would cost memory.
 MAX_DOCUMENT_BYTES = 4 * 1024 * 1024
-# overlayfs takes 500 lower layers; the mount's options have to fit one page long before that.
+# overlayfs takes 500 lower layers, and the mount's options, which have 20 bytes for each, have to fit one page.
 MAX_LAYERS = 32
+
+# Integrations pin older clients, which name what they called runtimes by the vendor's images.
+_VENDORS_NAMES = {
+    "vercel/sandbox/node:al-22": "node22",
+    "vercel/sandbox/node:al-24": "node24",
+    "vercel/sandbox/python:al-3.13.1": "python3.13",
+}
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _NAME = r"^[a-z0-9][a-z0-9._-]*(/[a-z0-9][a-z0-9._-]*)*(:[A-Za-z0-9_][A-Za-z0-9._-]*)?$"
@@ -190,7 +197,8 @@ class ImageStore:
         if wanted.digest:
             image = self._pinned(wanted)
         else:
-            image = self._by_name.get(wanted.name) or self._by_name.get(f"{wanted.name}:{DEFAULT_TAG}")
+            name = _VENDORS_NAMES.get(wanted.name, wanted.name)
+            image = self._by_name.get(name) or self._by_name.get(f"{name}:{DEFAULT_TAG}")
         if image is None:
             known = ", ".join(image.name for image in self._images) or "none: run `make setup`"
             raise NotFoundError("image_not_found", f"There is no image {reference[:255]!r}. Images here: {known}.")

@@ -23,17 +23,25 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from hutch.control.permissions import MemberRole
 from hutch.errors import BadRequestError
 
 DEFAULT_CONFIG_FILE = Path("/etc/hutch/hutch.toml")
 ENVIRONMENT_PREFIX = "HUTCH_"
 DEFAULT_IMAGE = "vercel/sandbox/universal:latest"
+INGRESS_PORT = 7071
+VENDOR_REGIONS = tuple(
+    "arn1 bom1 cdg1 cle1 cpt1 dub1 dxb1 fra1 gru1 hkg1 hnd1 iad1 icn1 kix1 lhr1 pdx1 sfo1 sin1 syd1 yul1".split()
+)
+"""What the vendor calls its regions: clients send the name of the one that they are in themselves."""
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 
 _SECRET_KEYS = frozenset({"database.url"})
 HOST_SECRETS = frozenset({"blobs.access_key_id", "blobs.secret_access_key"})
 """Nothing of these is ever shown, and only the host gets them."""
+API_SECRETS = frozenset({"sso.client_secret", "telemetry.headers"})
+"""Nothing of these is ever shown, and only the API process gets them."""
 MASK = "********"
 
 
@@ -84,6 +92,27 @@ def _split(value: object) -> object:
 TextList = Annotated[tuple[str, ...], BeforeValidator(_split)]
 
 
+def _parsed(value: object) -> object:
+    """What JSON text says; anything else is left for the validator."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else ()
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not a JSON array: {error}") from error
+
+
+def _provider_url(value: str) -> str:
+    """An issuer: https, or http on this machine. Raises `ValueError`."""
+    parts = urlsplit(value)
+    local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+    if parts.scheme not in (("http", "https") if local else ("https",)) or not parts.hostname:
+        raise ValueError("must be an https:// URL (http:// only on this machine)")
+    if parts.query or parts.fragment or parts.username is not None or len(value) > 200:
+        raise ValueError("must be a URL of at most 200 characters without user, query and fragment")
+    return value
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -100,6 +129,29 @@ class ServerSettings(Section):
     max_body_bytes: int = Field(MIB, description="Largest JSON request body.", ge=64 * 1024, le=64 * MIB)
     max_header_bytes: int = Field(32 * 1024, description="Largest request line and headers together.", ge=8192, le=MIB)
     max_connections: int = Field(4096, description="Connections at once; more are answered 503.", ge=16, le=1_000_000)
+    max_connections_per_client: int = Field(
+        2048,
+        description="Connections of one address at once; more are answered 503. 0: any number, as behind a proxy.",
+        ge=0,
+        le=1_000_000,
+    )
+    header_timeout_s: int = Field(30, description="Seconds for the head of a request.", ge=1, le=600)
+    keep_alive_s: int = Field(75, description="Seconds that a connection stays open without a request.", ge=1, le=3600)
+    body_timeout_s: int = Field(
+        60,
+        description="Seconds in which `server.body_min_bytes` more of a request's body, or its end, have to come while the "
+        "server waits for it; else 408. Who sends faster may take as long as it takes.",
+        ge=1,
+        le=3600,
+    )
+    body_min_bytes: int = Field(1024, description="See `server.body_timeout_s`.", ge=1, le=MIB)
+    stall_timeout_s: int = Field(
+        600,
+        description="Seconds until a connection is closed whose client takes nothing of what is sent to it. One to which nothing "
+        "is to be said stays.",
+        ge=1,
+        le=86_400,
+    )
     shutdown_grace_s: int = Field(10, description="Seconds that running requests get to finish on SIGTERM.", ge=0, le=3600)
     log_level: LogLevel = Field(LogLevel.INFO, description="Least severe log record written to standard error.")
 
@@ -221,6 +273,16 @@ class SandboxSettings(Section):
     region: str = Field(
         "iad1", description="Region that sandboxes report when their create names none.", min_length=1, max_length=32
     )
+    regions: TextList = Field(
+        VENDOR_REGIONS, description="What else a request may name as its region. All of them are where this server is."
+    )
+    source_timeout_ms: int = Field(
+        240_000, description="Time within which the `source` of a create (git, tarball) has to be fetched.", ge=1000
+    )
+
+    def known_regions(self) -> frozenset[str]:
+        """What a request may name as its region."""
+        return frozenset((self.region, *self.regions))
 
     @field_validator("max_timeout_ms")
     @classmethod
@@ -307,6 +369,34 @@ class LimitSettings(Section):
         "asked for. 0: any number.",
         ge=0,
     )
+    requests_per_minute: int = Field(
+        100_000,
+        description="Requests of a project to the API in a minute, and at once after a rest; more are answered 429. Creations "
+        "and deletions of sandboxes have their own limits. 0: any number.",
+        ge=0,
+    )
+    creates_per_minute: int = Field(
+        5_000,
+        description="Creates and forks of a project in a minute, and at once after a rest; a fork of `count` sandboxes is so "
+        "many. 0: any number.",
+        ge=0,
+    )
+    deletes_per_second: int = Field(200, description="Sandboxes that a project may delete in a second. 0: any number.", ge=0)
+    unauthorized_per_minute: int = Field(
+        1_000,
+        description="Requests of one address (IPv6: of one /64) without a valid token in a minute, and at once after a rest; "
+        "more are answered 429 instead of 401. Those with one are not concerned. 0: any number.",
+        ge=0,
+    )
+    logins_per_minute: int = Field(
+        60,
+        description="Steps of logins (`sso`) of one address (IPv6: of one /64) in a minute, and at once after a rest; more are "
+        "answered 429. 0: any number.",
+        ge=0,
+    )
+    concurrent_sandboxes: int = Field(
+        10_000, description="Sandboxes of a project that may run at once; more are answered 429. 0: any number.", ge=0
+    )
 
 
 class TokenSettings(Section):
@@ -314,6 +404,203 @@ class TokenSettings(Section):
 
     default_ttl_s: int = Field(30 * 86_400, description="Life of a new token that names none, in seconds.", ge=60)
     max_ttl_s: int = Field(366 * 86_400, description="Longest life of a token, in seconds.", ge=60)
+
+
+class RoleRule(BaseModel):
+    """A claim of a login, and the role in a team that it gives: `claim` is that text, or a list that has it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    claim: str = Field(min_length=1, max_length=128)
+    value: str = Field(min_length=1, max_length=512)
+    team: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    role: MemberRole
+
+
+RoleRules = Annotated[tuple[RoleRule, ...], BeforeValidator(_parsed)]
+
+
+class SsoSettings(Section):
+    """Logins by an OpenID provider."""
+
+    issuer: str | None = Field(None, description="The provider: its issuer, exactly as it calls itself. Default: no logins.")
+    client_id: str | None = Field(None, description="Who this server is to the provider.", min_length=1, max_length=255)
+    client_secret: str | None = Field(None, description="Its secret. Default: none, as a public client has.", min_length=1)
+    scopes: TextList = Field(("openid", "email", "profile"), description="Scopes that are asked for; `openid` has to be in them.")
+    roles: RoleRules = Field(
+        (), description="Which claims give which role in which team. Default: only members that were added can log in."
+    )
+    email_domains: TextList = Field(
+        (), description="Domains of which a verified e-mail address has to be. Default: any, and none is needed."
+    )
+    session_ttl_s: int = Field(12 * 3600, description="Life of a login's token, in seconds.", ge=60, le=31 * 86_400)
+
+    @field_validator("issuer")
+    @classmethod
+    def _issuer(cls, value: str | None) -> str | None:
+        return _provider_url(value) if value is not None else None
+
+    @field_validator("client_id")
+    @classmethod
+    def _client_id(cls, value: str | None, info: Any) -> str | None:
+        if (value is None) != (info.data.get("issuer") is None):
+            raise ValueError("must be given together with sso.issuer")
+        return value
+
+    @field_validator("scopes")
+    @classmethod
+    def _scopes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "openid" not in value or any(re.fullmatch(r"[!#-\[\]-~]{1,128}", scope) is None for scope in value):
+            raise ValueError("must be scopes without spaces, `openid` among them")
+        return value
+
+    @field_validator("email_domains")
+    @classmethod
+    def _email_domains(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for domain in value:
+            if re.fullmatch(r"[a-z0-9-]+(\.[a-z0-9-]+)+", domain) is None:
+                raise ValueError(f"has {domain!r}, which is not a domain in small letters such as example.com")
+        return value
+
+    @property
+    def enabled(self) -> bool:
+        return self.issuer is not None
+
+
+class TelemetrySettings(Section):
+    """Metrics that are sent elsewhere."""
+
+    otlp_endpoint: str | None = Field(
+        None, description="URL of an OpenTelemetry collector that takes metrics by OTLP over HTTP. Default: nothing is sent."
+    )
+    headers: Annotated[tuple[str, ...], BeforeValidator(_split)] = Field(
+        (), description="Headers (`NAME=VALUE`) of what is sent there, as for its authorization."
+    )
+    interval_s: int = Field(30, description="Seconds from one sending to the next.", ge=1, le=3600)
+    timeout_s: int = Field(10, description="Seconds that the collector has for one.", ge=1, le=300)
+    service_name: str = Field("hutch", description="`service.name` of the metrics.", min_length=1, max_length=255)
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _otlp_endpoint(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("must be an http:// or https:// URL without query and fragment")
+        # Without a path it is the collector as a whole, which has metrics there.
+        return value if parts.path.strip("/") else f"{value.rstrip('/')}/v1/metrics"
+
+    @field_validator("headers")
+    @classmethod
+    def _headers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for number, header in enumerate(value, 1):
+            # What is wrong with it is not said with its value.
+            if re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+=[\t -~]*", header) is None:
+                raise ValueError(f"must be headers NAME=VALUE in ASCII, and number {number} is none")
+        return value
+
+    def header_map(self) -> dict[str, str]:
+        """Names in small letters → values."""
+        return {name.lower(): text for name, _, text in (header.partition("=") for header in self.headers)}
+
+
+class BillingSettings(Section):
+    """Usage windows and prices."""
+
+    window_s: int = Field(
+        60, description="Seconds after which a running session's usage is written down and passed on.", ge=1, le=3600
+    )
+    prices: Path | None = Field(
+        None, description="JSON file with a price table; read when the server starts. Default: a table in US dollars."
+    )
+
+
+class WebhookSettings(Section):
+    """Where events are sent."""
+
+    private_hosts: TextList = Field(
+        (),
+        description="Hosts (`HOST[:PORT]`) of webhooks that may be at private and loopback addresses, and spoken to by HTTP "
+        "without TLS. Default: none; webhooks are HTTPS to public addresses.",
+    )
+
+    @field_validator("private_hosts")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if re.fullmatch(r"[a-z0-9.-]+(:[0-9]+)?|\[[0-9a-f:]+\](:[0-9]+)?", host) is None:
+                raise ValueError(f"has {host!r}, which is not HOST[:PORT] such as hooks.example.com:8443")
+        return value
+
+
+class WorkerSettings(Section):
+    """Workers: how they are built and run."""
+
+    image: str | None = Field(None, description="Image that workers are built and run on. Default: `sandbox.default_image`.")
+    vcpus: int = Field(2, description="vCPUs of builds and runs; memory is 2048 MB each.", ge=1, le=32)
+    registries: TextList = Field(
+        (),
+        description="Names that a build may reach while it installs packages, and nothing else. Default: the registry that npm "
+        "in the image is set to.",
+    )
+    build_timeout_s: int = Field(600, description="Seconds for each step of a build.", ge=10, le=3600)
+    run_timeout_s: int = Field(300, description="Seconds for one run.", ge=1, le=86_400)
+    max_archive_bytes: int = Field(64 * MIB, description="Largest uploaded source archive.", ge=MIB, le=4 * GIB)
+    oauth_hosts: TextList = Field(
+        (),
+        description="Token endpoints of OAuth providers (`HOST[:PORT]`) that may be at private or loopback addresses.",
+    )
+    run_cpu_s: int = Field(0, description="Most CPU seconds of one run, over all vCPUs; 0: any number.", ge=0, le=10_000_000)
+    run_egress_bytes: int = Field(0, description="Most bytes that one run may send; 0: any number.", ge=0, le=2**50)
+    run_money_nano: int = Field(
+        0, description="Most that one run may cost, in nano-units of the price table; 0: anything.", ge=0, le=2**60
+    )
+    warm_s: int = Field(
+        300,
+        description="Seconds after a tool was called for which a sandbox with the worker loaded waits for the next call; "
+        "0: none does.",
+        ge=0,
+        le=86_400,
+    )
+    max_warm: int = Field(8, description="Most sandboxes that wait so.", ge=0, le=10_000)
+    log_bytes: int = Field(MIB, description="Bytes that are kept of what a run writes.", ge=16 * 1024, le=64 * MIB)
+    run_concurrency: int = Field(
+        8, description="Most queued deliveries and triggers that one API process runs at once.", ge=1, le=10_000
+    )
+    max_queued: int = Field(
+        10_000, description="Most deliveries and triggers of a project that wait; 0: any number.", ge=0, le=10_000_000
+    )
+    max_webhook_bytes: int = Field(MIB, description="Largest body of a request to a webhook.", ge=1024, le=5 * MIB)
+    webhook_requests_per_minute: int = Field(
+        600, description="Most requests to the webhooks of one worker per minute; 0: any number.", ge=0, le=1_000_000
+    )
+    project_webhook_requests_per_minute: int = Field(
+        1200, description="The same for all workers of a project.", ge=0, le=1_000_000
+    )
+    deliveries_per_minute: int = Field(
+        60, description="Most webhook events of a project that are queued per minute; 0: any number.", ge=0, le=1_000_000
+    )
+    deliveries_per_hour: int = Field(600, description="The same per hour.", ge=0, le=10_000_000)
+    queued_runs_per_minute: int = Field(
+        60,
+        description="Most queued deliveries and triggers of a project that are run per minute, others wait; 0: any number.",
+        ge=0,
+        le=1_000_000,
+    )
+    queued_runs_per_hour: int = Field(600, description="The same per hour.", ge=0, le=10_000_000)
+    sync_concurrency: int = Field(
+        8, description="Most runs of syncs at once that this process schedules; 0: it schedules none.", ge=0, le=1000
+    )
+
+    def run_budget(self) -> dict[str, int] | None:
+        """What one run may use, by limit of a budget; None: as much as its project may."""
+        limits = {
+            "active_cpu_us": self.run_cpu_s * 1_000_000,
+            "egress_bytes": self.run_egress_bytes,
+            "money_nano": self.run_money_nano,
+        }
+        return {name: limit for name, limit in limits.items() if limit} or None
 
 
 class Audit(StrEnum):
@@ -382,6 +669,88 @@ class EgressSettings(Section):
         return value.expanduser().absolute() if value is not None else None
 
 
+class IngressSettings(Section):
+    """Requests of anybody to the ports of sandboxes."""
+
+    listen: str | None = Field(
+        None,
+        description="Address and port of the ingress. Default: port 7071 at the address of `server.listen`; a free port where "
+        "that takes one.",
+    )
+    domain: str = Field("localhost", description="Each exposed port has a name of one label below this domain.")
+    public_url: str | None = Field(
+        None, description="Base URL below whose host names are reached, when a proxy stands in front. Default: from `listen`."
+    )
+    tls_certificate: Path | None = Field(
+        None, description="PEM file with a certificate for `*.DOMAIN` and its chain; read again when it changes."
+    )
+    tls_key: Path | None = Field(None, description="PEM file with its key.")
+    header_timeout_s: int = Field(15, description="Seconds for the head of a request, and for a TLS greeting.", ge=1, le=600)
+    idle_timeout_s: int = Field(600, description="Seconds until a connection is closed on which nothing moves.", ge=5, le=86_400)
+    connect_timeout_s: int = Field(5, description="Seconds for a connection to a program in a sandbox.", ge=1, le=120)
+    wake_timeout_s: int = Field(
+        60, description="Seconds that requests wait for a sandbox with `wakeOnRequest` to be resumed.", ge=1, le=600
+    )
+    listen_timeout_s: int = Field(
+        15, description="Seconds that they wait for its program to listen once it is resumed.", ge=0, le=600
+    )
+    max_connections: int = Field(10_000, description="Connections at once; more are closed.", ge=1, le=1_000_000)
+    max_connections_per_client: int = Field(
+        512, description="Connections of one address at once; more are closed. 0: any number.", ge=0, le=1_000_000
+    )
+    max_requests_per_sandbox: int = Field(
+        1024, description="Requests and tunnels of one sandbox at once; more are answered 503.", ge=1, le=1_000_000
+    )
+    max_waiting: int = Field(
+        128, description="Requests that wait for one sandbox to be resumed; more are answered 503.", ge=1, le=100_000
+    )
+    max_header_bytes: int = Field(32 * 1024, description="Largest head of a request.", ge=4096, le=MIB)
+    max_body_bytes: int = Field(0, description="Largest body of a request. 0: any size.", ge=0, le=2**50)
+    max_link_ttl_s: int = Field(7 * 86_400, description="Longest life of a link to a private port, in seconds.", ge=60)
+
+    @field_validator("listen")
+    @classmethod
+    def _listen(cls, value: str | None) -> str | None:
+        if value is not None:
+            split_listen(value)
+        return value
+
+    @field_validator("domain")
+    @classmethod
+    def _domain(cls, value: str) -> str:
+        label = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+        if len(value) > 200 or re.fullmatch(rf"{label}(\.{label})*", value) is None:
+            raise ValueError("must be a domain in small letters, such as sandboxes.example.com")
+        return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _public_url(cls, value: str | None, info: Any) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or parts.hostname != info.data.get("domain") or parts.path.rstrip("/"):
+            raise ValueError("must be an http:// or https:// URL of ingress.domain without a path")
+        return value.rstrip("/")
+
+    @field_validator("tls_certificate", "tls_key")
+    @classmethod
+    def _file(cls, value: Path | None) -> Path | None:
+        return value.expanduser().absolute() if value is not None else None
+
+    @field_validator("tls_key")
+    @classmethod
+    def _both(cls, value: Path | None, info: Any) -> Path | None:
+        if (value is None) != (info.data.get("tls_certificate") is None):
+            raise ValueError("must be given together with ingress.tls_certificate")
+        return value
+
+    @property
+    def https(self) -> bool:
+        """Whether clients speak TLS, to us or to what stands in front."""
+        return self.tls_certificate is not None or (self.public_url or "").startswith("https:")
+
+
 class Settings(BaseSettings):
     """Every setting, by section. Make one with `load`."""
 
@@ -397,7 +766,13 @@ class Settings(BaseSettings):
     blobs: BlobSettings = Field(default_factory=BlobSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
     tokens: TokenSettings = Field(default_factory=TokenSettings)
+    sso: SsoSettings = Field(default_factory=SsoSettings)
+    billing: BillingSettings = Field(default_factory=BillingSettings)
+    workers: WorkerSettings = Field(default_factory=WorkerSettings)
+    webhooks: WebhookSettings = Field(default_factory=WebhookSettings)
+    telemetry: TelemetrySettings = Field(default_factory=TelemetrySettings)
     egress: EgressSettings = Field(default_factory=EgressSettings)
+    ingress: IngressSettings = Field(default_factory=IngressSettings)
 
     _sources: dict[str, tuple[Source, str]] = PrivateAttr(default_factory=dict)
 
@@ -450,6 +825,31 @@ class Settings(BaseSettings):
     def host_socket(self) -> Path:
         return self.run_dir / "host.sock"
 
+    # -- addresses ----------------------------------------------------------------------------------
+
+    def ingress_listen(self) -> str:
+        """`HOST:PORT` of the ingress."""
+        if self.ingress.listen is not None:
+            return self.ingress.listen
+        host, _, port = self.server.listen.rpartition(":")
+        return f"{host}:{0 if port == '0' else INGRESS_PORT}"
+
+    def ingress_netloc(self) -> tuple[str, str]:
+        """Scheme of the exposed ports' URLs, and what follows their first label."""
+        if self.ingress.public_url is not None:
+            parts = urlsplit(self.ingress.public_url)
+            return parts.scheme, parts.netloc
+        scheme, port = ("https" if self.ingress.https else "http"), self.ingress_listen().rpartition(":")[2]
+        usual = {"https": "443", "http": "80"}[scheme] == port
+        return scheme, self.ingress.domain if usual else f"{self.ingress.domain}:{port}"
+
+    def ingress_url(self) -> str:
+        """Where the ingress is reached: by its address where the domain is only this machine's."""
+        scheme, netloc = self.ingress_netloc()
+        if self.ingress.public_url is None and self.ingress.domain == "localhost":
+            netloc = self.ingress_listen().replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:")
+        return f"{scheme}://{netloc}"
+
     def image_dir(self) -> Path:
         if self.image.dir is not None:
             return self.image.dir.expanduser().absolute()
@@ -494,7 +894,7 @@ def split_listen(value: str) -> tuple[str, int]:
 
 def mask(key: str, value: Any) -> Any:
     """`value` without its secrets."""
-    if key in HOST_SECRETS and value:
+    if key in HOST_SECRETS | API_SECRETS and value:
         return MASK
     if key in _SECRET_KEYS and isinstance(value, str):
         return re.sub(r"(://[^:/@]*):[^@]*@", rf"\1:{MASK}@", value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import socket
@@ -21,10 +22,11 @@ from hutch.api.services import ResolvedImage, Services
 from hutch.api.startup import Identity, identity, started
 from hutch.api.startup import load as load_installation
 from hutch.clock import now_ms
-from hutch.control.records import TokenRole
+from hutch.control.permissions import TokenRole
 from hutch.errors import NotFoundError
 from hutch.settings import load
 from hutch.storage import tenants
+from tests.answers import Checked
 from tests.api.fake_host import FakeHost
 
 DAY_MS = 86_400_000
@@ -106,14 +108,20 @@ class Tenant:
     project_id: str
 
 
-@pytest.fixture
-async def host(tmp_path: Path) -> AsyncIterator[FakeHost]:
-    run = tmp_path / "run"
+@contextlib.asynccontextmanager
+async def fake_host(data_dir: Path) -> AsyncIterator[FakeHost]:
+    run = data_dir / "run"
     run.mkdir()
     fake = FakeHost(run / "host.sock")
     await fake.start()
     yield fake
     await fake.stop()
+
+
+@pytest.fixture
+async def host(tmp_path: Path) -> AsyncIterator[FakeHost]:
+    async with fake_host(tmp_path) as fake:
+        yield fake
 
 
 @pytest.fixture
@@ -138,13 +146,22 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 async def api(tmp_path: Path, host: FakeHost, environment: dict[str, str], installed: Path) -> AsyncIterator[Api]:
-    settings = load(Path(os.devnull), environment=environment, flags={"server.data_dir": tmp_path})
+    async with served(tmp_path, host, environment, installed) as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def served(data_dir: Path, host: FakeHost, environment: dict[str, str], installed: Path) -> AsyncIterator[Api]:
+    """A server of the running loop, each of whose answers is looked at (`Checked`)."""
+    settings = load(Path(os.devnull), environment=environment, flags={"server.data_dir": data_dir})
     # Migrations and keys are most of what a start takes.
     shutil.copytree(installed, settings.control_dir)
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     async with started(settings, load_installation(settings), FakeImages()) as services:  # type: ignore[arg-type]
-        server = ApiServer(server_config(services), services)
+        config = server_config(services)
+        config.app = checked = Checked(config.app)  # type: ignore[arg-type]
+        server = ApiServer(config, services)
         # uvicorn's own loop only looks for signals and takes a while to end; tests do without it.
         server.config.load()
         server.lifespan = server.config.lifespan_class(server.config)
@@ -164,3 +181,4 @@ async def api(tmp_path: Path, host: FakeHost, environment: dict[str, str], insta
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+    assert not checked.violations, "answers that are not as documented:\n" + "\n".join(checked.violations)

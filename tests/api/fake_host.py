@@ -2,8 +2,8 @@
 
 Programs it knows, by `argv[0]`: `echo` (prints its arguments), `both` (both streams), `exit N`, `pieces` (a character
 in two pieces), `nul` (bytes that are not text), `cat` (standard input to output), `env`, `wait` (until killed), `flood N`
-(N MiB), `die` (prints, then the host's connection breaks), `gone` (prints, then the session ends). Everything else does not
-exist.
+(N MiB), `die` (prints, then the host's connection breaks), `gone` (prints, then the session ends), `node` (a worker: what
+`FakeHost.worker` makes of its job, without one its input). Everything else does not exist.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import gzip
 import io
+import json
 import tarfile
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,12 +30,16 @@ from hutch.host.protocol import (
     ArchiveWrite,
     AuditPage,
     AuditRead,
+    Budgets,
+    BudgetState,
+    BudgetStates,
     CommandGet,
     CommandKill,
     CommandRecord,
     CommandRef,
     CommandStart,
     CommandStdin,
+    CommandUsage,
     CredentialChange,
     DriveMode,
     DriveMount,
@@ -44,6 +50,7 @@ from hutch.host.protocol import (
     ExtendRequest,
     FileMkdir,
     FileRead,
+    Forget,
     ForwardingKey,
     HostInfo,
     ImageBuild,
@@ -52,16 +59,24 @@ from hutch.host.protocol import (
     ImageQuery,
     ImageRecord,
     ImageRemove,
+    IngressKey,
+    IngressRoutes,
+    IngressState,
+    IngressUpdate,
+    IngressWake,
     NetworkApplied,
     NetworkSpec,
     NetworkUpdate,
+    NumberedWindow,
     PersistRequest,
     PtyOpen,
+    RuleTraffic,
     SessionEvent,
     SessionRecord,
     SessionRef,
     SessionSpec,
     SessionStatus,
+    SessionUsage,
     SnapshotExport,
     SnapshotImport,
     SnapshotMethod,
@@ -72,10 +87,15 @@ from hutch.host.protocol import (
     StopRequest,
     Traffic,
 )
+from hutch.metering.budgets import Budget, UsageOwner, sandbox_key
+from hutch.metering.notices import Notice, NumberedNotice
+from hutch.metering.quantities import Quantities
+from hutch.metering.windows import UsageWindow
 from hutch.wire import Hello, Role, Stream, serve_unix
 from hutch.wire.connection import Data, Message
 
 HELLO = Hello(version=1, role=Role.HOST, window=256 * 1024, max_streams=4096)
+PULLED_AT = 1_700_000_000_007
 
 
 @dataclass
@@ -102,6 +122,11 @@ class FakeCommand:
         async with self.changed:
             await self.changed.wait_for(lambda: self.record.exit_code is not None)
         return self.record
+
+
+async def no_worker(job: Any) -> tuple[bytes, int]:
+    """A worker that does nothing: what it prints and its exit code."""
+    return b"", 0
 
 
 class FakeHost:
@@ -151,11 +176,36 @@ class FakeHost:
         self.drive_gate.set()
         self.lose_snapshot_answer = False
         self.forwarding_key: ForwardingKey | None = None
+        self.routes: dict[str, IngressRoutes] = {}
+        self.refuse_routes: HutchError | None = None
+        self.ingress_key = ""
+        self.ingress_state: IngressState | None = None
+        self.wakes: asyncio.Queue[str] = asyncio.Queue()
+        self.not_waked: asyncio.Queue[str] = asyncio.Queue()
         self.create_gate = asyncio.Event()
         self.create_gate.set()
         self.creating = asyncio.Event()
         self.sizes: list[list[int]] = []
+        self.ptys: list[PtyOpen] = []
+        self.forgotten: set[str] = set()
+        self.scrubbed = 0
+        self.refuse_scrub: HutchError | None = None
         self.pty_closed = asyncio.Event()
+        self.used: dict[str, Quantities] = {}
+        self.passed: dict[str, dict[str, RuleTraffic]] = {}
+        self.windows: list[NumberedWindow] = []
+        self.delivered = 0
+        self.budgets: dict[tuple[str, str], Budget] = {}
+        self.spent: dict[str, Quantities] = {}
+        self.kept: list[list[Budget]] = []
+        self.refuse_budget: HutchError | None = None
+        self.budget_gate = asyncio.Event()
+        self.budget_gate.set()
+        self.budgets_waiting = asyncio.Semaphore(0)
+        """Released for each budget that has come, before it passes the gate."""
+        self.notices: list[NumberedNotice] = []
+        self.worker: Callable[[Any], Awaitable[tuple[bytes, int]]] = no_worker
+        self.worker_jobs: list[Any] = []
         self._event_added = asyncio.Condition()
         self._server: asyncio.AbstractServer | None = None
         self._connections: set[Any] = set()
@@ -230,6 +280,7 @@ class FakeHost:
                 pooled=2,
                 max_timeout_ms=86_400_000,
                 reason="" if self.ready else "filling the pool",
+                platform_cpu_us={"host": 1_500_000, "gateway": 500_000, "ingress": 0},
             )
         )
 
@@ -262,6 +313,8 @@ class FakeHost:
             source_snapshot=spec.source_snapshot,
             persistent=spec.persistent,
             mounts=spec.mounts,
+            sandbox_id=spec.sandbox_id,
+            team_id=spec.team_id,
         )
         self.specs[spec.session_id] = spec
         self.networks[spec.session_id] = spec.network
@@ -373,6 +426,8 @@ class FakeHost:
         async for item in stream:
             if isinstance(item, Data):
                 received += item.data
+        if not received:
+            raise BadRequestError("invalid_archive", "The archive is empty.")
         self.tars[request.snapshot_id] = received
         made = SnapshotRecord(
             snapshot_id=request.snapshot_id,
@@ -476,7 +531,7 @@ class FakeHost:
             source=pull.reference,
             shared=not pull.project_id,
             size_bytes=4096,
-            pulled_at=7,
+            pulled_at=PULLED_AT,
             user="joe",
             home="/home/joe",
             cwd="/srv",
@@ -498,7 +553,7 @@ class FakeHost:
             source="",
             shared=not build.project_id,
             size_bytes=4096,
-            pulled_at=7,
+            pulled_at=PULLED_AT,
             user=user.name if user is not None else "joe",
             home=user.home if user is not None else "/home/joe",
             cwd=build.cwd or "/srv",
@@ -564,6 +619,33 @@ class FakeHost:
         self.forwarding_key = stream.params(ForwardingKey)
         stream.send_reply({})
 
+    async def _on_ingress_routes(self, stream: Stream) -> None:
+        update = await stream.value(IngressUpdate, MAX_LARGE_BYTES)
+        if self.refuse_routes is not None:
+            raise self.refuse_routes
+        if update.complete:
+            self.routes = {}
+        self.routes |= {routes.sandbox_id: routes for routes in update.sandboxes}
+        stream.send_reply({})
+
+    async def _on_ingress_key(self, stream: Stream) -> None:
+        self.ingress_key = stream.params(IngressKey).key
+        stream.send_reply({})
+
+    async def _on_ingress_wakes(self, stream: Stream) -> None:
+        stream.send_reply({})
+        while True:
+            await stream.send_event(IngressWake(await self.wakes.get()))
+
+    async def _on_ingress_state(self, stream: Stream) -> None:
+        if self.ingress_state is None:
+            raise UnavailableError("ingress_unavailable", "The ingress is gone. Try again.")
+        stream.send_reply(self.ingress_state)
+
+    async def _on_ingress_failed(self, stream: Stream) -> None:
+        self.not_waked.put_nowait(stream.params(IngressWake).sandbox_id)
+        stream.send_reply({})
+
     async def _on_audit_read(self, stream: Stream) -> None:
         request = stream.params(AuditRead)
         records = self.audits.get(request.sandbox_id, [])[request.after :][: request.limit]
@@ -573,6 +655,153 @@ class FakeHost:
         if stream.params(SessionRef).session_id not in self.sessions:
             raise NotFoundError("session_not_found", "The host has no such session.")
         stream.send_reply(self.traffic)
+
+    # -- usage --------------------------------------------------------------------------------------
+
+    async def close_window(
+        self, session_id: str, *, final: bool = False, at_ms: int | None = None, **used: int
+    ) -> NumberedWindow:
+        """The next window of a session, told to whoever follows."""
+        session = self.sessions[session_id]
+        number = 1 + sum(told.window.session_id == session_id for told in self.windows)
+        began = at_ms or session.started_at or 0
+        window = UsageWindow(
+            session_id=session_id,
+            number=number,
+            from_ms=began,
+            to_ms=began + 1000,
+            final=final,
+            quantities=Quantities(**used),
+        )
+        spec = self.specs[session_id]
+        owner = UsageOwner(spec.team_id, spec.project_id, spec.sandbox_id)
+        told = NumberedWindow(len(self.windows) + 1, owner, window, self.passed.get(session_id, {}) if final else {})
+        await self.tell(told)
+        return told
+
+    async def tell(self, told: NumberedWindow) -> None:
+        async with self._event_added:
+            self.windows.append(told)
+            self._event_added.notify_all()
+
+    async def tell_again(self) -> NumberedWindow:
+        """The last window once more, as a host does that did not hear that it was taken."""
+        told = msgspec.structs.replace(self.windows[-1], seq=len(self.windows) + 1)
+        await self.tell(told)
+        return told
+
+    async def _on_usage_read(self, stream: Stream) -> None:
+        session = self.sessions.get(stream.params(SessionRef).session_id)
+        if session is None:
+            raise NotFoundError("usage_not_found", "The host has no usage of the session.")
+        began, name = session.started_at or 0, session.session_id
+        quantities = self.used.get(name, Quantities(creations=1))
+        network = self.passed.get(name, {})
+        stream.send_reply(SessionUsage(name, began, began + 1, session.status not in LIVE, quantities, network))
+
+    async def _on_usage_command(self, stream: Stream) -> None:
+        request = stream.params(CommandRef)
+        found = self.commands.get(request.session_id, {}).get(request.command_id)
+        if found is None:
+            raise NotFoundError("not_found", "The host has no usage of the command.")
+        record = found.record
+        stream.send_reply(
+            CommandUsage(
+                session_id=record.session_id,
+                command_id=record.command_id,
+                started_at=record.started_at,
+                final=record.exit_code is not None,
+                overlapped=False,
+                quantities=self.used.get(record.session_id, Quantities()),
+            )
+        )
+
+    async def _on_usage_windows(self, stream: Stream) -> None:
+        after = stream.params(dict[str, int])["after"]
+        stream.send_reply({})
+        while True:
+            for told in list(self.windows):
+                if told.seq > after:
+                    after = told.seq
+                    await stream.send_event(told)
+            async with self._event_added:
+                while not any(told.seq > after for told in self.windows):
+                    await self._event_added.wait()
+
+    async def notice(self, notice: Notice) -> None:
+        """Have a budget's owner be told."""
+        async with self._event_added:
+            self.notices.append(NumberedNotice(len(self.notices) + 1, notice))
+            self._event_added.notify_all()
+
+    async def _on_budget_notices(self, stream: Stream) -> None:
+        after = stream.params(dict[str, int])["after"]
+        stream.send_reply({})
+        while True:
+            for told in list(self.notices):
+                if told.seq > after:
+                    after = told.seq
+                    await stream.send_event(told)
+            async with self._event_added:
+                while not any(told.seq > after for told in self.notices):
+                    await self._event_added.wait()
+
+    async def _on_usage_delivered(self, stream: Stream) -> None:
+        async with self._event_added:
+            self.delivered = stream.params(dict[str, int])["seq"]
+            self._event_added.notify_all()
+        stream.send_reply({})
+
+    async def until_delivered(self, told: NumberedWindow) -> None:
+        """Wait until whoever follows has written a window down."""
+        async with asyncio.timeout(10), self._event_added:
+            await self._event_added.wait_for(lambda: self.delivered >= told.seq)
+
+    async def _on_budget_set(self, stream: Stream) -> None:
+        if self.refuse_budget is not None:
+            raise self.refuse_budget
+        self.budgets_waiting.release()
+        await self.budget_gate.wait()
+        self._hold(stream.params(Budget))
+        stream.send_reply({})
+
+    def _hold(self, budget: Budget) -> None:
+        place = (budget.key, budget.period.value)
+        if budget.any:
+            self.budgets[place] = budget
+        else:
+            self.budgets.pop(place, None)
+
+    async def _on_budget_keep(self, stream: Stream) -> None:
+        wanted = (await stream.value(Budgets, MAX_LARGE_BYTES)).budgets
+        self.kept.append(wanted)
+        self.budgets = {}
+        for budget in wanted:
+            self._hold(budget)
+        stream.send_reply({})
+
+    async def _on_budget_read(self, stream: Stream) -> None:
+        key = stream.params(dict[str, str])["key"]
+        found = [budget for (owner, _), budget in sorted(self.budgets.items()) if owner == key]
+        spent = self.spent.get(key, Quantities())
+        stream.send_reply(BudgetStates([BudgetState(budget, spent) for budget in found]))
+
+    async def _on_session_forget(self, stream: Stream) -> None:
+        request = stream.params(Forget)
+        for session_id in request.session_ids:
+            if session_id in self.sessions and self.sessions[session_id].status in LIVE:
+                raise ConflictError("session_live", "not over")
+            self.sessions.pop(session_id, None)
+        self.forgotten.update(request.session_ids, request.sandbox_ids, request.owners)
+        gone = {*map(sandbox_key, request.sandbox_ids), *request.owners}
+        self.budgets = {place: budget for place, budget in self.budgets.items() if place[0] not in gone}
+        stream.send_reply({})
+
+    async def _on_host_scrub(self, stream: Stream) -> None:
+        if self.refuse_scrub is not None:
+            raise self.refuse_scrub
+        self.scrubbed += 1
+        stream.send_reply({})
 
     async def _on_events(self, stream: Stream) -> None:
         after = stream.params(dict[str, int])["after"]
@@ -599,7 +828,7 @@ class FakeHost:
         start = stream.params(CommandStart)
         session = self._live(start.session_id)
         program = start.argv[0].decode()
-        if program not in ("echo", "both", "exit", "pieces", "nul", "cat", "wait", "flood", "die", "gone", "env"):
+        if program not in ("echo", "both", "exit", "pieces", "nul", "cat", "wait", "flood", "die", "gone", "env", "node"):
             raise BadRequestError("executable_not_found", f"[invalid_argument] executable file not found in $PATH: {program}")
         record = CommandRecord(
             command_id=start.command_id,
@@ -611,7 +840,11 @@ class FakeHost:
         command = FakeCommand(record, has_stdin=start.stdin)
         self.commands[start.session_id] = {start.command_id: command, **self.commands[start.session_id]}
         stream.send_reply(record)
-        task = asyncio.create_task(self._run(command, start))
+        if program == "node":
+            running = self._work(command) if self.worker is not no_worker else self._run_worker(command, start)
+        else:
+            running = self._run(command, start)
+        task = asyncio.create_task(running)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         if start.follow:
@@ -657,6 +890,27 @@ class FakeHost:
             await command.finish(-1)
             return
         await command.finish(code)
+
+    async def _work(self, command: FakeCommand) -> None:
+        """A worker, to its end."""
+        async with command.changed:
+            await command.changed.wait_for(lambda: command.stdin_closed)
+        job = json.loads(bytes(command.stdin))
+        self.worker_jobs.append(job)
+        output, code = await self.worker(job)
+        await command.emit(1, output)
+        await command.finish(code)
+
+    async def _run_worker(self, command: FakeCommand, start: CommandStart) -> None:
+        """Every capability returns its context, throws what it has as `throw`, or for `environment` returns its own."""
+        async with command.changed:
+            await command.changed.wait_for(lambda: command.stdin_closed)
+        context = json.loads(bytes(command.stdin))["context"]
+        thrown = context.get("throw") if isinstance(context, dict) else None
+        value = start.env if context == "environment" else context
+        said = {"_tag": "error", "error": thrown} if thrown else {"_tag": "success", "value": value}
+        await command.emit(1, b"<__notion_output__>" + json.dumps(said).encode() + b"</__notion_output__>\n")
+        await command.finish(0)
 
     async def _follow(self, stream: Stream, command: FakeCommand) -> None:
         sent = 0
@@ -721,6 +975,7 @@ class FakeHost:
     async def _on_pty_open(self, stream: Stream) -> None:
         """A terminal that shows what is typed; `exit N` ends it with that code."""
         request = stream.params(PtyOpen)
+        self.ptys.append(request)
         self._live(request.session_id)
         if request.argv[0] != b"sh":
             raise BadRequestError("executable_not_found", "[invalid_argument] executable file not found in $PATH: nosuch")

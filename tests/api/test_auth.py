@@ -11,8 +11,10 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from hutch.control.records import TokenRole
+from hutch.control.permissions import TokenRole
 from tests.api.conftest import Api
+
+pytestmark = pytest.mark.section("3")
 
 
 def claims_of(token: str) -> dict[str, Any]:

@@ -13,6 +13,8 @@ import pytest
 
 from tests.api.conftest import Api
 
+pytestmark = pytest.mark.section("8")
+
 
 @pytest.fixture
 async def session(api: Api) -> str:
@@ -60,6 +62,7 @@ async def test_the_exit_code_comes_through(api: Api, session: str) -> None:
     assert (await waited(api, session, "exit", "3"))[-1]["command"]["exitCode"] == 3
 
 
+@pytest.mark.section("4.6")
 async def test_a_command_that_does_not_exist_is_an_http_error(api: Api, session: str) -> None:
     for command in ("nosuch", ""):
         response = await api.http.post(path(session), json={"command": command, "wait": True, "logs": True})
@@ -81,6 +84,7 @@ async def test_bytes_that_are_not_text_are_replaced_and_nul_survives(api: Api, s
     assert "".join(record["data"] for record in logs) == "a\0b\ufffd\ufffd\n"
 
 
+@pytest.mark.section("6.1")
 async def test_env_of_the_command_lies_over_that_of_the_sandbox(api: Api, session: str) -> None:
     logs = (await waited(api, session, "env", env={"B": "command", "C": "command"}))[1:-1]
     assert "".join(record["data"] for record in logs) == "A=sandbox\nB=command\nC=command\n"
@@ -105,6 +109,7 @@ async def test_the_first_record_comes_before_the_command_ends(api: Api, session:
         assert json.loads(await anext(lines))["command"]["exitCode"] == 143
 
 
+@pytest.mark.section("4.5")
 async def test_a_session_that_ends_is_reported_in_band(api: Api, session: str) -> None:
     records = await waited(api, session, "gone")
     assert records[1] == {"data": "last words\n", "stream": "stdout"}
@@ -113,6 +118,7 @@ async def test_a_session_that_ends_is_reported_in_band(api: Api, session: str) -
     assert len(records) == 3
 
 
+@pytest.mark.section("4.5", "4.6")
 async def test_a_host_that_breaks_is_reported_with_the_code_on_which_clients_follow_again(api: Api, session: str) -> None:
     records = await waited(api, session, "die")
     assert records[-1]["data"]["code"] == "sandbox_stream_closed"
@@ -133,6 +139,7 @@ async def test_a_detached_command_is_one_json_object(api: Api, session: str) -> 
     assert "durationMs" not in command
 
 
+@pytest.mark.section("4.4")
 async def test_get_waits_with_its_head_already_sent(api: Api, session: str) -> None:
     command = (await api.http.post(path(session), json={"command": "wait"})).json()["command"]
     async with api.http.stream("GET", path(session, f"/{command['id']}"), params={"wait": "true"}) as response:
@@ -177,6 +184,7 @@ async def test_logs_replay_follow_and_serve_several_readers(api: Api, session: s
     assert await read() == "hello\n"
 
 
+@pytest.mark.section("4.5")
 async def test_stdin_skips_what_it_has_and_reports_how_far_it_is(api: Api, session: str) -> None:
     command = (await api.http.post(path(session), json={"command": "cat", "attachStdin": True})).json()["command"]["id"]
     where = path(session, f"/{command}/stdin")
@@ -189,6 +197,7 @@ async def test_stdin_skips_what_it_has_and_reports_how_far_it_is(api: Api, sessi
     assert (closed.status_code, closed.json()["error"]["code"]) == (400, "command_stdin_unavailable")
 
 
+@pytest.mark.section("4.5")
 async def test_a_process_that_does_not_read_is_504_with_the_offset(api: Api, session: str) -> None:
     command = (await api.http.post(path(session), json={"command": "cat", "attachStdin": True})).json()["command"]["id"]
     api.host.stall_stdin = True
@@ -205,11 +214,15 @@ async def test_bad_stdin_is_400(api: Api, session: str, body: dict[str, object])
     assert (await api.http.post(path(session, f"/{command}/stdin"), json=body)).status_code == 400
 
 
-async def test_stdin_takes_at_most_a_megabyte_at_once(api: Api, session: str) -> None:
+async def test_a_request_to_stdin_is_at_most_a_mebibyte(api: Api, session: str) -> None:
     command = (await api.http.post(path(session), json={"command": "cat", "attachStdin": True})).json()["command"]["id"]
-    for size, status in ((1_000_000, 200), (1_000_001, 413), (3_000_000, 413)):
-        body = {"data": base64.b64encode(b"x" * size).decode(), "offset": 0}
-        assert (await api.http.post(path(session, f"/{command}/stdin"), json=body)).status_code == status
+    where = path(session, f"/{command}/stdin")
+    chunk = json.dumps({"data": base64.b64encode(b"x" * 512 * 1024).decode(), "offset": 0})
+    assert (await api.http.post(where, content=chunk)).json() == {"bytesWritten": 512 * 1024}
+    assert (await api.http.post(where, content=chunk.ljust(1024 * 1024))).json() == {"bytesWritten": 512 * 1024}
+    for size in (1024 * 1024 + 1, 3_000_000):
+        refused = await api.http.post(where, content=chunk.ljust(size))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (413, "payload_too_large")
 
 
 @pytest.mark.parametrize("command", ["cmd_" + "0" * 28, "cmd_x", "nope", "%00", "..%2f..", "cmd_" + "f" * 5000])
@@ -264,3 +277,85 @@ async def test_a_warm_waited_command_touches_no_database(api: Api, session: str)
     api.services.auth._database = database.__class__.__new__(database.__class__)
     api.services.auth._database.read = refuse  # type: ignore[method-assign]
     assert len(await waited(api, session, "echo", "hot")) == 3
+
+
+# -- as the vendor says ------------------------------------------------------------------------------
+
+
+async def test_the_first_record_has_no_exit_code_however_fast_the_command_is(api: Api, session: str) -> None:
+    for logs in (True, False):
+        for _ in range(5):
+            records = await waited(api, session, "echo", "hi", logs=logs)
+            first, last = records[0]["command"], records[-1]["command"]
+            assert first["exitCode"] is None
+            assert "durationMs" not in first
+            assert last == first | {"exitCode": 0, "durationMs": 7}
+
+
+async def test_what_a_start_does_not_say_has_its_default(api: Api, session: str) -> None:
+    for body in ({}, {"args": ["x"]}, {"command": None}, {"wait": True, "logs": True}):
+        refused = await api.http.post(path(session), json=body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "executable_not_found")
+        assert refused.headers["content-type"] == "application/json; charset=utf-8"
+    started = (await api.http.post(path(session), json={"command": "wait"})).json()["command"]
+    assert (started["args"], started["cwd"], started["exitCode"]) == ([], "/vercel", None)
+    # Without `wait` the answer is one object, whatever `logs` says.
+    logged = await api.http.post(path(session), json={"command": "wait", "wait": False, "logs": True})
+    assert set(logged.json()) == {"command"}
+    assert (await api.http.post(path(session), json={"command": "echo", "timeout": 100})).status_code == 200
+    closed = await api.http.post(path(session, f"/{started['id']}/stdin"), json={})
+    assert (closed.status_code, closed.json()["error"]["code"]) == (400, "command_stdin_unavailable")
+
+
+async def test_a_wait_may_be_asked_for_in_words(api: Api, session: str) -> None:
+    command = (await api.http.post(path(session), json={"command": "wait"})).json()["command"]
+    for query in ({}, {"wait": "false"}):
+        answer = await api.http.get(path(session, f"/{command['id']}"), params=query)
+        assert (answer.status_code, answer.json()) == (200, {"command": command})
+    assert (await api.http.get(path(session, f"/{command['id']}"), params={"wait": "long"})).status_code == 400
+
+
+async def test_a_signal_is_a_number_and_ends_a_command_unless_said_otherwise(api: Api, session: str) -> None:
+    for body, code in (({}, 143), ({"signal": 1}, 129), ({"signal": 2}, 130), ({"signal": 9}, 137), ({"signal": 31}, 159)):
+        command = (await api.http.post(path(session), json={"command": "wait"})).json()["command"]
+        where = path(session, f"/{command['id']}")
+        killed = await api.http.post(f"{where}/kill", json=body)
+        assert (killed.status_code, killed.json()["command"]["exitCode"]) == (200, None)
+        assert (await api.http.get(where, params={"wait": "true"})).json()["command"]["exitCode"] == code
+
+
+async def test_logs_are_only_logs_and_end_with_the_command(api: Api, session: str) -> None:
+    command = (await api.http.post(path(session), json={"command": "both"})).json()["command"]["id"]
+    for _ in range(2):
+        response = await api.http.get(path(session, f"/{command}/logs"))
+        assert [json.loads(line) for line in response.text.splitlines()] == [
+            {"data": "err\n", "stream": "stderr"},
+            {"data": "out\n", "stream": "stdout"},
+        ]
+        assert response.text.endswith("\n")
+
+
+@pytest.mark.section("8.5", "4.5")
+async def test_stdin_of_what_is_not_there_has_one_code(api: Api, session: str) -> None:
+    for command in ("cmd_" + "0" * 28, "cmd_x", "nope"):
+        gone = await api.http.post(path(session, f"/{command}/stdin"), json={})
+        assert (gone.status_code, gone.json()["error"]["code"]) == (404, "command_not_found_or_exited")
+
+
+async def test_stdin_is_resumed_from_where_it_was_and_closed(api: Api, session: str) -> None:
+    command = (await api.http.post(path(session), json={"command": "cat", "attachStdin": True})).json()["command"]["id"]
+    where = path(session, f"/{command}/stdin")
+
+    async def write(**body: Any) -> Any:
+        if isinstance(body.get("data"), bytes):
+            body["data"] = base64.b64encode(body["data"]).decode()
+        return (await api.http.post(where, json=body)).json()
+
+    assert await write() == {"bytesWritten": 0}
+    assert await write(data=b"abc", offset=0) == {"bytesWritten": 3}
+    assert await write(data=b"abcdef", offset=0) == {"bytesWritten": 6}
+    assert await write(data=b"efgh", offset=4) == {"bytesWritten": 8}
+    assert await write(data="", offset=8) == {"bytesWritten": 8}
+    assert await write(close=True) == {"bytesWritten": 8}
+    output = await api.http.get(path(session, f"/{command}/logs"))
+    assert "".join(json.loads(line)["data"] for line in output.text.splitlines()) == "abcdefgh"

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from hutch.api.host_events import reconcile
-from hutch.control.records import Scope, TokenRole
+from hutch.control.permissions import TokenRole
+from hutch.control.records import Scope
 from hutch.errors import BadRequestError, UnavailableError
 from hutch.host.protocol import CredentialChange
 from hutch.storage import credentials as rows

@@ -15,6 +15,8 @@ from hutch.storage import drives as rows
 from tests.api.conftest import Api
 from tests.api.test_snapshots import get, refused, stop
 
+pytestmark = pytest.mark.section("12")
+
 GIB = 1024**3
 BASE = "/v2/sandboxes/drives"
 
@@ -41,6 +43,7 @@ def mounts(**drives: str) -> dict[str, dict[str, str]]:
 # -- endpoints ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.section("4.5", "4.6", "5.3")
 async def test_one_is_created_once_and_then_got(api: Api) -> None:
     first = await drive(api, "cache", maxSizeBytes=10 * GIB, region="iad1")
     project = api.own.project_id
@@ -157,13 +160,14 @@ async def test_others_have_drives_of_their_own(api: Api) -> None:
         assert (await api.client("").request(method, BASE + path)).status_code == 401
 
 
+@pytest.mark.section("5.3")
 async def test_a_copy_says_what_it_came_from(api: Api) -> None:
     one = await drive(api, "one", maxSizeBytes=GIB)
     assert await refused(api, "POST", f"{BASE}/one/fork", json={"name": "two"}) == (409, "drive_not_initialized")
     await api.create(mounts=mounts(data="one"))
     response = await api.http.post(f"{BASE}/one/fork", json={"name": "two"})
     two = response.json()["drive"]
-    assert response.status_code == 201
+    assert response.status_code == 200
     assert two.items() >= {"name": "two", "maxSizeBytes": GIB, "parentDriveId": one["id"], "rootDriveId": one["id"]}.items()
     assert "currentSessionId" not in two
     three = (await api.http.post(f"{BASE}/two/fork", json={"name": "three"})).json()["drive"]
@@ -186,6 +190,46 @@ async def test_a_deleted_one_is_gone_and_its_name_is_free(api: Api) -> None:
 # -- mounts ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.section("12", "18.3")
+async def test_as_much_as_is_allowed_is_taken(api: Api) -> None:
+    most = await drive(api, "x" * 64, maxSizeBytes=16 * 1024**4)
+    assert most["maxSizeBytes"] == 16 * 1024**4
+    for name in ("b", "c", "d"):
+        await drive(api, name)
+    long = "/" + "/".join(["a" * 84] * 3)
+    assert len(long) == 255
+    given = {long + "a": most["name"], "/b": "b", "/c": "c", "/d": "d"}
+    made = await api.create(mounts={path: {"drive": name, "mode": "read-write"} for path, name in given.items()})
+    assert {path: mount["drive"] for path, mount in made["sandbox"]["mounts"].items()} == given
+    five = {f"/{number}": {"drive": "b"} for number in range(5)}
+    assert await refused(api, "POST", "/v3/sandboxes", json={"mounts": five}) == (400, "bad_request")
+
+
+async def test_many_read_what_one_writes(api: Api) -> None:
+    await drive(api, "data")
+    writer = (await api.create(mounts=mounts(data="data")))["session"]["id"]
+    for _ in range(3):
+        reader = await api.create(mounts=mounts(data="data:snapshot"))
+        [mount] = api.host.specs[reader["session"]["id"]].mounts
+        assert mount.mode is DriveMode.SNAPSHOT
+    assert (await shown(api, "data"))["currentSessionId"] == writer
+
+
+async def test_a_sandbox_that_mounts_is_where_every_sandbox_is_unless_it_says_otherwise(api: Api) -> None:
+    await drive(api, "data")
+    assert (
+        (await api.create(mounts=mounts(data="data")))["sandbox"]["region"] == (await api.create())["sandbox"]["region"] == "iad1"
+    )
+
+
+async def test_a_page_has_20_the_newest_first(api: Api) -> None:
+    made = [(await drive(api, f"d{number}"))["id"] for number in range(21)]
+    page = (await api.http.get(BASE, params={"projectId": api.own.project_id})).json()
+    assert [one["id"] for one in page["drives"]] == made[:0:-1]
+    assert page["pagination"]["count"] == 20
+
+
+@pytest.mark.section("5.1", "5.3", "6.1")
 async def test_a_sandbox_has_what_it_mounts(api: Api) -> None:
     data, seen = await drive(api, "data"), await drive(api, "seen")
     await stop(api, (await api.create(mounts=mounts(data="seen")))["session"]["id"])
@@ -209,6 +253,7 @@ async def test_a_sandbox_has_what_it_mounts(api: Api) -> None:
     assert "currentSessionId" not in await shown(api, "data")
 
 
+@pytest.mark.section("4.6")
 async def test_one_writer_at_a_time(api: Api) -> None:
     await drive(api, "data")
     session = (await api.create(name="one", mounts=mounts(data="data")))["session"]["id"]
@@ -227,12 +272,14 @@ async def test_one_writer_at_a_time(api: Api) -> None:
     assert (await get(api, "one", resume="true"))["resumed"]
 
 
+@pytest.mark.section("4.6")
 async def test_a_drive_that_nobody_wrote_to_has_nothing_to_read(api: Api) -> None:
     await drive(api, "data")
     body = {"mounts": mounts(data="data:snapshot")}
     assert await refused(api, "POST", "/v3/sandboxes", json=body) == (409, "drive_not_initialized")
 
 
+@pytest.mark.section("6.4")
 async def test_a_resumed_sandbox_mounts_the_same_again_and_an_update_counts_from_then(api: Api) -> None:
     for name in ("a", "b"):
         await drive(api, name)
@@ -255,6 +302,7 @@ async def test_a_resumed_sandbox_mounts_the_same_again_and_an_update_counts_from
     assert await refused(api, "PATCH", "/v2/sandboxes/one", json={"mounts": mounts(data="none")}) == (404, "not_found")
 
 
+@pytest.mark.section("6.6")
 async def test_a_fork_has_no_mounts_but_its_own(api: Api) -> None:
     for name in ("a", "b"):
         await drive(api, name)
@@ -278,6 +326,7 @@ async def test_a_drive_that_is_made_anew_is_another_one(api: Api) -> None:
     assert api.host.specs[resumed].mounts[0].drive_id == second["id"] != first["id"]
 
 
+@pytest.mark.section("6.1")
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -331,6 +380,7 @@ async def test_what_is_near_a_reserved_path_can_be_mounted(api: Api) -> None:
         await api.create(mounts={path: {"drive": f"d{number}"}})
 
 
+@pytest.mark.section("4.6")
 async def test_a_drive_is_mounted_in_its_region_only(api: Api) -> None:
     await drive(api, "far", region="sfo1")
     body: dict[str, Any] = {"mounts": mounts(data="far")}
@@ -367,7 +417,7 @@ async def test_one_whose_answer_was_lost_is_made_by_who_asks_next(api: Api, when
     api.host.break_drive = when
     assert (await refused(api, "POST", f"{BASE}/data/fork", json={"name": "copy"}))[0] == 503
     copied = await api.http.post(f"{BASE}/data/fork", json={"name": "copy"})
-    assert copied.status_code == 201
+    assert copied.status_code == 200
     assert set(api.host.drives) == {known["id"], copied.json()["drive"]["id"]}
 
 

@@ -14,6 +14,8 @@ import pytest
 from hutch.api.files import disposition
 from tests.api.conftest import Api
 
+pytestmark = pytest.mark.section("9")
+
 
 @pytest.fixture
 async def session(api: Api) -> str:
@@ -71,7 +73,11 @@ async def test_a_bad_x_cwd_is_400(api: Api, session: str, cwd: str) -> None:
     assert (response.status_code, response.json()["error"]["code"]) == (400, "bad_request")
 
 
-@pytest.mark.parametrize("body", [b"", b"junk", b"\x1f\x8bjunk", archive({"x": b"1" * 5000})[:-20], os.urandom(100_000)])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"junk", b"\x1f\x8bjunk", archive({"x": b"1" * 5000})[:-20], os.urandom(100_000)],
+    ids=["empty", "text", "magic", "cut", "random"],
+)
 async def test_what_is_no_archive_is_400(api: Api, session: str, body: bytes) -> None:
     response = await api.http.post(
         path(session, "write"), content=body, headers={"x-cwd": "/", "content-type": "application/gzip"}
@@ -101,6 +107,7 @@ async def test_more_compressed_bytes_than_an_archive_may_unpack_to_are_413(api: 
     assert answer.startswith(b"HTTP/1.1 413")
 
 
+@pytest.mark.section("4.5", "4.6")
 async def test_a_missing_file_is_404_and_not_410(api: Api, session: str) -> None:
     response = await api.http.post(path(session, "read"), json={"path": "/nope"})
     assert response.status_code == 404

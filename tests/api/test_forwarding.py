@@ -19,6 +19,7 @@ async def announced(api: Api) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.section("14.4")
 @pytest.mark.parametrize("path", ["/.well-known/jwks.json", "/.well-known/jwks"])
 async def test_what_the_host_signs_verifies_with_what_is_published(api: Api, path: str) -> None:
     await announced(api)

@@ -44,13 +44,14 @@ async def test_an_image_is_pulled_listed_used_and_removed(api: Api, host: FakeHo
     assert code(await api.http.delete(f"/hutch/v1/images/{REFERENCE}")) == (404, "image_not_found")
 
 
+@pytest.mark.section("4.6")
 async def test_a_project_pulls_from_registries_that_the_settings_name(api: Api, host: FakeHost) -> None:
     tenant = await api.tenant("acme")
     assert (await pull(tenant.http, reference=REFERENCE)).status_code == 201
     assert code(await pull(tenant.http, reference="other.example.com/app")) == (403, "registry_not_allowed")
     assert code(await pull(tenant.http, reference=REFERENCE, shared=True)) == (403, "forbidden")
     refused = await tenant.http.post("/v3/sandboxes", json={"image": "other.example.com/app"})
-    assert code(refused) == (404, "image_not_found")
+    assert code(refused) == (404, "not_found")
     assert "hutch image pull other.example.com/app" in refused.json()["error"]["message"]
     assert (await pull(api.http, reference="other.example.com/app")).status_code == 201
     assert [one.operator for one in host.pulls] == [False, True]
@@ -76,6 +77,7 @@ async def test_a_create_pulls_what_is_not_there(api: Api, host: FakeHost) -> Non
     assert len(host.pulls) == 1
 
 
+@pytest.mark.section("4.6")
 async def test_a_pull_that_takes_long_is_answered_with_when_to_come_again(api: Api, host: FakeHost) -> None:
     host.pull_gate.clear()
     waiting = await api.http.post("/v3/sandboxes", json={"image": REFERENCE, "name": "later"})
@@ -165,7 +167,7 @@ async def test_a_login_that_cannot_be_meant_is_refused(api: Api, body: dict[str,
 
 async def test_the_vendors_registry_has_this_servers_own_images(api: Api, host: FakeHost) -> None:
     unknown = await api.http.post("/v3/sandboxes", json={"image": "vcr.vercel.com/team/app:1"})
-    assert code(unknown) == (404, "image_not_found")
+    assert code(unknown) == (404, "not_found")
     assert host.pulls == []
     known = await api.create(image="vercel/sandbox/universal")
     assert known["sandbox"]["image"].startswith("vercel/sandbox/universal@")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
@@ -12,6 +13,8 @@ from websockets.exceptions import InvalidStatus
 
 from hutch.api.tickets import MAX_TICKETS, TICKET_LIFE_S, Tickets
 from tests.api.conftest import Api
+
+pytestmark = pytest.mark.section("10")
 
 START = {"type": "start", "command": "sh", "args": [], "env": ["TERM=xterm"], "cols": 100, "rows": 30}
 
@@ -58,6 +61,61 @@ async def test_a_client_without_a_terminal_gets_the_usual_size(api: Api) -> None
         await socket.send(json.dumps(START | {"cols": 0, "rows": 0}))
         await text(socket)
     assert api.host.sizes == [[80, 24]]
+
+
+@pytest.mark.section("10.2")
+@pytest.mark.parametrize("more", [{}, {"cols": None, "rows": None}, {"cols": -1, "rows": 0}], ids=["missing", "null", "negative"])
+async def test_only_the_command_is_needed(api: Api, more: dict[str, Any]) -> None:
+    async with terminal(await opened(api)) as socket:
+        await socket.send(json.dumps({"type": "start", "command": "sh", **more}))
+        await text(socket)
+    assert api.host.sizes == [[80, 24]]
+    [asked] = api.host.ptys
+    assert (asked.argv, asked.cwd, asked.env) == ([b"sh"], None, {})
+
+
+@pytest.mark.section("10.2")
+async def test_the_start_says_words_directory_and_variables(api: Api) -> None:
+    start = {"args": ["-c", "x y"], "cwd": "/tmp", "env": ["TERM=xterm", "A=b=c", "EMPTY=", "nothing"]}
+    async with terminal(await opened(api)) as socket:
+        await socket.send(json.dumps(START | start))
+        await text(socket)
+    [asked] = api.host.ptys
+    assert (asked.argv, asked.cwd) == ([b"sh", b"-c", b"x y"], b"/tmp")
+    assert asked.env == {"TERM": "xterm", "A": "b=c", "EMPTY": ""}
+
+
+@pytest.mark.section("10.2")
+async def test_only_the_first_start_counts(api: Api) -> None:
+    async with terminal(await opened(api)) as socket:
+        await socket.send(json.dumps(START))
+        assert await text(socket) == b"$ "
+        await socket.send(json.dumps(START | {"cols": 11}))
+        await socket.send(b"the same")
+        assert await text(socket) == b"the same"
+    assert len(api.host.ptys) == len(api.host.sizes) == 1
+
+
+@pytest.mark.section("10.1")
+@pytest.mark.parametrize("compression", ["deflate", None])
+async def test_a_socket_needs_the_token_and_nothing_else(api: Api, compression: str | None) -> None:
+    where = await opened(api)
+    async with connect(f"{where['url']}?token={quote(where['token'], safe='')}", proxy=None, compression=compression) as socket:
+        assert socket.response is not None
+        assert "sec-websocket-protocol" not in socket.response.headers
+        await socket.send(json.dumps(START))
+        assert await text(socket) == b"$ "
+
+
+@pytest.mark.section("10.1", "7.6")
+async def test_the_request_for_a_terminal_needs_no_body(api: Api) -> None:
+    session_id = (await api.create())["session"]["id"]
+    tokens = set()
+    for body in (b"", b"{}", b'{"unknown": 1}'):
+        response = await api.http.post(f"/v2/sandboxes/sessions/{session_id}/interactive", content=body)
+        assert (response.status_code, set(response.json())) == (200, {"url", "token"})
+        tokens.add(response.json()["token"])
+    assert len(tokens) == 3
 
 
 async def test_closing_the_socket_hangs_up(api: Api) -> None:
@@ -124,3 +182,12 @@ def test_tickets_expire_and_are_bounded() -> None:
     for _ in range(MAX_TICKETS):
         tickets.issue("sbx_3")
     assert tickets.redeem(first) is None
+
+
+@pytest.mark.section("10.4")
+async def test_a_session_has_an_interactive_port(api: Api) -> None:
+    made = await api.create(name="one", __interactive=True)
+    read = (await api.http.get("/v2/sandboxes/one", params={"__includeSystemRoutes": "true"})).json()
+    for session in (made["session"], read["session"]):
+        assert type(session["interactivePort"]) is int
+        assert session["interactivePort"] == 26661

@@ -12,7 +12,7 @@ import pytest
 
 from hutch.api import network_bounds
 from hutch.api.host_events import reconcile
-from hutch.control.records import TokenRole
+from hutch.control.permissions import TokenRole
 from hutch.egress.policy import MAX_OUTSIDE_WARNINGS
 from hutch.errors import UnavailableError
 from tests.api.conftest import Api
@@ -101,7 +101,9 @@ async def test_others_do_not_exist(api: Api) -> None:
             project("hidden"),
         ):
             for answer in (await put(caller.http, path, BLOCK), await caller.http.get(path), await caller.http.delete(path)):
-                assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found"), path
+                # Tokens of one project are refused a change before anybody looks what it is about.
+                expected = (404, "not_found") if answer.request.method == "GET" else (403, "forbidden")
+                assert (answer.status_code, answer.json()["error"]["code"]) == expected, path
         for path in (team(theirs.team_id), project("web")):
             assert (await caller.http.get(path, params={"teamId": theirs.team_id})).status_code == 403
     owner = await api.tenant("acme", None, TokenRole.OWNER)

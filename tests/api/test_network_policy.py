@@ -17,6 +17,8 @@ from hutch.errors import BadRequestError, UnavailableError
 from hutch.host.protocol import SessionStatus
 from tests.api.conftest import Api
 
+pytestmark = pytest.mark.section("14")
+
 SECRET = "CANARY-c2a1f09b77"
 INJECTING = {"transform": [{"headers": {"authorization": f"Bearer {SECRET}"}}]}
 
@@ -59,6 +61,7 @@ FORMS: list[tuple[Any, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.section("6.1")
 @pytest.mark.parametrize(("policy", "form"), FORMS)
 async def test_every_form_is_taken_in_create_fork_patch_and_update(api: Api, policy: object, form: dict[str, Any]) -> None:
     first = {"hutch": {"generation": 1, "warnings": []}}
@@ -76,6 +79,7 @@ async def test_every_form_is_taken_in_create_fork_patch_and_update(api: Api, pol
     assert await read(api, created["session"]["id"]) == form | {"hutch": {"generation": 3, "warnings": []}}
 
 
+@pytest.mark.section("5.1", "6.1")
 async def test_without_a_policy_none_is_shown_and_the_host_is_told_allow_all(api: Api) -> None:
     created = await api.create(name="one", networkPolicy=None)
     assert "networkPolicy" not in created["sandbox"]
@@ -112,7 +116,6 @@ BAD: list[tuple[bytes, str | None]] = [
     (b'{"mode": "open"}', "/mode"),
     (b'{"allow": {"a.test": [{}]}}', "/allow/a.test/0"),
     (b'{"allow": ["api*.x"]}', "/allow/0"),
-    (b'{"allow": ["a.test"], "allow": ["b.test"]}', "/allow"),
     (b'{"subnets": {"allow": ["10.0.0.0/8"]}}', "/subnets/allow/0"),
     (b'{"allow": {"a.test": [{"match": {"path": {"regex": "("}}, "response": {"statusCode": 403}}]}}', None),
     (b'{"unknown": 1}', "/unknown"),
@@ -151,7 +154,17 @@ async def test_an_invalid_policy_is_refused_with_its_pointer_and_changes_nothing
 
 @pytest.mark.parametrize(
     "raw",
-    [b"", b"{", b"\xff", b'{"allow": NaN}', b"[" * 100_000, b'{"allow":' * 5000 + b"1" + b"}" * 5000, b'"\\ud800"', b"null"],
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b'{"allow": NaN}',
+        b"[" * 100_000,
+        b'{"allow":' * 5000 + b"1" + b"}" * 5000,
+        b'{"allow":' * 300 + b"1" + b"}" * 300,
+        b'"\\ud800"',
+        b"null",
+    ],
 )
 async def test_what_is_no_json_is_400(api: Api, raw: bytes) -> None:
     session_id = await session_of(api, name="one")
@@ -163,9 +176,21 @@ async def test_what_is_no_json_is_400(api: Api, raw: bytes) -> None:
     assert await read(api, session_id) is None
 
 
-async def test_the_last_of_two_policies_in_one_body_counts_as_everywhere(api: Api) -> None:
+async def test_a_name_twice_in_a_policy_is_refused_wherever_the_policy_comes(api: Api) -> None:
+    session_id = await session_of(api, name="one", networkPolicy="deny-all")
+    twice = b'{"allow": ["a.test"], "allow": ["b.test"]}'
+    alone = (await api.http.post(path(session_id), content=twice)).json()["error"]
+    assert (alone["code"], alone["pointer"]) == ("invalid_network_policy", "/allow")
+    for method, place in (("POST", "/v3/sandboxes"), ("PATCH", "/v2/sandboxes/one"), ("POST", "/v2/sandboxes/one/fork")):
+        answer = await api.http.request(method, place, content=b'{"networkPolicy": ' + twice + b"}")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_request")
+    assert await read(api, session_id) == {"mode": "deny-all", "hutch": {"generation": 1, "warnings": []}}
+
+
+async def test_of_two_policies_in_one_body_none_is_taken(api: Api) -> None:
     answer = await api.http.post("/v3/sandboxes", content=b'{"networkPolicy": "allow-all", "networkPolicy": "deny-all"}')
-    assert answer.json()["sandbox"]["networkPolicy"]["mode"] == "deny-all"
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_request")
+    assert api.host.sessions == {}
 
 
 async def test_a_policy_as_large_as_a_body_may_be_is_taken(api: Api) -> None:
@@ -220,6 +245,7 @@ async def test_what_was_read_can_be_sent_again_and_keeps_its_values(api: Api) ->
     assert patched.status_code == 200
 
 
+@pytest.mark.section("6.6")
 async def test_a_fork_copies_the_policy_with_its_values_as_its_own_first_one(api: Api) -> None:
     await api.create(name="one", networkPolicy={"allow": {"api.test": [INJECTING]}})
     await api.http.patch("/v2/sandboxes/one", json={"networkPolicy": {"allow": {"api.test": [INJECTING], "b.test": []}}})
@@ -233,6 +259,7 @@ async def test_a_fork_copies_the_policy_with_its_values_as_its_own_first_one(api
 # -- record and session ------------------------------------------------------------------------------
 
 
+@pytest.mark.section("6.4")
 async def test_a_patch_is_for_the_next_session_and_an_update_for_this_one(api: Api) -> None:
     created = await api.create(name="one", networkPolicy="allow-all")
     session_id = created["session"]["id"]

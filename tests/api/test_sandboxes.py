@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+from typing import Any
 
 import pytest
 
@@ -12,10 +13,13 @@ from hutch.errors import BadRequestError
 from tests.api.conftest import Api
 from tests.api.fake_host import HOST_FULL
 
+pytestmark = pytest.mark.section("6")
+
 SANDBOX_REQUIRED = {"name", "currentSessionId", "status", "persistent", "createdAt", "updatedAt"}
 SESSION_REQUIRED = {"id", "status", "memory", "vcpus", "region", "timeout", "cwd", "requestedAt", "createdAt", "updatedAt"}
 
 
+@pytest.mark.section("5.2")
 async def test_create_answers_with_a_running_session_and_the_documented_shape(api: Api) -> None:
     response = await api.http.post(
         "/api/v3/sandboxes", json={"projectId": api.own.project_id, "ports": [3000, 8080], "__interactive": True}
@@ -43,6 +47,7 @@ async def test_create_answers_with_a_running_session_and_the_documented_shape(ap
     assert None not in [*sandbox.values(), *session.values()]
 
 
+@pytest.mark.section("2", "6.1")
 @pytest.mark.parametrize("prefix", ["", "/api"])
 @pytest.mark.parametrize("version", ["v2", "v3", "v4"])
 async def test_every_version_and_prefix_creates(api: Api, prefix: str, version: str) -> None:
@@ -88,12 +93,14 @@ async def test_administrators_see_the_cgroup_and_others_do_not(api: Api) -> None
     assert "cgroup" not in (await other.http.get("/v2/sandboxes/one")).json()["sandbox"]
 
 
+@pytest.mark.section("4.5", "4.6")
 async def test_an_unknown_name_is_404_with_the_known_message(api: Api) -> None:
     response = await api.http.get("/v2/sandboxes/nope")
     assert response.status_code == 404
     assert response.json() == {"error": {"code": "not_found", "message": "Named sandbox 'nope' not found for this project."}}
 
 
+@pytest.mark.section("4.5", "4.6")
 async def test_a_taken_name_is_409_and_a_deleted_one_is_free(api: Api) -> None:
     await api.create(name="dup")
     taken = await api.http.post("/v3/sandboxes", json={"name": "dup"})
@@ -104,12 +111,14 @@ async def test_a_taken_name_is_409_and_a_deleted_one_is_free(api: Api) -> None:
     await api.create(name="dup")
 
 
+@pytest.mark.section("4.5")
 async def test_of_many_creates_of_one_name_one_wins(api: Api) -> None:
     answers = await asyncio.gather(*(api.http.post("/v3/sandboxes", json={"name": "race"}) for _ in range(12)))
     assert sorted(answer.status_code for answer in answers) == [200] + [409] * 11
     assert len(api.host.sessions) == 1
 
 
+@pytest.mark.section("4.6")
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -136,7 +145,7 @@ async def test_of_many_creates_of_one_name_one_wins(api: Api) -> None:
         ({"env": {"A=B": "x"}}, "Invalid request: `env` has a name that is empty or contains `=` or NUL."),
         ({"env": {"A": "\0"}}, "Invalid request: `env` has a value that contains NUL."),
         ({"tags": {str(n): "x" for n in range(6)}}, "Invalid request: `tags` should NOT have more than 5 properties."),
-        ({"snapshotExpiration": 5}, "Invalid request: `snapshotExpiration` must be 0 (no expiration) or >= 86400000 ms (1 day)."),
+        ({"snapshotExpiration": 5}, "`snapshotExpiration` must be 0 (no expiration) or >= 86400000 ms (1 day)."),
         ({"keepLastSnapshots": {"count": 11}}, "Invalid request: `keepLastSnapshots.count` should be <= 10."),
         ({"disk_bytes": 2**80}, None),
         ({"region": "x" * 33}, None),
@@ -156,14 +165,14 @@ async def test_bad_creates_are_400_and_start_nothing(api: Api, body: dict[str, o
     assert (await api.http.get("/v2/sandboxes")).json()["sandboxes"] == []
 
 
+@pytest.mark.section("4.6", "5.1")
 async def test_what_is_not_there_yet_is_refused_and_not_ignored(api: Api) -> None:
-    for body in ({"source": {"type": "git", "url": "https://x.test/r"}}, {"networkId": "n"}):
-        response = await api.http.post("/v3/sandboxes", json=body)
-        assert (response.status_code, response.json()["error"]["code"]) == (400, "not_supported")
+    response = await api.http.post("/v3/sandboxes", json={"networkId": "n"})
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "not_supported")
     snapshot = await api.http.post("/v3/sandboxes", json={"source": {"type": "snapshot", "snapshotId": "snap_x"}})
     assert (snapshot.status_code, snapshot.json()["error"]["code"]) == (404, "not_found")
     image = await api.http.post("/v3/sandboxes", json={"image": "nobody/knows"})
-    assert (image.status_code, image.json()["error"]["code"]) == (404, "image_not_found")
+    assert (image.status_code, image.json()["error"]["code"]) == (404, "not_found")
 
 
 async def test_a_host_that_refuses_leaves_no_sandbox_behind(api: Api) -> None:
@@ -175,6 +184,7 @@ async def test_a_host_that_refuses_leaves_no_sandbox_behind(api: Api) -> None:
     await api.create(name="full")
 
 
+@pytest.mark.section("4.4")
 async def test_a_deterministic_refusal_of_the_host_keeps_its_status(api: Api) -> None:
     api.host.refuse_create = BadRequestError("bad_request", "no")
     assert (await api.http.post("/v3/sandboxes", json={})).status_code == 400
@@ -222,6 +232,7 @@ async def test_resume_of_a_running_sandbox_is_a_plain_get(api: Api) -> None:
     assert (body["resumed"], body["session"]["id"]) == (False, created["session"]["id"])
 
 
+@pytest.mark.section("4.6")
 async def test_resume_without_a_snapshot_is_400_with_the_known_message(api: Api) -> None:
     session_id = (await api.create(name="one", persistent=False))["session"]["id"]
     await api.http.post(f"/v2/sandboxes/sessions/{session_id}/stop")
@@ -242,6 +253,7 @@ async def test_resume_asks_the_host_and_not_only_the_database(api: Api) -> None:
 # -- list --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.section("4.7")
 async def test_lists_are_paged_newest_first_and_end_with_null(api: Api) -> None:
     names = [f"box-{number}" for number in range(7)]
     for name in names:
@@ -274,6 +286,7 @@ async def test_lists_sort_and_filter(api: Api) -> None:
     assert len(await names(sortBy="currentSnapshotId")) == 4
 
 
+@pytest.mark.section("4.6")
 @pytest.mark.parametrize(
     ("params", "message"),
     [
@@ -301,6 +314,7 @@ async def test_bad_list_queries_are_400(api: Api, params: dict[str, str], messag
         assert response.json()["error"]["message"] == message
 
 
+@pytest.mark.section("4.7")
 async def test_a_cursor_counts_only_for_its_own_list(api: Api) -> None:
     for number in range(3):
         await api.create(name=f"x-{number}")
@@ -330,6 +344,7 @@ async def test_update_changes_what_is_given_and_keeps_the_rest(api: Api) -> None
     assert full["session"]["id"] == created["session"]["id"]
 
 
+@pytest.mark.section("5.1")
 async def test_keep_last_snapshots_can_be_set_and_cleared(api: Api) -> None:
     await api.create(name="one")
     answer = (await api.http.patch("/v2/sandboxes/one", json={"keepLastSnapshots": {"count": 3}})).json()
@@ -356,3 +371,322 @@ async def test_a_fork_copies_the_configuration(api: Api) -> None:
     assert body["routes"][0]["port"] == 3000
     assert api.host.specs[body["session"]["id"]].env == {"B": "2"}
     assert (await api.http.post("/v2/sandboxes/nope/fork", json={})).status_code == 404
+
+
+# -- bounds ------------------------------------------------------------------------------------------
+
+
+async def test_the_edges_of_every_bound_are_taken(api: Api) -> None:
+    bodies: tuple[dict[str, Any], ...] = (
+        {"name": "a"},
+        {"name": "Z" * 128},
+        {"ports": []},
+        {"ports": [1024, 65535, *range(2000, 2013)]},
+        {"timeout": 1000},
+        {"timeout": 86_400_000},
+        {"resources": {"vcpus": 1}},
+        {"resources": {"vcpus": 32, "memory": 65_536}},
+        {"tags": {str(number): "x" * 256 for number in range(5)}},
+        {"snapshotExpiration": 0},
+        {"snapshotExpiration": 86_400_000},
+        {"snapshotExpiration": 20 * 365 * 86_400_000},
+        {"keepLastSnapshots": {"count": 1}},
+        {"keepLastSnapshots": {"count": 10, "expiration": 0}},
+        {"keepLastSnapshots": {"count": 10, "expiration": 86_400_000}},
+        {"env": {"A": "", "b.c": "=x\n"}},
+        {"failoverRegions": []},
+    )
+    for body in bodies:
+        made = await api.create(persistent=False, **body)
+        sandbox = made["sandbox"]
+        assert [route["port"] for route in made["routes"]] == body.get("ports", [])
+        assert sandbox["timeout"] == body.get("timeout", 300_000)
+        assert sandbox["vcpus"] == body.get("resources", {"vcpus": 2})["vcpus"]
+        assert sandbox.get("snapshotExpiration") == body.get("snapshotExpiration")
+        assert api.host.specs[made["session"]["id"]].env == body.get("env", {})
+
+
+@pytest.mark.section("4.6", "6.1", "6.4", "6.6", "18.3")
+async def test_what_is_beyond_a_bound_is_refused_by_create_fork_and_update_alike(api: Api) -> None:
+    made = await api.create(name="box")
+    common: tuple[tuple[dict[str, Any], str | None], ...] = (
+        ({"ports": list(range(2000, 2016))}, "`ports` should NOT have more than 15 items."),
+        ({"ports": [1023]}, "`ports[0]` should be >= 1024."),
+        ({"ports": [3000, 65_536]}, "`ports[1]` should be <= 65535."),
+        ({"timeout": 999}, "`timeout` should be >= 1000."),
+        ({"timeout": 86_400_001}, "`timeout` should be <= 86400000."),
+        ({"timeout": 1500.5}, "`timeout` should be integer."),
+        ({"resources": {"vcpus": 0}}, "`resources.vcpus` should be >= 1."),
+        ({"resources": {"vcpus": 3}}, "`resources` should have `vcpus` of 1 or an even number."),
+        ({"resources": {"vcpus": 34}}, "`resources.vcpus` should be <= 32."),
+        ({"resources": {"memory": 4096}}, "`resources` should have required property 'vcpus'."),
+        ({"resources": {"vcpus": 2, "memory": 4095}}, "`resources` should have `memory` of 2048 MB per vCPU."),
+        ({"tags": {str(number): "" for number in range(6)}}, "`tags` should NOT have more than 5 properties."),
+        ({"tags": {"a": "x" * 257}}, None),
+        ({"tags": {"a": 1}}, "`tags.a` should be string."),
+        ({"snapshotExpiration": 86_399_999}, None),
+        ({"snapshotExpiration": -1}, None),
+        ({"keepLastSnapshots": {"count": 0}}, "`keepLastSnapshots.count` should be >= 1."),
+        ({"keepLastSnapshots": {"count": 11}}, "`keepLastSnapshots.count` should be <= 10."),
+        ({"keepLastSnapshots": {}}, "`keepLastSnapshots` should have required property 'count'."),
+        ({"keepLastSnapshots": {"count": 1, "expiration": 5}}, None),
+        ({"persistent": 1}, "`persistent` should be boolean."),
+        ({"env": {"A": 1}}, "`env.A` should be string."),
+        ({"region": "mars1"}, None),
+        ({"failoverRegions": ["mars1"]}, None),
+        ({"failoverRegions": ["iad1"]}, "`failoverRegions` should NOT contain `region`."),
+        (
+            {"mounts": {str(f"/d{number}"): {"drive": "d"} for number in range(5)}},
+            "`mounts` should NOT have more than 4 properties.",
+        ),
+        (
+            {"mounts": {"/d": {"drive": "d"}}, "failoverRegions": ["sfo1"]},
+            "`failoverRegions` can't be used together with `mounts`.",
+        ),
+    )
+    only_new: tuple[tuple[dict[str, Any], str | None], ...] = (
+        ({"name": "x" * 129}, "`name` should NOT be longer than 128 characters."),
+        ({"name": "a b"}, '`name` should match pattern "^[a-zA-Z0-9_-]+$".'),
+        ({"image": "x" * 256}, "`image` should NOT be longer than 255 characters."),
+        ({"image": ""}, "`image` should NOT be shorter than 1 characters."),
+    )
+    for method, path, bodies in (
+        ("POST", "/v3/sandboxes", common + only_new),
+        ("POST", "/v2/sandboxes/box/fork", common + only_new),
+        ("PATCH", "/v2/sandboxes/box", common),
+    ):
+        for body, message in bodies:
+            response = await api.http.request(method, path, json=body)
+            assert response.status_code == 400, (method, body, response.text)
+            error = response.json()["error"]
+            assert error["code"] == "bad_request"
+            if message is not None:
+                assert error["message"] == f"Invalid request: {message}"
+    got = (await api.http.get("/v2/sandboxes/box")).json()
+    assert got["session"] == made["session"]
+    assert len((await api.http.get("/v2/sandboxes")).json()["sandboxes"]) == 1
+
+
+@pytest.mark.section("4.6", "18.3")
+async def test_an_unknown_region_is_refused_with_those_that_there_are(api: Api) -> None:
+    refused = await api.http.post("/v3/sandboxes", json={"region": "mars1"})
+    assert refused.status_code == 400
+    message = refused.json()["error"]["message"]
+    assert message.startswith('Invalid request: `region` should be equal to one of the allowed values "arn1", "bom1", ')
+    drive = await api.http.post("/v2/sandboxes/drives/d", json={"region": "mars1"})
+    assert (drive.status_code, drive.json()["error"]["message"]) == (400, message)
+    for region in ("iad1", "sfo1", "cle1", "cdg1"):
+        assert (await api.create(region=region))["sandbox"]["region"] == region
+
+
+@pytest.mark.section("4.6", "6.1", "6.6", "11")
+async def test_a_snapshot_begins_sandboxes_of_its_region(api: Api) -> None:
+    made = await api.create(name="far", region="sfo1", persistent=False)
+    taken = await api.http.post(f"/v2/sandboxes/sessions/{made['session']['id']}/snapshot")
+    snapshot = taken.json()["snapshot"]
+    assert (snapshot["region"], snapshot["regions"]) == ("sfo1", ["sfo1"])
+    source = {"source": {"type": "snapshot", "snapshotId": snapshot["id"]}}
+    for path, body in (("/v3/sandboxes", source), ("/v2/sandboxes/far/fork", {})):
+        refused = await api.http.post(path, json=body | {"region": "iad1"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "snapshot_region_mismatch")
+        for region in ({}, {"region": "sfo1"}):
+            child = await api.http.post(path, json=body | region)
+            assert (child.status_code, child.json()["sandbox"]["region"]) == (200, "sfo1")
+
+
+async def test_sources_say_what_they_need(api: Api) -> None:
+    for source, problem in (
+        ({"type": "git"}, "`source` should have required property 'url'."),
+        ({"type": "tarball"}, "`source` should have required property 'url'."),
+        ({"type": "snapshot"}, "`source` should have required property 'snapshotId'."),
+        ({"type": "git", "url": "https://example.com/a", "depth": 0}, "`source.depth` should be >= 1."),
+    ):
+        refused = await api.http.post("/v3/sandboxes", json={"source": source})
+        assert (refused.status_code, refused.json()["error"]["message"]) == (400, f"Invalid request: {problem}")
+    snapshot = {"type": "snapshot", "snapshotId": "snap_x"}
+    for other in ({"image": "vercel/sandbox/universal"}, {"runtime": "node24"}):
+        refused = await api.http.post("/v2/sandboxes", json={"source": snapshot, **other})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "bad_request")
+
+
+async def test_version_four_keeps_snapshots_for_a_week_and_one_of_them(api: Api) -> None:
+    async def made(version: int, **body: object) -> tuple[object, object]:
+        sandbox = (await api.http.post(f"/v{version}/sandboxes", json=body)).json()["sandbox"]
+        return sandbox.get("snapshotExpiration"), sandbox.get("keepLastSnapshots")
+
+    week, one = 7 * 86_400_000, {"count": 1, "deleteEvicted": True}
+    assert await made(4) == (week, one)
+    assert await made(4, persistent=True) == (week, one)
+    assert await made(4, persistent=False) == (week, None)
+    assert await made(4, keepLastSnapshots=None) == (week, None)
+    assert await made(4, keepLastSnapshots={"count": 2}, snapshotExpiration=0) == (0, {"count": 2, "deleteEvicted": True})
+    for version in (2, 3):
+        assert await made(version) == (None, None)
+
+
+# -- get, resume, list ---------------------------------------------------------------------------------
+
+
+@pytest.mark.section("5.3")
+async def test_resume_is_true_or_false_and_false_when_absent(api: Api) -> None:
+    session_id = (await api.create(name="one"))["session"]["id"]
+    await api.http.post(f"/v2/sandboxes/sessions/{session_id}/stop")
+    for query in ({}, {"resume": "false"}):
+        body = (await api.http.get("/v2/sandboxes/one", params=query)).json()
+        assert (body["resumed"], body["session"]["id"], body["session"]["status"]) == (False, session_id, "stopped")
+    assert (await api.http.get("/v2/sandboxes/one", params={"resume": "perhaps"})).status_code == 400
+    resumed = (await api.http.get("/v2/sandboxes/one", params={"resume": "true"})).json()
+    assert (resumed["resumed"], resumed["session"]["status"], resumed["sandbox"]["status"]) == (True, "running", "running")
+    assert resumed["sandbox"]["currentSessionId"] == resumed["session"]["id"] != session_id
+    again = (await api.http.get("/v2/sandboxes/one", params={"resume": "true"})).json()
+    assert (again["resumed"], again["session"]["id"]) == (False, resumed["session"]["id"])
+
+
+async def test_twenty_are_listed_unless_more_are_asked_for(api: Api) -> None:
+    for number in range(22):
+        await api.create(name=f"box-{number:02}", persistent=False)
+    for query, count in (({}, 20), ({"limit": "50"}, 22), ({"limit": "1"}, 1)):
+        page = (await api.http.get("/v2/sandboxes", params=query)).json()
+        assert page["pagination"]["count"] == len(page["sandboxes"]) == count
+        assert page["sandboxes"][0]["name"] == "box-21"
+        assert (page["pagination"]["next"] is None) == (count == 22)
+
+
+async def test_stopped_ones_are_listed_and_found_by_their_status(api: Api) -> None:
+    stopped = await api.create(name="a", tags={"k": "v:w"}, persistent=True)
+    await api.create(name="b", tags={"k": "v"})
+    await api.http.post(f"/v2/sandboxes/sessions/{stopped['session']['id']}/stop")
+
+    async def names(**query: str) -> list[str]:
+        return [sandbox["name"] for sandbox in (await api.http.get("/v2/sandboxes", params=query)).json()["sandboxes"]]
+
+    assert await names() == ["b", "a"]
+    assert await names(status="stopped") == ["a"]
+    assert await names(status="running", sortBy="createdAt", sortOrder="asc") == ["b"]
+    assert await names(status="stopping") == []
+    assert await names(tags="k:v:w") == ["a"]
+    assert await names(sortBy="statusUpdatedAt") == ["a", "b"]
+    assert await names(sortBy="statusUpdatedAt", sortOrder="asc") == ["b", "a"]
+    assert await names(sortBy="currentSnapshotId") == ["a", "b"]
+    assert await names(sortBy="name") == ["b", "a"]
+
+
+# -- update, delete, fork ------------------------------------------------------------------------------
+
+
+async def test_updates_are_for_the_record_and_the_next_session(api: Api) -> None:
+    made = await api.create(name="one", env={"A": "1", "B": "1"}, ports=[3000])
+    said = {
+        "timeout": 70_000,
+        "resources": {"vcpus": 4, "memory": 8192},
+        "env": {"B": "2"},
+        "region": "sfo1",
+        "failoverRegions": ["iad1"],
+        "snapshotExpiration": 0,
+        "persistent": True,
+        "networkPolicy": {"mode": "deny-all"},
+        "ports": [8080, 3000],
+    }
+    answer = (await api.http.patch("/v2/sandboxes/one", json=said)).json()
+    assert set(answer) == {"sandbox", "routes"}
+    sandbox = answer["sandbox"]
+    assert (sandbox["timeout"], sandbox["vcpus"], sandbox["memory"], sandbox["region"]) == (70_000, 4, 8192, "sfo1")
+    assert (sandbox["failoverRegions"], sandbox["snapshotExpiration"]) == (["iad1"], 0)
+    assert [route["port"] for route in answer["routes"]] == [8080, 3000]
+    assert answer["routes"][1] == made["routes"][0]
+    session = (await api.http.get(f"/v2/sandboxes/sessions/{made['session']['id']}")).json()
+    assert session == {"session": made["session"], "routes": answer["routes"]}
+
+    same = (await api.http.patch("/v2/sandboxes/one", json={})).json()
+    assert same["sandbox"] == sandbox | {"updatedAt": same["sandbox"]["updatedAt"]}
+    cleared = (await api.http.patch("/v2/sandboxes/one", json={"failoverRegions": [], "ports": [], "networkId": None})).json()
+    assert (cleared["sandbox"]["failoverRegions"], cleared["routes"]) == ([], [])
+
+    await api.http.post(f"/v2/sandboxes/sessions/{made['session']['id']}/stop")
+    idle = (await api.http.patch("/v2/sandboxes/one", json={"timeout": 80_000})).json()
+    assert (idle["sandbox"]["status"], set(idle)) == ("stopped", {"sandbox", "routes"})
+    full = (await api.http.patch("/v2/sandboxes/one", params={"resume": "true"}, json={"tags": {"a": "b"}})).json()
+    assert set(full) == {"sandbox", "session", "routes", "resumed"}
+    assert (full["resumed"], full["sandbox"]["tags"]) == (True, {"a": "b"})
+    session = full["session"]
+    assert (session["timeout"], session["vcpus"], session["memory"], session["region"]) == (80_000, 4, 8192, "sfo1")
+    assert session["networkPolicy"]["mode"] == "deny-all"
+    spec = api.host.specs[session["id"]]
+    assert (spec.env, spec.vcpus, spec.timeout_ms) == ({"B": "2"}, 4, 80_000)
+
+
+@pytest.mark.section("4.5")
+async def test_a_running_one_is_stopped_and_deleted_and_answered_as_it_was(api: Api) -> None:
+    made = await api.create(name="one", tags={"a": "b"})
+    before = (await api.http.get("/v2/sandboxes/one")).json()["sandbox"]
+    deleted = await api.http.delete("/v2/sandboxes/one")
+    assert (deleted.status_code, set(deleted.json())) == (200, {"sandbox"})
+    assert deleted.json()["sandbox"].items() <= before.items()
+    assert str(api.host.sessions[made["session"]["id"]].status) == "stopped"
+    for method in ("GET", "PATCH", "DELETE"):
+        gone = await api.http.request(method, "/v2/sandboxes/one", json={})
+        assert (gone.status_code, gone.json()["error"]["code"]) == (404, "not_found")
+
+
+async def test_a_fork_has_everything_of_its_source_but_what_it_says_itself(api: Api) -> None:
+    settings: dict[str, Any] = {
+        "timeout": 70_000,
+        "tags": {"a": "1", "b": "1"},
+        "persistent": False,
+        "snapshotExpiration": 2 * 86_400_000,
+        "keepLastSnapshots": {"count": 2, "deleteEvicted": True},
+        "region": "sfo1",
+        "failoverRegions": ["cle1"],
+    }
+    made = await api.create(
+        name="src", env={"A": "1", "B": "1"}, ports=[3000], resources={"vcpus": 4}, networkPolicy={"mode": "deny-all"}, **settings
+    )
+    response = await api.http.post("/v2/sandboxes/src/fork", params={"projectId": api.own.project_id}, json={})
+    assert response.status_code == 200
+    fork = response.json()
+    assert set(fork) == {"sandbox", "session", "routes"}
+    assert "expiresAt" not in fork["sandbox"]
+    assert fork["sandbox"]["name"] != "src"
+    assert {name: fork["sandbox"][name] for name in settings} == settings
+    assert (fork["sandbox"]["vcpus"], fork["sandbox"]["networkPolicy"]["mode"]) == (4, "deny-all")
+    assert fork["sandbox"]["image"] == made["sandbox"]["image"]
+    assert [route["port"] for route in fork["routes"]] == [3000]
+    assert api.host.specs[fork["session"]["id"]].env == {"A": "1", "B": "1"}
+
+    other = {
+        "name": "dst",
+        "tags": {"c": "2"},
+        "env": {"C": "2"},
+        "ports": [],
+        "persistent": True,
+        "resources": {"vcpus": 1},
+        "timeout": 1000,
+        "networkPolicy": {"mode": "allow-all"},
+        "snapshotExpiration": 0,
+        "keepLastSnapshots": None,
+        "region": "iad1",
+        "failoverRegions": [],
+        "source": {"type": "none of it"},
+        "runtime": "nor this",
+    }
+    fork = (await api.http.post("/v2/sandboxes/src/fork", json=other)).json()
+    sandbox = fork["sandbox"]
+    for name in ("name", "tags", "persistent", "timeout", "snapshotExpiration", "region", "failoverRegions"):
+        assert sandbox[name] == other[name], name
+    assert (sandbox["vcpus"], sandbox["networkPolicy"]["mode"], fork["routes"]) == (1, "allow-all", [])
+    assert "keepLastSnapshots" not in sandbox
+    assert api.host.specs[fork["session"]["id"]].env == {"C": "2"}
+    taken = await api.http.post("/v2/sandboxes/src/fork", json={"name": "dst"})
+    assert (taken.status_code, taken.json()["error"]["code"]) == (409, "conflict")
+
+
+@pytest.mark.section("6.6")
+async def test_a_fork_begins_where_its_source_was_saved_last(api: Api) -> None:
+    made = await api.create(name="src")
+    first = (await api.http.post("/v2/sandboxes/src/fork", json={})).json()
+    assert "sourceSnapshotId" not in first["session"]
+    stopped = (await api.http.post(f"/v2/sandboxes/sessions/{made['session']['id']}/stop")).json()
+    saved = stopped["sandbox"]["currentSnapshotId"]
+    await api.http.get("/v2/sandboxes/src", params={"resume": "true"})
+    fork = (await api.http.post("/v2/sandboxes/src/fork", json={})).json()
+    assert fork["session"]["sourceSnapshotId"] == fork["sandbox"]["currentSnapshotId"] == saved

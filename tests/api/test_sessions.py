@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,6 +13,8 @@ from hutch.api.host_events import reconcile
 from hutch.host.protocol import SessionStatus
 from hutch.storage import hosts
 from tests.api.conftest import Api
+
+pytestmark = pytest.mark.section("7")
 
 
 async def settled(api: Api) -> None:
@@ -53,6 +56,7 @@ async def test_an_unknown_session_is_404_and_never_410(api: Api, session_id: str
         assert response.json()["error"]["code"] == "not_found"
 
 
+@pytest.mark.section("5.2")
 async def test_stop_answers_when_it_is_down_with_its_usage(api: Api) -> None:
     session_id = (await api.create(name="one"))["session"]["id"]
     response = await api.http.post(f"/v2/sandboxes/sessions/{session_id}/stop", headers={"content-type": "application/json"})
@@ -86,6 +90,7 @@ async def test_concurrent_stops_count_the_usage_once(api: Api) -> None:
     assert (await api.http.get("/v2/sandboxes/one")).json()["sandbox"]["totalEgressBytes"] == 20
 
 
+@pytest.mark.section("4.5", "4.6", "8.2")
 async def test_every_call_to_a_dead_session_is_410(api: Api) -> None:
     session_id = (await api.create(name="one"))["session"]["id"]
     await api.http.post(f"/v2/sandboxes/sessions/{session_id}/stop")
@@ -269,3 +274,119 @@ async def test_an_end_that_the_listing_missed_is_asked_for(api: Api) -> None:
     api.host.sessions[session_id] = msgspec.structs.replace(record, status=SessionStatus.STOPPED, stopped_at=stopped_at)
     await reconcile(api.services)
     assert (await api.http.get("/v2/sandboxes/one")).json()["session"]["stoppedAt"] == stopped_at
+
+
+# -- as the vendor says ------------------------------------------------------------------------------
+
+
+async def test_sessions_of_one_sandbox_are_listed_with_their_next(api: Api) -> None:
+    first = (await api.create(name="one"))["session"]["id"]
+    await api.create(name="two")
+    await api.http.post(f"/v2/sandboxes/sessions/{first}/stop")
+    second = (await api.http.get("/v2/sandboxes/one", params={"resume": "true"})).json()["session"]["id"]
+    for order, wanted in (("desc", [second, first]), ("asc", [first, second])):
+        query = {"name": "one", "project": api.own.project_id, "sortOrder": order}
+        page = (await api.http.get("/v2/sandboxes/sessions", params=query)).json()
+        assert set(page) == {"sessions", "pagination"}
+        assert [(one["id"], one["status"]) for one in page["sessions"]] == [
+            (one, "stopped" if one == first else "running") for one in wanted
+        ]
+    assert (await api.http.get("/v2/sandboxes/sessions", params={"name": "three"})).json()["sessions"] == []
+
+
+@pytest.mark.section("4.1", "5.1", "5.3")
+@pytest.mark.parametrize("persistent", [True, False])
+async def test_a_stop_answers_sandbox_session_and_what_was_saved(api: Api, *, persistent: bool) -> None:
+    made = await api.create(name="one", persistent=persistent)
+    path = f"/v2/sandboxes/sessions/{made['session']['id']}/stop"
+    bodies: list[Any] = [None, {}, {"reason": 1}]
+    answers = [(await api.http.post(path, json=body)).json() for body in bodies]
+    for answer in answers:
+        assert set(answer) == {"sandbox", "session"} | ({"snapshot"} if persistent else set())
+        assert (answer["session"]["id"], answer["session"]["status"]) == (made["session"]["id"], "stopped")
+        assert answer["sandbox"].get("currentSnapshotId") == (answer["snapshot"]["id"] if persistent else None)
+        del answer["session"]["requestedStopAt"]
+    assert answers[0] == answers[1] == answers[2]
+    got = (await api.http.get("/v2/sandboxes/one")).json()
+    assert (got["session"]["id"], got["sandbox"]["status"]) == (made["session"]["id"], "stopped")
+
+
+async def test_a_second_stop_says_when_it_was_asked_for(api: Api) -> None:
+    path = f"/v2/sandboxes/sessions/{(await api.create())['session']['id']}/stop"
+    first = (await api.http.post(path)).json()["session"]["requestedStopAt"]
+    api.services.clock = lambda: first + 12_345
+    assert (await api.http.post(path)).json()["session"]["requestedStopAt"] == first + 12_345
+
+
+@pytest.mark.section("4.6")
+async def test_extensions_have_a_least_and_a_greatest(api: Api) -> None:
+    made = await api.create(name="one")
+    path = f"/v2/sandboxes/sessions/{made['session']['id']}/extend-timeout"
+    refused = await api.http.post(path, json={"duration": 999})
+    assert refused.json()["error"] == {"code": "bad_request", "message": "Invalid request: `duration` should be >= 1000."}
+    missing = await api.http.post(path, json={})
+    assert missing.json()["error"]["message"] == "Invalid request: should have required property 'duration'."
+    extended = await api.http.post(path, json={"duration": 1000})
+    assert (extended.status_code, set(extended.json())) == (200, {"session"})
+    assert extended.json()["session"] == made["session"] | {"timeout": 301_000}
+    left = 86_400_000 - 301_000
+    beyond = await api.http.post(path, json={"duration": left + 1})
+    assert (beyond.status_code, beyond.json()["error"]["code"]) == (400, "sandbox_timeout_invalid")
+    assert (await api.http.post(path, json={"duration": left})).json()["session"]["timeout"] == 86_400_000
+    await api.http.post(f"/v2/sandboxes/sessions/{made['session']['id']}/stop")
+    resumed = (await api.http.get("/v2/sandboxes/one", params={"resume": "true"})).json()
+    assert resumed["session"]["timeout"] == 300_000
+
+
+@pytest.mark.section("5.2")
+async def test_a_policy_of_a_session_replaces_the_one_before_whole(api: Api) -> None:
+    made = await api.create(name="one", networkPolicy={"allow": ["a.example.com"]})
+    path = f"/v2/sandboxes/sessions/{made['session']['id']}/network-policy"
+    answer = await api.http.post(path, json={"allow": ["b.example.com"], "subnets": {"deny": ["198.51.100.0/24"]}})
+    assert answer.status_code == 200
+    session = answer.json()["session"]
+    policy = {name: value for name, value in session["networkPolicy"].items() if name != "hutch"}
+    assert policy == {"mode": "custom", "allowedDomains": ["b.example.com"], "deniedCIDRs": ["198.51.100.0/24"]}
+    assert session["id"] == made["session"]["id"]
+    record = (await api.http.get("/v2/sandboxes/one")).json()
+    assert record["session"]["networkPolicy"]["allowedDomains"] == ["b.example.com"]
+    assert record["sandbox"]["networkPolicy"]["allowedDomains"] == ["a.example.com"]
+
+
+@pytest.mark.section("4.1", "4.6", "5.2", "7.5")
+async def test_a_snapshot_ends_its_session_and_is_what_comes_next(api: Api) -> None:
+    made = await api.create(name="one", persistent=False)
+    path = f"/v2/sandboxes/sessions/{made['session']['id']}/snapshot"
+    for expiration in (1, 86_399_999, -1):
+        refused = await api.http.post(path, json={"expiration": expiration})
+        assert refused.status_code == 400
+        assert refused.json()["error"] == {
+            "code": "bad_request",
+            "message": "`expiration` must be 0 (no expiration) or >= 86400000 ms (1 day).",
+        }
+    taken = await api.http.post(path, headers={"content-type": "application/json", "content-length": "0"})
+    assert (taken.status_code, set(taken.json())) == (201, {"snapshot", "session"})
+    session, snapshot = taken.json()["session"], taken.json()["snapshot"]
+    assert (session["status"], session["id"]) == ("snapshotting", made["session"]["id"])
+    assert type(session["snapshottedAt"]) is int
+    assert not {"stoppedAt", "duration", "activeCpuDurationMs", "networkTransfer"} & set(session)
+    got = (await api.http.get("/v2/sandboxes/one")).json()
+    assert (got["session"]["status"], got["sandbox"]["status"]) == ("stopped", "stopped")
+    assert got["sandbox"]["currentSnapshotId"] == snapshot["id"]
+    again = await api.http.post(path)
+    assert (again.status_code, again.json()["error"]["code"]) == (410, "sandbox_stopped")
+    resumed = (await api.http.get("/v2/sandboxes/one", params={"resume": "true"})).json()
+    second = await api.http.post(f"/v2/sandboxes/sessions/{resumed['session']['id']}/snapshot", json={"expiration": 0})
+    assert second.status_code == 201
+    assert "expiresAt" not in second.json()["snapshot"]
+    assert second.json()["snapshot"]["parentId"] == snapshot["id"]
+
+
+async def test_a_terminal_is_an_address_and_a_token(api: Api) -> None:
+    made = await api.create()
+    for content in (b"", b"{}"):
+        opened = await api.http.post(f"/v2/sandboxes/sessions/{made['session']['id']}/interactive", content=content)
+        assert (opened.status_code, set(opened.json())) == (200, {"url", "token"})
+        assert opened.json()["url"].startswith("ws://")
+        assert "?" not in opened.json()["url"]
+        assert opened.json()["token"]

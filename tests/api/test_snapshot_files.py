@@ -14,6 +14,7 @@ from tests.api.conftest import Api
 from tests.api.test_snapshots import stopped, take
 
 BASE = "/hutch/v1/snapshots"
+DURABLE_AT, STORED_AT = 1_700_000_000_005, 1_700_000_000_007
 
 
 async def test_a_copy_is_verified(api: Api) -> None:
@@ -100,18 +101,18 @@ async def test_what_a_host_tells_of_copies_is_shown(api: Api) -> None:
     _, snapshot_id = await stopped(api)
     assert not {"storedAt", "storeError"} & (await listed(api))[0].keys()
     held = api.host.snapshots
-    held[snapshot_id] = msgspec.structs.replace(held[snapshot_id], durable_at=5, store_error="away")
+    held[snapshot_id] = msgspec.structs.replace(held[snapshot_id], durable_at=DURABLE_AT, store_error="away")
     await snapshots.reconcile(api.services)
     assert (await listed(api))[0]["storeError"] == "away"
-    held[snapshot_id] = msgspec.structs.replace(held[snapshot_id], stored_at=7, store_error=None, size_bytes=99)
+    held[snapshot_id] = msgspec.structs.replace(held[snapshot_id], stored_at=STORED_AT, store_error=None, size_bytes=99)
     await snapshots.reconcile(api.services)
     [shown] = await listed(api)
-    assert (shown["storedAt"], shown["durableAt"], shown["sizeBytes"]) == (7, 5, 99 + 234)
+    assert (shown["storedAt"], shown["durableAt"], shown["sizeBytes"]) == (STORED_AT, DURABLE_AT, 99 + 234)
     assert "storeError" not in shown
     # What was said before that comes late, and is no news.
     held[snapshot_id] = msgspec.structs.replace(held[snapshot_id], stored_at=None, size_bytes=1)
     await snapshots.reconcile(api.services)
-    assert ((await listed(api))[0]["storedAt"], (await listed(api))[0]["sizeBytes"]) == (7, 99 + 234)
+    assert ((await listed(api))[0]["storedAt"], (await listed(api))[0]["sizeBytes"]) == (STORED_AT, 99 + 234)
 
 
 class TestQuota:
@@ -119,6 +120,7 @@ class TestQuota:
     def environment(self) -> dict[str, str]:
         return {"HUTCH_LIMITS__SNAPSHOT_BYTES_PER_PROJECT": "2000"}
 
+    @pytest.mark.section("4.6")
     async def test_beyond_it_none_can_be_asked_for_and_those_of_stops_are_kept(
         self, api: Api, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 
-from hutch.api import sandboxes, snapshots
+from hutch.api import snapshots
 from hutch.api.services import Services
+from hutch.api.starts import Start
 from hutch.control.records import Scope
 from hutch.errors import ConflictError, UnavailableError
 from tests.api.conftest import DAY_MS, Api
+
+pytestmark = pytest.mark.section("11")
 
 RESUME = {"resume": "true"}
 
@@ -59,6 +62,7 @@ async def stopped(api: Api, name: str = "one", **body: Any) -> tuple[str, str]:
 # -- making ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.section("6.1", "13.4")
 async def test_the_stop_of_a_persistent_sandbox_makes_one(api: Api) -> None:
     session_id = (await api.create(name="one"))["session"]["id"]
     answer = await stop(api, session_id)
@@ -82,6 +86,7 @@ async def test_the_stop_of_a_persistent_sandbox_makes_one(api: Api) -> None:
     assert await shown(api, snapshot["id"]) == snapshot
 
 
+@pytest.mark.section("13.4")
 async def test_what_is_not_persistent_leaves_one_only_when_asked(api: Api) -> None:
     session_id = (await api.create(name="one", persistent=False))["session"]["id"]
     answer = await stop(api, session_id)
@@ -105,6 +110,7 @@ async def test_one_of_a_session_that_runs_on(api: Api) -> None:
     assert (await stop(api, session_id))["snapshot"]["id"] != taken["snapshot"]["id"]
 
 
+@pytest.mark.section("13.4")
 async def test_an_end_that_nobody_here_asked_for_makes_one_too(api: Api) -> None:
     session_id = (await api.create(name="one"))["session"]["id"]
     await api.host.end(session_id)
@@ -114,6 +120,7 @@ async def test_an_end_that_nobody_here_asked_for_makes_one_too(api: Api) -> None
     assert (await get(api, "one", **RESUME))["resumed"]
 
 
+@pytest.mark.section("6.4")
 async def test_a_patch_of_persistent_counts_for_the_session_that_runs(api: Api) -> None:
     session_id = (await api.create(name="one"))["session"]["id"]
     await api.http.patch("/v2/sandboxes/one", json={"persistent": False})
@@ -145,6 +152,7 @@ async def test_bad_requests_make_none(api: Api, body: dict[str, Any], code: str)
     assert (await get(api, "one"))["session"]["status"] == "running"
 
 
+@pytest.mark.section("7.5")
 async def test_what_has_ended_or_is_unknown_makes_none(api: Api) -> None:
     session_id, _ = await stopped(api)
     path = "/v2/sandboxes/sessions/{}/snapshot"
@@ -155,6 +163,7 @@ async def test_what_has_ended_or_is_unknown_makes_none(api: Api) -> None:
 # -- going on ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.section("13.4")
 async def test_a_resume_begins_a_session_with_it(api: Api) -> None:
     first, snapshot_id = await stopped(
         api, env={"A": "1"}, tags={"t": "x"}, ports=[3000], networkPolicy={"allow": ["a.test"]}, disk_bytes=1 << 30
@@ -183,6 +192,7 @@ async def test_a_resume_begins_a_session_with_it(api: Api) -> None:
     assert (await stop(api, session["id"]))["snapshot"]["parentId"] == snapshot_id
 
 
+@pytest.mark.section("6.2", "13.3")
 async def test_resumes_at_once_are_one(api: Api) -> None:
     first, _ = await stopped(api)
     api.host.create_gate.clear()
@@ -208,6 +218,7 @@ async def test_a_resume_that_the_host_refuses_can_be_tried_again(api: Api) -> No
     assert (answer["resumed"], answer["session"]["sourceSnapshotId"]) == (True, snapshot_id)
 
 
+@pytest.mark.section("6.4", "13.4")
 async def test_a_patch_can_resume_and_go_back(api: Api) -> None:
     _, oldest = await stopped(api)
     second = (await get(api, "one", **RESUME))["session"]["id"]
@@ -223,6 +234,7 @@ async def test_a_patch_can_resume_and_go_back(api: Api) -> None:
     assert await refused(api, "PATCH", "/v2/sandboxes/one", json={"currentSnapshotId": newest}) == (410, "snapshot_not_found")
 
 
+@pytest.mark.section("6.1")
 async def test_a_create_and_a_fork_begin_with_it(api: Api) -> None:
     _, snapshot_id = await stopped(api, env={"A": "1"})
     made = await api.create(name="two", source={"type": "snapshot", "snapshotId": snapshot_id})
@@ -237,6 +249,7 @@ async def test_a_create_and_a_fork_begin_with_it(api: Api) -> None:
     assert "sourceSnapshotId" not in image["session"]
 
 
+@pytest.mark.section("6.4")
 async def test_another_teams_is_unknown(api: Api) -> None:
     _, snapshot_id = await stopped(api)
     stranger = (await api.tenant("strangers")).http
@@ -258,6 +271,7 @@ async def test_another_teams_is_unknown(api: Api) -> None:
 # -- the end -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.section("4.6", "5.3", "6.1", "6.4")
 async def test_a_deleted_one_stays_listed_and_begins_nothing(api: Api) -> None:
     _, snapshot_id = await stopped(api)
     path = f"/v2/sandboxes/snapshots/{snapshot_id}"
@@ -286,6 +300,7 @@ async def test_a_host_that_can_not_be_told_is_told_later(api: Api, monkeypatch: 
     await purged(api, snapshot_id)
 
 
+@pytest.mark.section("6.2")
 async def test_they_expire_after_their_last_use(api: Api) -> None:
     session_id = (await api.create(name="one", snapshotExpiration=2 * DAY_MS))["session"]["id"]
     own = (await take(api, session_id, expiration=DAY_MS))["snapshot"]
@@ -319,12 +334,109 @@ async def test_only_the_last_ones_are_kept(api: Api, *, evicted: bool) -> None:
         await purged(api, first)
 
 
+async def lives(api: Api, snapshot_ids: list[str]) -> list[int | None]:
+    """How many days each is kept after its last use; None: for ever."""
+    found = [await shown(api, one) for one in snapshot_ids]
+    return [(one["expiresAt"] - one["lastUsedAt"]) // DAY_MS if "expiresAt" in one else None for one in found]
+
+
+async def line_of(api: Api, count: int, **body: Any) -> list[str]:
+    """The snapshots of so many sessions of a sandbox, the oldest first."""
+    made = [(await stopped(api, **body))[1]]
+    for _ in range(count - 1):
+        session_id = (await get(api, "one", **RESUME))["session"]["id"]
+        made.append((await stop(api, session_id))["snapshot"]["id"])
+    return made
+
+
+async def test_what_is_said_in_the_call_comes_first_then_what_the_sandbox_says(api: Api) -> None:
+    session_id = (await api.create(name="one", snapshotExpiration=2 * DAY_MS))["session"]["id"]
+    made = [
+        (await take(api, session_id, keepRunning=True, **body))["snapshot"]["id"]
+        for body in ({}, {"expiration": 5 * DAY_MS}, {"expiration": 0})
+    ]
+    # The session's own end is a report of the host's alone, and one that was asked for is a report too.
+    made.append((await take(api, session_id, expiration=3 * DAY_MS))["snapshot"]["id"])
+    assert await lives(api, made) == [2, 5, None, 3]
+
+
+async def test_one_is_kept_for_30_days_unless_something_else_is_said(api: Api) -> None:
+    session_id = (await api.create(name="one", persistent=False))["session"]["id"]
+    assert await lives(api, [(await take(api, session_id))["snapshot"]["id"]]) == [30]
+
+
+@pytest.mark.parametrize(
+    ("own", "keep", "wanted"),
+    [
+        ({"snapshotExpiration": 2 * DAY_MS}, {"count": 3, "expiration": 4 * DAY_MS}, [4, 4, 4]),
+        ({}, {"count": 3, "expiration": 0}, [None, None, None]),
+        ({"snapshotExpiration": 2 * DAY_MS}, {"count": 3}, [2, 2, 2]),
+        ({}, {"count": 3}, [30, 30, 30]),
+        ({}, {"count": 2, "expiration": 4 * DAY_MS, "deleteEvicted": False}, [4, 4, 4]),
+    ],
+    ids=["its own", "for ever", "the sandbox's", "the default", "evicted"],
+)
+async def test_kept_ones_live_as_long_as_is_said_for_them(
+    api: Api, own: dict[str, Any], keep: dict[str, Any], wanted: list[int | None]
+) -> None:
+    made = await line_of(api, 3, keepLastSnapshots=keep, **own)
+    assert await lives(api, made) == wanted
+
+
+async def test_what_is_said_of_one_snapshot_is_not_said_of_those_before(api: Api) -> None:
+    first, second = await line_of(api, 2, keepLastSnapshots={"count": 3})
+    session_id = (await get(api, "one", **RESUME))["session"]["id"]
+    third = (await take(api, session_id, expiration=DAY_MS))["snapshot"]["id"]
+    assert await lives(api, [first, second, third]) == [30, 30, 1]
+
+
+@pytest.mark.section("11", "19")
+async def test_later_versions_keep_them_for_7_days(api: Api) -> None:
+    plain = (await api.create(name="one"))["session"]["id"]
+    said = (await api.create(name="two", snapshotExpiration=2 * DAY_MS))["session"]["id"]
+    kept = (await api.create(name="three", keepLastSnapshots={"count": 2, "expiration": 4 * DAY_MS}))["session"]["id"]
+    made = []
+    for prefix, session_id, body in (
+        ("/v2", plain, {}),
+        ("/v3", plain, {}),
+        ("/api/v3", plain, {"expiration": 5 * DAY_MS}),
+        ("/v3", said, {}),
+        ("/v3", kept, {}),
+    ):
+        path = f"{prefix}/sandboxes/sessions/{session_id}/snapshot"
+        taken = await api.http.post(path, json={"keepRunning": True, **body})
+        assert taken.status_code == 201, taken.text
+        made.append(taken.json()["snapshot"]["id"])
+    assert await lives(api, made) == [30, 7, 5, 2, 4]
+    forks = [
+        (await api.http.post(f"{prefix}/sandboxes/{name}/fork", json={"name": f"{prefix[1:]}-{name}"})).json()["sandbox"]
+        for prefix in ("/v2", "/v3")
+        for name in ("one", "two")
+    ]
+    assert [one.get("snapshotExpiration") for one in forks] == [None, 2 * DAY_MS, 7 * DAY_MS, 2 * DAY_MS]
+
+
+async def test_one_begins_sandboxes_in_its_region(api: Api) -> None:
+    session_id = (await api.create(name="one", region="sfo1"))["session"]["id"]
+    snapshot = (await stop(api, session_id))["snapshot"]
+    assert (snapshot["region"], snapshot["regions"]) == ("sfo1", ["sfo1"])
+    source: dict[str, Any] = {"source": {"type": "snapshot", "snapshotId": snapshot["id"]}}
+    mismatch = (422, "snapshot_region_mismatch")
+    assert await refused(api, "POST", "/v3/sandboxes", json={"name": "two", "region": "iad1", **source}) == mismatch
+    assert await refused(api, "POST", "/v2/sandboxes/one/fork", json={"name": "two", "region": "iad1"}) == mismatch
+    assert await refused(api, "GET", "/v2/sandboxes/two") == (404, "not_found")
+    assert (await api.create(region="sfo1", **source))["session"]["region"] == "sfo1"
+    assert (await api.create(**source))["sandbox"]["region"] == "sfo1"
+    assert (await api.http.post("/v2/sandboxes/one/fork", json={})).json()["session"]["region"] == "sfo1"
+
+
 async def test_the_end_of_a_deleted_sandbox_makes_none(api: Api) -> None:
     await api.create(name="one")
     await api.http.delete("/v2/sandboxes/one")
     assert api.host.snapshots == {}
 
 
+@pytest.mark.section("6.5")
 async def test_a_deleted_sandboxs_stay_unless_nobody_needs_them(api: Api) -> None:
     _, kept = await stopped(api, "kept")
     await api.http.delete("/v2/sandboxes/kept")
@@ -353,6 +465,7 @@ async def test_lists_are_paged_and_by_sandbox(api: Api) -> None:
         assert (await api.http.get(path, params=wrong)).status_code == 400, wrong
 
 
+@pytest.mark.section("5.3")
 async def test_the_tree_goes_both_ways(api: Api) -> None:
     _, root = await stopped(api)
     session_id = (await get(api, "one", **RESUME))["session"]["id"]
@@ -373,6 +486,81 @@ async def test_the_tree_goes_both_ways(api: Api) -> None:
     assert (await tree(snapshotId=root))["snapshots"] == []
     for wrong, status in (({"snapshotId": "snap_none"}, 404), ({"limit": "0"}, 400), ({"sortOrder": "up"}, 400)):
         assert (await api.http.get("/v2/sandboxes/snapshots/tree", params=wrong)).status_code == status
+
+
+@pytest.mark.section("11.2")
+async def test_a_page_has_20_the_newest_first(api: Api) -> None:
+    session_id = (await api.create(name="one"))["session"]["id"]
+    made = [(await take(api, session_id, keepRunning=True))["snapshot"]["id"] for _ in range(21)]
+    query = {"project": api.own.project_id, "name": "one"}
+    page = (await api.http.get("/v2/sandboxes/snapshots", params=query)).json()
+    assert [one["id"] for one in page["snapshots"]] == made[:0:-1]
+    assert page["pagination"]["count"] == 20
+    rest = (await api.http.get("/v2/sandboxes/snapshots", params={**query, "cursor": page["pagination"]["next"]})).json()
+    assert ([one["id"] for one in rest["snapshots"]], rest["pagination"]) == ([made[0]], {"count": 1, "next": None})
+    other = await api.tenant("strangers")
+    assert (await api.http.get("/v2/sandboxes/snapshots", params={"project": other.project_id})).status_code == 403
+
+
+@pytest.mark.section("5.3", "11.5")
+async def test_many_that_came_from_one_are_counted_as_10_and_more(api: Api) -> None:
+    _, root = await stopped(api)
+    source: dict[str, Any] = {"source": {"type": "snapshot", "snapshotId": root}}
+    made = []
+    for _ in range(11):
+        session_id = (await api.create(**source))["session"]["id"]
+        made.append((await stop(api, session_id))["snapshot"]["id"])
+    query = {"project": api.own.project_id, "snapshotId": root, "sortOrder": "asc"}
+    [node] = (await api.http.get("/v2/sandboxes/snapshots/tree", params=query)).json()["snapshots"]
+    assert (node["snapshot"]["id"], node["count"]) == (made[-1], "10+")
+    assert [one["id"] for one in node["siblings"]] == made[-2::-1]
+    for snapshot_id in made[:2]:
+        await api.http.delete(f"/v2/sandboxes/snapshots/{snapshot_id}")
+    [node] = (await api.http.get("/v2/sandboxes/snapshots/tree", params=query)).json()["snapshots"]
+    assert {one["status"] for one in node["siblings"]} == {"created", "deleted"}
+
+
+@pytest.mark.section("11.5", "18.3")
+async def test_a_page_of_a_tree_has_at_most_10(api: Api) -> None:
+    line = await line_of(api, 12)
+    for limit in ({}, {"limit": "10"}, {"limit": "100"}):
+        query = {"snapshotId": line[-1], **limit}
+        page = (await api.http.get("/v2/sandboxes/snapshots/tree", params=query)).json()
+        assert [node["snapshot"]["id"] for node in page["snapshots"]] == line[-2:0:-1]
+        assert page["pagination"] == {"count": 10, "next": line[1]}
+    one = (await api.http.get("/v2/sandboxes/snapshots/tree", params={"snapshotId": line[-1], "limit": "1"})).json()
+    assert [node["snapshot"]["id"] for node in one["snapshots"]] == [line[-2]]
+    for wrong in ("0", "-1", "x", "1.5"):
+        assert await refused(api, "GET", "/v2/sandboxes/snapshots/tree", params={"limit": wrong}) == (400, "bad_request")
+
+
+@pytest.mark.section("4.7", "11.5")
+async def test_a_tree_goes_on_from_the_last_snapshot_of_a_page(api: Api) -> None:
+    _, snapshot_id = await stopped(api)
+    line = [snapshot_id]
+    for _ in range(3):
+        session_id = (await get(api, "one", **RESUME))["session"]["id"]
+        line.append((await stop(api, session_id))["snapshot"]["id"])
+    for start, order, wanted in ((line[-1], "desc", line[-2::-1]), (line[0], "asc", line[1:])):
+        found: list[str] = []
+        pages = 0
+        at: str | None = start
+        while at is not None:
+            query = {"snapshotId": at, "sortOrder": order, "limit": "2"}
+            answer = (await api.http.get("/v2/sandboxes/snapshots/tree", params=query)).json()
+            found += [node["snapshot"]["id"] for node in answer["snapshots"]]
+            assert answer["pagination"]["count"] == len(answer["snapshots"])
+            at, pages = answer["pagination"]["next"], pages + 1
+        assert (found, pages) == (wanted, 2)
+
+
+@pytest.mark.section("4.5", "4.6", "6.2")
+async def test_a_resume_from_a_deleted_snapshot_is_410_in_the_vendors_words(api: Api) -> None:
+    _, snapshot_id = await stopped(api)
+    await api.http.delete(f"/v2/sandboxes/snapshots/{snapshot_id}")
+    response = await api.http.get("/v2/sandboxes/one", params=RESUME)
+    error = {"code": "snapshot_not_found", "message": "Cannot resume sandbox: no snapshot available."}
+    assert (response.status_code, response.json()) == (410, {"error": error})
 
 
 @pytest.mark.parametrize("snapshot_id", ["snap_x", "%00", "a%2Fb", "%F0%9F%92%A9", "x" * 5000])
@@ -503,15 +691,15 @@ async def test_forks_go_when_one_of_them_can_not_be_made_and_another_is_gone_alr
 ) -> None:
     await api.create(name="one")
     await api.create(name="child-3")
-    start = sandboxes.Start.start
+    start = Start.start
 
-    async def start_and_lose(self: sandboxes.Start, services: Services, scope: Scope) -> Any:
+    async def start_and_lose(self: Start, services: Services, scope: Scope) -> Any:
         started = await start(self, services, scope)
         if self.record.name == "child-1":
             assert (await api.http.delete("/v2/sandboxes/child-1")).status_code == 200
         return started
 
-    monkeypatch.setattr(sandboxes.Start, "start", start_and_lose)
+    monkeypatch.setattr(Start, "start", start_and_lose)
     body = {"memory": True, "count": 3, "name": "child"}
     assert await refused(api, "POST", "/v2/sandboxes/one/fork", json=body) == (409, "conflict")
     names = [one["name"] for one in (await api.http.get("/v2/sandboxes")).json()["sandboxes"]]

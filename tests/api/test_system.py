@@ -8,9 +8,11 @@ import pytest
 
 from hutch.api.startup import identity
 from hutch.errors import InternalError
+from hutch.host.protocol import IngressState
 from tests.api.conftest import Api
 
 
+@pytest.mark.section("10.4")
 async def test_health_needs_no_token(api: Api) -> None:
     client = api.client("")
     for path in ("/healthz", "/readyz", "/health", "/metrics", "/openapi.json", "/api/openapi.json"):
@@ -52,6 +54,36 @@ async def test_metrics_are_there_while_the_host_is_away(api: Api) -> None:
     await api.host.stop()
     assert "hutch_host_up 0.0" in (await api.http.get("/metrics")).text
     await api.host.start()
+
+
+async def test_metrics_of_the_ingress_are_those_that_it_says(api: Api) -> None:
+    text = (await api.http.get("/metrics")).text
+    assert "hutch_ingress_up 0.0" in text
+    assert "hutch_ingress_answers_total{" not in text
+    api.host.ingress_state = IngressState(
+        connections=3,
+        routes=2,
+        complete=True,
+        results={"2xx": 7, "reset": 1},
+        refusals={"SANDBOX_NOT_FOUND": 4},
+        closed={"all": 0, "client": 5},
+        wakes={"resumed": 6, "failed": 0},
+        received_bytes=10,
+        sent_bytes=20,
+    )
+    lines = (await api.http.get("/metrics")).text.splitlines()
+    assert {
+        "hutch_ingress_up 1.0",
+        "hutch_ingress_connections 3.0",
+        "hutch_ingress_routes 2.0",
+        'hutch_ingress_answers_total{result="2xx"} 7.0',
+        'hutch_ingress_answers_total{result="reset"} 1.0',
+        'hutch_ingress_refusals_total{code="SANDBOX_NOT_FOUND"} 4.0',
+        'hutch_ingress_connections_closed_total{bound="client"} 5.0',
+        'hutch_ingress_wakes_total{outcome="resumed"} 6.0',
+        'hutch_ingress_bytes_total{direction="received"} 10.0',
+        'hutch_ingress_bytes_total{direction="sent"} 20.0',
+    } <= set(lines)
 
 
 async def test_the_openapi_document_describes_every_route(api: Api) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from hutch.client import Client, Server
+from hutch.client import AsyncClient, Output, Server
+from tests import leaks
 from tests.conftest import start_server, stop_server, wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.sandbox, pytest.mark.campaign]
@@ -46,7 +48,7 @@ def kill_everything(process: subprocess.Popen[bytes], *others: int) -> None:
 
 async def begin(where: Server) -> tuple[str, str, str]:
     """A new sandbox with a detached command: name, session, command."""
-    async with Client(where) as client:
+    async with AsyncClient(where) as client:
         made = await client.sandboxes.create()
         command = await client.commands.start(made.session.id, ["sh", "-c", SCRIPT])
         return made.sandbox.name, made.session.id, command.id
@@ -54,14 +56,14 @@ async def begin(where: Server) -> tuple[str, str, str]:
 
 async def check(where: Server, session: str, command: str) -> None:
     """The command ended by itself, and nothing of its output is missing."""
-    async with Client(where) as client:
+    async with AsyncClient(where) as client:
         ended = await client.commands.get(session, command, wait=True)
         assert ended.exit_code == 7
         assert "".join([output.text async for output in client.commands.logs(session, command)]) == EXPECTED
 
 
 async def delete(where: Server, names: list[str]) -> None:
-    async with Client(where) as client:
+    async with AsyncClient(where) as client:
         for name in names:
             await client.sandboxes.delete(name)
 
@@ -77,13 +79,13 @@ async def test_sandboxes_survive_the_death_of_every_process(no_leaks: Path, full
         name, session, command = await begin(where)
         names.append(name)
         if chance.random() < 0.5:
-            async with Client(where) as client:
+            async with AsyncClient(where) as client:
                 assert (await client.commands.run(session, ["true"]))[0] == 0
         # The gateway outlives the others, or dies with them.
         kill_everything(process, *([gateway(no_leaks)] if chance.random() < 0.5 else []))
         process, where = start_server(no_leaks, log)
         await check(where, session, command)
-        async with Client(where) as client:
+        async with AsyncClient(where) as client:
             assert (await client.sandboxes.session(session)).status == "running"
             assert (await client.commands.run(session, ["echo", "still here"]))[1] == "still here\n"
     await delete(where, names)
@@ -101,6 +103,50 @@ async def test_sandboxes_survive_the_death_of_each_process_alone(no_leaks: Path)
     wait_until(lambda: answers(where, session), 60, "an answer after both were killed")
     await check(where, session, command)
     await delete(where, [name])
+    stop_server(process, log)
+
+
+@pytest.mark.parametrize("moment", ["the host is gone", "another one starts"])
+async def test_a_server_that_is_stopped_after_its_host_died_ends_every_sandbox(no_leaks: Path, moment: str) -> None:
+    no_leaks.mkdir()
+    log = no_leaks.parent / "serve.log"
+    process, where = start_server(no_leaks, log)
+    name, session, _ = await begin(where)
+    (host,) = [pid for pid in children(process.pid) if b"\0host\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(host, signal.SIGKILL)
+    if moment == "another one starts":
+        wait_until(lambda: gone(host) and len(children(process.pid)) == 2, 30, "a new child")
+    # With 0.
+    stop_server(process, log)
+    assert leaks.machines(no_leaks) == set()
+    process, where = start_server(no_leaks, log)
+    async with AsyncClient(where) as client:
+        while (seen := await client.sandboxes.session(session)).status == "running":
+            await asyncio.sleep(0.02)
+    await delete(where, [name])
+    stop_server(process, log)
+    assert (seen.status, seen.stop_reason) == ("stopped", "host_shutdown")
+
+
+async def test_a_client_that_follows_a_command_misses_nothing_when_a_process_dies(no_leaks: Path) -> None:
+    no_leaks.mkdir()
+    log = no_leaks.parent / "serve.log"
+    process, where = start_server(no_leaks, log)
+    async with AsyncClient(where) as client:
+        sandbox = await client.create_sandbox()
+        for victim in sorted(children(process.pid)):
+            seen: list[str] = []
+
+            def look(piece: Output, victim: int = victim, seen: list[str] = seen) -> None:
+                if not seen:
+                    os.kill(victim, signal.SIGKILL)
+                seen.append(piece.text)
+
+            done = await sandbox.run_command("sh", ["-c", SCRIPT], on_output=look)
+            assert (done.returncode, done.stdout, "".join(seen)) == (7, EXPECTED, EXPECTED)
+        # Each of them ran once.
+        assert len(await sandbox.query_commands()) == 2
+        await sandbox.destroy()
     stop_server(process, log)
 
 

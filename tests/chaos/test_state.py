@@ -21,7 +21,8 @@ from typing import Any
 
 import pytest
 
-from hutch.client import Client, Created, Server
+from hutch.client import AsyncClient, Server
+from hutch.client.models import Created
 from hutch.errors import HutchError
 from tests.chaos.test_server_kills import children, gone
 from tests.conftest import start_server, stop_server, wait_until
@@ -40,7 +41,7 @@ SETTLE_S = 60.0
 class Campaign:
     """One sandbox in its sessions, and a directory that must be as its files are."""
 
-    def __init__(self, client: Client, server: int, data_dir: Path, model: Path, seed: int) -> None:
+    def __init__(self, client: AsyncClient, server: int, data_dir: Path, model: Path, seed: int) -> None:
         self.client = client
         self.server = server
         self.data_dir = data_dir
@@ -231,7 +232,7 @@ async def test_files_are_what_they_would_be_without_any_end(
 
 
 async def _campaign(where: Server, server: int, data_dir: Path, model: Path, seed: int, cycles: int) -> Campaign:
-    async with Client(where) as client:
+    async with AsyncClient(where) as client:
         campaign = Campaign(client, server, data_dir, model, seed)
         await campaign.begin()
         await campaign.check(is_new=True)

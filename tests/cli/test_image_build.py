@@ -152,7 +152,7 @@ def test_a_step_that_fails_ends_the_build_and_leaves_nothing(hutch: Hutch, conte
     [
         ("FROM python3.13\nCOPY out /x", "Line 2 of the Dockerfile: COPY: "),
         ("FROM node24\nUSER nobody-here", "is not in its /etc/passwd"),
-        ("FROM nothing-like-it", "image_not_found"),
+        ("FROM nothing-like-it", "(not_found)"),
         ('FROM python3.13\nRUN ["no-such-program"]', "Line 2 of the Dockerfile: RUN: "),
         ("FROM node24\nENV A=" + "x" * 20_000, "bytes of `env`"),
         ("FROM node24 AS one\nFROM one", "Line 2 of the Dockerfile: a second FROM"),

@@ -166,7 +166,6 @@ async def test_a_program_runs_under_its_policy(api: Api, ask: AsyncHutch) -> Non
         ('{"allow": ["a.test"]}, "name": "injected", "x": {}', "invalid_network_policy"),
         ("[" * 10, "not_readable"),
         ('{"a":' * 5000, "invalid_network_policy"),
-        ('{"allow": ["a.test"], "allow": ["b.test"]}', "invalid_network_policy"),
         ('{"allow": ["\udcff"]}', "invalid_network_policy"),
         ('"open"', "invalid_network_policy"),
     ],
@@ -184,6 +183,21 @@ async def test_what_is_no_policy_starts_and_changes_nothing(api: Api, ask: Async
         assert (done.code, done.out) == (125 if arguments[0] == "run" else 1, "")
     assert len(api.host.sessions) == 1
     assert "session.network" not in api.host.calls
+
+
+async def test_a_policy_that_says_something_twice_starts_and_changes_nothing(api: Api, ask: AsyncHutch) -> None:
+    """In a create it is the body that is refused, whatever is in it."""
+    await api.create(name="one", networkPolicy="deny-all")
+    twice = '{"allow": ["a.test"], "allow": ["b.test"]}'
+    for code, arguments in (
+        ("bad_request", ["create", "--json", "--name", "two", "--network-policy", twice]),
+        ("bad_request", ["run", "--json", "--network-policy", twice, "--", "echo"]),
+        ("invalid_network_policy", ["policy", "apply", "--json", "one", twice]),
+        ("invalid_network_policy", ["policy", "set", "--json", "--team", "default", twice]),
+    ):
+        done = await ask(*arguments)
+        assert json.loads(done.err)["error"]["code"] == code, done
+    assert len(api.host.specs) == 1
 
 
 async def test_sandboxes_that_are_not_there(ask: AsyncHutch) -> None:

@@ -13,7 +13,8 @@ import typer.main
 from hutch.cli import options, reference
 from hutch.cli.app import app
 from hutch.cli.copy import Remote, remote
-from hutch.cli.env import Format, rendered, variables
+from hutch.cli.env import variables
+from hutch.cli.env_formats import Format, rendered
 from hutch.cli.errors import printable
 from hutch.client import Server
 from hutch.errors import BadRequestError

@@ -7,7 +7,7 @@ import json
 import httpx
 import pytest
 
-from hutch.client import Client, Finished, Output, Server, Started
+from hutch.client import AsyncClient, Finished, Output, Server, Started
 from hutch.errors import (
     BadRequestError,
     ForbiddenError,
@@ -23,9 +23,9 @@ SESSION = "sbx_" + "a" * 28
 COMMAND = {"id": "cmd_1", "name": "true", "args": [], "cwd": "/", "sessionId": SESSION, "startedAt": 1, "exitCode": None}
 
 
-def client(handler: object) -> Client:
+def client(handler: object) -> AsyncClient:
     assert callable(handler)
-    return Client(SERVER, transport=httpx.MockTransport(handler))
+    return AsyncClient(SERVER, transport=httpx.MockTransport(handler))
 
 
 def stream(*records: object, tail: str = "\n") -> httpx.Response:

@@ -33,12 +33,13 @@ async def test_javascript(api: Api, javascript_sdk: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "pass 3" in done.stdout
+    assert "pass 4" in done.stdout
     assert all(
         "secret-value" in str(spec.network.policy) for spec in api.host.specs.values() if "api." in str(spec.network.policy)
     )
 
 
+@pytest.mark.section("14.3")
 async def test_python(api: Api) -> None:
     async def factory() -> SandboxCredentials:
         return SandboxCredentials(token=api.own.token, team_id=api.own.team_id, project_id=api.own.project_id)

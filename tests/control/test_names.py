@@ -28,6 +28,7 @@ def test_bad_names_are_refused(name: str) -> None:
         check_name(name)
 
 
+@pytest.mark.section("6.1")
 def test_generated_names_are_names_and_differ() -> None:
     names = {generate_name() for _ in range(1000)}
     assert len(names) == 1000

@@ -44,6 +44,29 @@ def _without(*lines: str) -> Callable[[], None]:
     return patch
 
 
+def _ingress_without(*lines: str) -> Callable[[], None]:
+    """The kernel's rules about the ingress without the lines that say so."""
+
+    def patch() -> None:
+        from hutch.host import network
+
+        for line in lines:
+            rest, count = re.subn(rf"^\w+ rule inet {{table}} {re.escape(line)}\n", "", network._INGRESS, flags=re.MULTILINE)
+            assert count, f"no rule about the ingress is {line}"
+            network._INGRESS = rest
+
+    return patch
+
+
+def _answers_for_anybody() -> None:
+    """What answers whatever socket of this machine is let in."""
+    from hutch.host import network
+
+    rules = network._INGRESS.replace("meta mark {mark} meta skuid {user} accept", "meta mark {mark} accept")
+    assert rules != network._INGRESS
+    network._INGRESS = rules
+
+
 def _never_dropped() -> None:
     """A machine that routes, and rules that let through what is handed to nobody."""
     _without('iifname "{links}*" meta mark != {mark}', 'iifname "{links}*" drop', 'oifname "{links}*" drop')()
@@ -157,6 +180,10 @@ HOST: dict[str, Callable[[], None]] = {
     "kernel-fragments": _joined_before_they_are_seen,
     "kernel-arp": _any_neighbour,
     "kernel-gateway": _gateway_goes_anywhere,
+    "ingress-guests": _ingress_without("to_guests drop"),
+    "ingress-others": _ingress_without("to_others tcp flags & (syn | ack) == syn drop"),
+    "ingress-datagrams": _ingress_without("to_others meta l4proto != tcp drop"),
+    "ingress-answers": _answers_for_anybody,
     "syn-cookies": _without_cookies,
     "own-authority": _one_authority,
     "counters-again": _counting_anew,

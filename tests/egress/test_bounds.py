@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.client import Client, Server
+from hutch.client import AsyncClient, Server
 from hutch.errors import ForbiddenError
 from tests import leaks
 from tests.conftest import start_server, stop_server, wait_until
@@ -38,7 +38,7 @@ except OSError as error:
 class Bounded:
     """A server with an operator's policy, and the origins that its sandboxes reach."""
 
-    client: Client
+    client: AsyncClient
     origins: Origins
 
     async def curl(self, session_id: str, url: str) -> int:
@@ -68,7 +68,7 @@ async def bounded(origins: Origins, tmp_path: Path) -> AsyncIterator[Bounded]:
         },
     )
     try:
-        async with Client(where) as client:
+        async with AsyncClient(where) as client:
             yield Bounded(client, origins)
     finally:
         stop_server(process, log)
@@ -113,7 +113,7 @@ async def test_a_teams_block_list_wins_over_a_sandboxs_allow_all_while_it_runs(b
 
     # A member of the project can't take it away.
     member = await client.tokens.create(team=team, project=client.server.project_id, role="member")
-    async with Client(Server(client.server.url, member.token or "", team, client.server.project_id)) as tenant:
+    async with AsyncClient(Server(client.server.url, member.token or "", team, client.server.project_id)) as tenant:
         with pytest.raises(ForbiddenError):
             await tenant.bounds.delete(team=team)
     await client.bounds.delete(team=team)

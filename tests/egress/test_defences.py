@@ -28,18 +28,20 @@ from tests.builds import CHECKOUT, DEFENCES_OFF
 from tests.egress import defences
 from tests.egress.undefended import UNDEFENDED
 
-MODULES = sorted(path.stem for path in Path(__file__).parent.glob("test_*.py") if path.stem != "test_defences")
+MODULES = sorted(f"egress.{path.stem}" for path in Path(__file__).parent.glob("test_*.py") if path.stem != "test_defences")
+"""Of the firewall; and what the kernel's rules keep the ingress from."""
+MODULES.append("ingress.test_kernel")
 THREAT = re.compile(r"test_t(\d+)_")
 QUICK, SEED = 3, 20261126
 """Sets of defences in an ordinary run; a campaign has all."""
 
 
 def functions() -> Iterator[tuple[str, Any]]:
-    """Every test function of the firewall, with its address."""
+    """Every test function, with its address."""
     for module in MODULES:
-        for name, value in vars(importlib.import_module(f"tests.egress.{module}")).items():
+        for name, value in vars(importlib.import_module(f"tests.{module}")).items():
             if name.startswith("test_") and callable(value):
-                yield f"tests/egress/{module}.py::{name}", value
+                yield f"tests/{module.replace('.', '/')}.py::{name}", value
 
 
 def marked() -> dict[tuple[str, ...], list[str]]:

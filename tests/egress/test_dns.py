@@ -46,6 +46,7 @@ HTTP = b"GET / HTTP/1.1\r\nhost: api.test\r\n\r\n"
 
 
 @pytest.mark.defence("question-names")
+@pytest.mark.section("14.2")
 async def test_t24_a_name_that_is_not_allowed_is_asked_of_nobody(outside: World) -> None:
     guest = await outside.guest(NAMES)
     secret = CANARY.lower().encode().hex()[:60]
@@ -81,6 +82,7 @@ async def test_t24_a_name_that_is_not_allowed_is_asked_of_nobody(outside: World)
     ids=["deny-all", "empty", "only-deny", "closed", "names-and-range", "range", "open", "allow-all"],
 )
 @pytest.mark.defence("question-names")
+@pytest.mark.section("14.2")
 async def test_t24_what_resolves_under_which_policy(outside: World, policy: Any, code: int, reason: str) -> None:
     guest = await outside.guest(policy)
     reply = await guest.ask(question("other.test"))
@@ -414,6 +416,7 @@ async def test_t32_an_alias_is_followed_and_judged_where_it_ends(outside: World)
 
 
 @pytest.mark.defence("own-dial")
+@pytest.mark.section("14.2")
 async def test_t33_a_guest_that_lies_to_itself_reaches_the_real_one(outside: World) -> None:
     guest = await outside.guest({"allow": ["api.test"]})
     ran = await guest.curl("--resolve", f"api.test:443:{EVIL}", "https://api.test/")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.egress.world import SHARED, Guest, World
 
-pytestmark = [pytest.mark.root, pytest.mark.usefixtures("canary_stays")]
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("canary_stays"), pytest.mark.section("14.4")]
 
 ISSUER = "https://hutch.example"
 KEY_ID = "key-1"
@@ -150,11 +151,12 @@ async def test_what_the_client_says_of_itself_is_dropped(signing: World) -> None
 
 async def test_the_body_arrives_and_the_answer_goes_back(signing: World) -> None:
     guest = await signing.guest(FORWARD)
-    signing.origins.script("cdn.test", b"HTTP/1.1 418 Teapot\r\nx-answer: yes\r\ncontent-length: 5\r\n\r\nshort")
+    signing.origins.script("cdn.test", b"HTTP/1.1 418 Teapot\r\nx-answer: yes\r\ncontent-length: 5\r\n\r\nshort", whole=True)
     ran = await guest.curl("-i", "-d", "x" * 100_000, "https://api.test/")
     assert ran.out.endswith("short\n418")
     assert "x-answer: yes" in ran.out
-    assert signing.origins.seen().data.count(b"x" * 1000) == 100
+    [request] = signing.origins.seen().requests
+    assert (request["length"], request["sha256"]) == (100_000, hashlib.sha256(b"x" * 100_000).hexdigest())
     assert (await guest.audited(kind="http", decision="forward"))["status"] == 418
 
 

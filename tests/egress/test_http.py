@@ -675,6 +675,7 @@ async def test_t68_key_and_value_are_those_of_one_header(outside: World) -> None
 
 
 @pytest.mark.defence("spellings")
+@pytest.mark.section("14.2")
 async def test_t69_every_spelling_of_an_injected_name_is_replaced(outside: World) -> None:
     guest = await outside.guest({"allow": {"api.test": [{"transform": [{"headers": {"X-Api-Key": CANARY}}]}]}})
     outside.origins.script("api.test", OK, whole=True)

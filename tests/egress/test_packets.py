@@ -155,6 +155,7 @@ async def test_t01_ignoring_proxy_variables_changes_nothing(outside: World) -> N
 
 
 @pytest.mark.defence("unnamed-flows")
+@pytest.mark.section("14.2")
 async def test_t02_an_address_without_a_name_needs_a_range(outside: World) -> None:
     guest = await outside.guest({"allow": ["api.test"]})
     found = await guest.connect(SHARED, 443, hello(None))
@@ -202,6 +203,7 @@ async def test_t03_an_address_as_a_server_name_is_judged_by_where_it_goes(outsid
 
 
 @pytest.mark.defence("kernel-ipv4-only")
+@pytest.mark.section("14.2")
 async def test_t04_ipv6_does_not_exist(outside: World) -> None:
     guest = await outside.guest("allow-all")
     link = guest.network.link
@@ -592,6 +594,7 @@ async def test_t11_options_tags_and_other_protocols_of_the_link_go_nowhere(outsi
 
 @pytest.mark.defence("datagrams")
 @pytest.mark.defence("question-types")
+@pytest.mark.section("14.2")
 async def test_t12_quic_is_refused_at_once(outside: World) -> None:
     guest = await outside.guest({"allow": ["api.test", "*"]})
     found = await guest.datagram(API, 443, b"\xc0\x00\x00\x00\x01".ljust(1200, b"\0"))
@@ -618,6 +621,7 @@ async def test_t12_an_inspected_response_does_not_advertise_quic(outside: World)
 
 
 @pytest.mark.defence("datagrams")
+@pytest.mark.section("14.2")
 async def test_t13_no_other_datagram_leaves_under_a_policy_of_names(outside: World) -> None:
     guest = await outside.guest({"allow": ["*"]})
     ports = (7, 19, 67, 68, 69, 111, 123, 137, 161, 389, 443, 500, 514, 853, 1194, 1434, 1900, 3478, 4500, 5060, 5353, 5355)
@@ -694,6 +698,7 @@ async def test_t13_a_closed_sandbox_hears_nothing_more(outside: World) -> None:
 
 @pytest.mark.parametrize("policy", ["deny-all", {"allow": ["*"]}, "allow-all"], ids=["deny-all", "names", "allow-all"])
 @pytest.mark.defence("kernel-drop")
+@pytest.mark.section("14.2")
 async def test_t14_icmp_carries_nothing(outside: World, policy: object) -> None:
     guest = await outside.guest(policy)
     source = guest.network.guest_address
@@ -852,6 +857,7 @@ async def test_t16_nothing_after_the_end_arrives(outside: World) -> None:
 
 
 @pytest.mark.defence("unnamed-flows")
+@pytest.mark.section("14.2")
 async def test_t17_what_has_no_name_is_closed_and_never_passed(outside: World) -> None:
     named, any_name = await outside.guest({"allow": ["api.test"]}), await outside.guest({"allow": ["*"]})
     outside.origins.script(f"{API}:22", first=b"SSH-2.0-test\r\n")
@@ -1059,6 +1065,7 @@ async def test_t22_whoever_gets_an_address_inherits_nothing(outside: World) -> N
 
 @pytest.mark.defence("domain-patterns")
 @pytest.mark.defence("kernel-source")
+@pytest.mark.section("14.2")
 async def test_t23_a_guest_that_edits_its_own_network_changes_nothing(outside: World) -> None:
     guest = await outside.guest({"allow": ["api.test"]})
     here = guest.network.host_address

@@ -20,7 +20,7 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from hutch.client import Client
+from hutch.client import AsyncClient
 from hutch.client.models import Created
 from hutch.host import kernel
 from tests import leaks
@@ -147,7 +147,7 @@ def services(origins: Origins, tmp_path_factory: pytest.TempPathFactory) -> Iter
 class Box:
     """A sandbox, its policy, and programs in it."""
 
-    def __init__(self, client: Client, services: Services, name: str, session: str) -> None:
+    def __init__(self, client: AsyncClient, services: Services, name: str, session: str) -> None:
         self.client = client
         self.services = services
         self.name = name
@@ -180,7 +180,7 @@ async def box(services: Services) -> AsyncIterator[Box]:
         services.origins.answer(name, WEB)
     services.origins.answer("ws.test", SOCKETS)
     services.origins.answer("grpc.test", GRPC)
-    async with Client(services.server.where) as client:
+    async with AsyncClient(services.server.where) as client:
         made = await client.sandboxes.create(persistent=False)
         yield Box(client, services, made.sandbox.name, made.session.id)
         await client.sandboxes.delete(made.sandbox.name)
@@ -391,6 +391,7 @@ async def test_apt_over_plain_http_only_with_the_rule_for_it(box: Box) -> None:
     assert (code, "Version: 1.0" in text) == (0, True), text
 
 
+@pytest.mark.section("14.2")
 async def test_every_program_of_the_image_trusts_what_is_intercepted_and_what_is_not(box: Box) -> None:
     """The bundle has the roots of the host and of the operator, and the sandbox's own authority; openssl verifies both ways."""
     script = "openssl s_client -verify_return_error -brief -connect files.test:443 -servername files.test </dev/null 2>&1"
@@ -480,7 +481,7 @@ while True:
 """
 
 
-async def printed(client: Client, session: str, command: str, until: str, count: int = 1) -> list[str]:
+async def printed(client: AsyncClient, session: str, command: str, until: str, count: int = 1) -> list[str]:
     """Lines of a command, once `until` is in so many."""
     text, lines = "", list[str]()
     try:
@@ -514,9 +515,13 @@ async def test_a_fork_is_judged_by_its_own_policy_from_its_first_packet(box: Box
             for line in await printed(box.client, closed.session.id, command.id, "closed ended", 5)
             if line.startswith("closed")
         )
-        # Its parent's connection is not its own: it ends, and another one is let through.
+        # Its parent's connection is not its own: it ends, and another one is let through. A program that looks at its trust store
+        # before the child's own authority is there, moments after it went on, needs more attempts.
         lines = await printed(box.client, alike.session.id, command.id, "alike hello", 5)
-        assert [line.split()[1] for line in lines if "hello" not in line] == ["opened", "ended", "opened"]
+        turns = [line.split()[1] for line in lines if "hello" not in line]
+        assert turns == ["opened", *["ended", "opened"] * (len(turns) // 2)]
+        assert 3 <= len(turns) <= 21
+        assert all("hello" in line for line in lines[-5:])
         parents = await printed(box.client, box.session, command.id, "hello", 60)
         assert [line for line in parents if "hello" not in line] == [f"{parents[0].split()[0]} opened"]
         for fork in (closed, alike):
@@ -534,18 +539,18 @@ async def test_a_fork_is_judged_by_its_own_policy_from_its_first_packet(box: Box
         await box.client.commands.kill(box.session, command.id)
 
 
-async def forked(client: Client, name: str) -> Created:
+async def forked(client: AsyncClient, name: str) -> Created:
     [fork] = await client.sandboxes.fork(name, memory=True)
     return fork
 
 
-async def from_snapshot(client: Client, name: str) -> Created:
+async def from_snapshot(client: AsyncClient, name: str) -> Created:
     session = (await client.sandboxes.get(name)).session
     taken = await client.snapshots.take(session.id)
     return await client.sandboxes.create(source={"type": "snapshot", "snapshotId": taken.snapshot.id}, persistent=False)
 
 
-async def resumed(client: Client, name: str) -> Created:
+async def resumed(client: AsyncClient, name: str) -> Created:
     session = (await client.sandboxes.get(name)).session
     await client.snapshots.take(session.id)
     return await client.sandboxes.resume(name)
@@ -554,7 +559,7 @@ async def resumed(client: Client, name: str) -> Created:
 @pytest.mark.parametrize("program", ["curl", "node", "urllib", "git"])
 @pytest.mark.parametrize("going_on", [forked, from_snapshot, resumed])
 async def test_a_program_in_what_goes_on_is_allowed_denied_and_given_a_credential(
-    box: Box, program: str, going_on: Callable[[Client, str], Awaitable[Created]]
+    box: Box, program: str, going_on: Callable[[AsyncClient, str], Awaitable[Created]]
 ) -> None:
     await box.policy({"allow": {"other.test": [KEYED]}})
     made = await going_on(box.client, box.name)

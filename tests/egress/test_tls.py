@@ -40,6 +40,7 @@ async def reasons(guest: Guest, count: int, **wanted: Any) -> list[str]:
 
 @pytest.mark.parametrize("version", ["--http1.1", "--http2"])
 @pytest.mark.defence("host-is-name")
+@pytest.mark.section("14.2")
 async def test_t37_fronting_is_misdirected(outside: World, version: str) -> None:
     guest = await outside.guest({"allow": {"cdn.test": [INJECT], "other.test": [INJECT]}})
     for front in ("evil.test", "other.test", "cdn.test.evil.test", "cdn.test:8443"):
@@ -314,6 +315,7 @@ GARBAGE = {
 
 
 @pytest.mark.defence("interception")
+@pytest.mark.section("14.2")
 async def test_t44_a_name_with_rules_speaks_http(outside: World) -> None:
     guest = await outside.guest({"allow": {"api.test": [INJECT]}})
     program = """
@@ -413,6 +415,7 @@ async def leaf(guest: Guest, name: str = "cdn.test") -> x509.Certificate:
 
 
 @pytest.mark.defence("own-authority")
+@pytest.mark.section("14.2")
 async def test_t48_t49_each_sandbox_trusts_an_authority_of_its_own(outside: World) -> None:
     policy = {"allow": {"cdn.test": [INJECT]}}
     first, second = await outside.guest(policy), await outside.guest(policy)

@@ -161,6 +161,7 @@ def _dedent(text: str) -> str:
 @pytest.mark.defence("sweep")
 @pytest.mark.defence("datagrams-end")
 @pytest.mark.defence("updates-hold")
+@pytest.mark.section("14.2")
 async def test_t87_lock_down_ends_every_kind_of_flow(outside: World, kind: str) -> None:
     guest = await outside.guest(EVERYTHING)
     running = await start(guest, kind)
@@ -244,6 +245,7 @@ async def test_t87_a_question_on_its_way_is_answered_by_the_new_policy(outside: 
     assert last_at(outside.origins.seen(), "dns over tcp") <= acknowledged + LATEST_S
 
 
+@pytest.mark.section("14.2")
 async def test_t87_what_the_new_policy_admits_goes_on(outside: World) -> None:
     guest = await outside.guest(EVERYTHING)
     running = await start(guest, "download")
@@ -259,6 +261,7 @@ async def test_t87_what_the_new_policy_admits_goes_on(outside: World) -> None:
 
 
 @pytest.mark.defence("sweep")
+@pytest.mark.section("14.2")
 async def test_t88_a_splice_does_not_survive_a_rule(outside: World) -> None:
     guest = await outside.guest({"allow": ["api.test"]})
     running = asyncio.ensure_future(
@@ -457,6 +460,7 @@ async def test_t90_updates_of_one_sandbox_keep_their_order(outside: World) -> No
     ],
 )
 @pytest.mark.defence("known-members")
+@pytest.mark.section("14.2")
 async def test_t91_a_rejected_update_changes_nothing(outside: World, bad: Any) -> None:
     guest = await outside.guest({"allow": {"api.test": [RULE]}})
     with pytest.raises(HutchError) as refused:
@@ -471,6 +475,7 @@ async def test_t91_a_rejected_update_changes_nothing(outside: World, bad: Any) -
 
 @pytest.mark.parametrize("empty", [{"allow": {}}, {"allow": []}, {}, {"subnets": {}}, {"subnets": {"deny": ["192.0.2.0/24"]}}])
 @pytest.mark.defence("empty-is-closed")
+@pytest.mark.section("14.2")
 async def test_t92_no_entries_allow_nothing(outside: World, empty: Any) -> None:
     guest = await outside.guest({"allow": {"api.test": []}})
     assert (await guest.curl("https://api.test/")).out == "ok\n200"

@@ -1,6 +1,6 @@
 """A host in a process of its own that does one thing and ends with SIGKILL at one step of it.
 
-    python -m tests.host.dying DATA_DIR before|after MODULE:CLASS.METHOD ACTION [ARGUMENT …]
+Its processes are forked off one that has imported everything: they are many, and that is most of what they would do.
 
 Actions: `create DRIVE`, `copy DRIVE FROM`, `remove DRIVE`, `mount SESSION DRIVE MODE`, `stop SESSION`.
 """
@@ -12,12 +12,15 @@ import fcntl
 import functools
 import importlib
 import inspect
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
+
+import pytest
 
 from hutch.host.protocol import DriveMode, DriveMount, DriveSpec
 from hutch.host.supervisor import Supervisor
@@ -26,13 +29,21 @@ from tests.host.guest import Guest, real_host, spec
 
 SIZE = 256 * 1024 * 1024
 TIMEOUT_S = 60
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.host.dying"])
 
 
 def die_at(data_dir: Path, when: str, step: str, *action: str) -> None:
-    """Run such a host to its death."""
-    command = [sys.executable, "-m", "tests.host.dying", str(data_dir), when, step, *action]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    assert done.returncode == -signal.SIGKILL, f"it ended with {done.returncode}: {done.stderr[-4000:]}"
+    """Run such a host to its death at a step: `before` or `after` it, named as MODULE:CLASS.METHOD."""
+    with tempfile.NamedTemporaryFile() as said:
+        process = PROCESSES.Process(target=_run, args=(said.name, data_dir, when, step, *action))
+        process.start()
+        process.join(TIMEOUT_S)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            pytest.fail(f"it did not end within {TIMEOUT_S} s: {said.read().decode()[-4000:]}")
+        assert process.exitcode == -signal.SIGKILL, f"it ended with {process.exitcode}: {said.read().decode()[-4000:]}"
     # A child that it was just starting has its lock until it becomes another program.
     with (data_dir / "host" / "lock").open() as lock:
         wait_until(lambda: _is_free(lock.fileno()), 10, "the lock of the host that died")
@@ -86,12 +97,14 @@ async def _act(supervisor: Supervisor, action: str, *words: str) -> None:
         await Guest(supervisor, words[0]).stop()
 
 
-async def main(data_dir: str, when: str, step: str, *action: str) -> None:
-    async with real_host(Path(data_dir), end_all=False) as service:
+def _run(said: str, data_dir: Path, when: str, step: str, *action: str) -> None:
+    with open(said, "wb", buffering=0) as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    asyncio.run(_live(data_dir, when, step, *action))
+
+
+async def _live(data_dir: Path, when: str, step: str, *action: str) -> None:
+    async with real_host(data_dir, end_all=False) as service:
         _arm(when, step)
         await _act(service.supervisor, *action)
     raise AssertionError(f"{step} was not reached")
-
-
-if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))

@@ -12,7 +12,8 @@ from hutch.host.commands import Command, Commands
 from hutch.host.main import running
 from hutch.host.protocol import CommandStart, SessionRecord, SessionSpec, SessionStatus
 from hutch.host.service import Service
-from hutch.host.supervisor import Session, Supervisor
+from hutch.host.sessions import Session
+from hutch.host.supervisor import Supervisor
 from hutch.settings import Settings, load
 
 

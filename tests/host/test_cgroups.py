@@ -56,8 +56,24 @@ def test_what_is_gone_reads_as_none(tmp_path: Path) -> None:
     cgroups = Cgroups.detect(V2.format(root=tmp_path))
     assert cgroups.cpu_us("/nothing") is None
     assert cgroups.memory_bytes("/nothing") is None
+    assert cgroups.final_cpu_us("/nothing") is None
+    assert cgroups.held_bytes("/nothing") is None
     assert cgroups.pids("/nothing") == []
     assert cgroups.remove("/nothing")
+
+
+@pytest.mark.parametrize(("version", "name"), [(V1, "total_inactive_file"), (V2, "inactive_file")], ids=["v1", "v2"])
+def test_memory_that_is_held_is_without_files_that_nobody_used(tmp_path: Path, version: str, name: str) -> None:
+    cgroups = Cgroups.detect(version.format(root=tmp_path))
+    directory = cgroups.roots["memory"] / "box"
+    directory.mkdir(parents=True)
+    used = "memory.usage_in_bytes" if cgroups.version == 1 else "memory.current"
+    (directory / used).write_text("5000\n")
+    assert cgroups.held_bytes("/box") == 5000
+    (directory / "memory.stat").write_text(f"anon 1\n{name} 1200\nactive_file 7\n")
+    assert cgroups.held_bytes("/box") == 3800
+    (directory / "memory.stat").write_text(f"{name} 9000\n")
+    assert cgroups.held_bytes("/box") == 0
 
 
 @pytest.mark.parametrize("mounts", ["", V1.format(root="/x").splitlines()[0]])

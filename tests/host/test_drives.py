@@ -131,7 +131,7 @@ async def test_a_mounted_drive_is_not_removed(host: Service) -> None:
     with pytest.raises(NotFoundError):
         await writer(host, kept)
     assert host.supervisor.drives._store.names() == set()
-    await asyncio.gather(*host.supervisor._removals)
+    await asyncio.gather(*host.supervisor.ends.removals)
     assert host.supervisor.drives._store.viewers() == set()
 
 
@@ -218,7 +218,7 @@ async def test_a_claim_survives_its_host_and_not_its_session(no_leaks: Path) -> 
     async with real_host(no_leaks) as service:
         await writer(service, kept)
         await Guest(service.supervisor, looking.session_id).stop()
-        await asyncio.gather(*service.supervisor._removals)
+        await asyncio.gather(*service.supervisor.ends.removals)
         assert service.supervisor.drives._store.viewers() == set()
 
 
@@ -241,7 +241,7 @@ async def check_and_remove(service: Service, drive_id: str) -> None:
     assert (await box.shell("cat /data/f")).stdout == b"here\n"
     await box.stop()
     await supervisor.drives.remove(drive_id)
-    await asyncio.gather(*supervisor._removals)
+    await asyncio.gather(*supervisor.ends.removals)
     assert supervisor.drives._store.names() == set()
     assert supervisor.drives._store.viewers() == set()
     assert supervisor.drives._journal.drives() == {}

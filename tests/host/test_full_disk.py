@@ -180,7 +180,7 @@ async def test_files_that_a_stopping_host_can_not_keep_are_kept_by_the_next(
             broken.setattr(Machines, "seal", refuse)
             await service.supervisor.drain()
     # The next one can't either, for a while; it is there all the same.
-    monkeypatch.setattr("hutch.host.supervisor.ADOPT_WAIT_S", 0.3)
+    monkeypatch.setattr("hutch.host.ends.ADOPT_WAIT_S", 0.3)
     with monkeypatch.context() as broken:
         broken.setattr(Machines, "seal", refuse)
         starting = contextlib.AsyncExitStack()

@@ -72,6 +72,44 @@ async def test_numbers_go_on_after_the_newest_session_was_forgotten(tmp_path: Pa
     assert again.next_seq() == 2
 
 
+async def test_a_rewritten_journal_holds_nothing_of_what_was_forgotten_and_everything_else(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    journal = Journal(path)
+    journal.open()
+    journal.start()
+    for name in ("canary-2f9d", "kept"):
+        await journal.put_session(journal.next_seq(), record(name), ENTRY)
+        await journal.put_command(command(f"c-{name}", name))
+    await journal.delete_session("canary-2f9d")
+    # Writes that are asked for at the same time are all done.
+    await asyncio.gather(journal.put_meta("a", "1"), journal.scrub(), journal.put_meta("b", "2"), journal.scrub())
+    content = path.read_bytes() + (tmp_path / "journal.db-wal").read_bytes()
+    assert b"canary-2f9d" not in content
+    assert b"kept" in content
+    journal.close()
+    again = Journal(path)
+    again.open()
+    assert [entry.session_id for _, entry, _ in again.sessions()] == ["kept"]
+    assert (again.meta("a"), again.meta("b")) == ("1", "2")
+
+
+async def test_a_journal_that_somebody_reads_is_not_rewritten_yet(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.db")
+    journal.open()
+    journal.start()
+    await journal.put_meta("a", "1")
+    with contextlib.closing(sqlite3.connect(tmp_path / "journal.db", isolation_level=None)) as reader:
+        reader.execute("begin")
+        reader.execute("select * from meta").fetchall()
+        await journal.put_meta("a", "2")
+        with pytest.raises(sqlite3.Error):
+            await journal.scrub()
+        reader.execute("rollback")
+        await journal.put_meta("b", "2")
+    await journal.scrub()
+    journal.close()
+
+
 WRITER = """
 import asyncio, sys
 from pathlib import Path

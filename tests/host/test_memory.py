@@ -14,6 +14,7 @@ import pytest
 
 from hutch import ids
 from hutch.errors import ConflictError, GoneError, UnavailableError
+from hutch.host.claims import Claims
 from hutch.host.commands import Command, Commands
 from hutch.host.machine import Machine, MachineKind
 from hutch.host.memory import MemoryImages, MemoryRecord
@@ -31,7 +32,6 @@ from hutch.host.protocol import (
 from hutch.host.service import Service
 from hutch.host.snapshots import Snapshots
 from hutch.host.storage import Source
-from hutch.host.supervisor import Supervisor
 from hutch.isolation.gvisor import Gvisor
 from tests.host.guest import Guest, Ran, finished, guest, real_host
 
@@ -202,14 +202,14 @@ async def test_a_snapshot_may_go_while_a_session_begins_with_it(host: Service, m
     box = await guest(host)
     counter = await box.start("python3", "-c", COUNTER)
     await lines(counter, 20)
-    snapshot, name = await saved(box), Supervisor._name
+    snapshot, name = await saved(box), Claims.name
 
-    async def name_late(self: Supervisor, machine: Machine, kind: MachineKind, spec: SessionSpec) -> None:
-        await self.remove_snapshot(snapshot.snapshot_id)
+    async def name_late(self: Claims, machine: Machine, kind: MachineKind, spec: SessionSpec) -> None:
+        await host.supervisor.remove_snapshot(snapshot.snapshot_id)
         await name(self, machine, kind, spec)
 
     with monkeypatch.context() as late:
-        late.setattr(Supervisor, "_name", name_late)
+        late.setattr(Claims, "name", name_late)
         child = await guest(host, source_snapshot=snapshot.snapshot_id)
     printed = await lines(child.commands.get(counter.record.command_id), 60)
     assert [line["n"] for line in printed] == list(range(1, len(printed) + 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from hutch.host.names import Names
-from hutch.host.network import Network, Networks, NoAddressBlock
+from hutch.host.network import BLOCKS, BLOCKS_DIR, Network, Networks, NoAddressBlock
 from tests import leaks
 
 pytestmark = pytest.mark.root
@@ -125,6 +126,23 @@ def test_two_instances_never_share_addresses(networks: Networks, tmp_path: Path)
             other.close()
         with pytest.raises(NoAddressBlock):
             Networks(Names.of(tmp_path / "third"), executor).open(networks.block, set())
+
+
+def test_the_block_of_a_dead_instance_is_left_to_it_while_there_are_others(networks: Networks, tmp_path: Path) -> None:
+    block = networks.block
+    networks.release()
+    with ThreadPoolExecutor(1) as executor:
+        stranger = Networks(Names.of(tmp_path), executor)
+        # Another instance, whose search begins at this very block.
+        tag = f"{block + BLOCKS:06x}"
+        stranger._names = dataclasses.replace(stranger._names, tag=tag)
+        taken = stranger._take_block(None)
+        assert taken != block
+        stranger.release()
+        (BLOCKS_DIR / str(taken)).write_bytes(b"")
+        again = Networks(Names.of(tmp_path), executor)
+        assert again.open(block, set()) == block
+        again.close()
 
 
 SHARED_MOUNTS = """

@@ -137,7 +137,7 @@ async def test_a_host_that_dies_while_it_keeps_files_goes_on_with_that(
         monkeypatch.setattr(Machines, "remove" if step == "recorded" else "seal", stand_still)
         stopping = asyncio.create_task(box.stop())
         await reached.wait()
-        for task in (stopping, box.session.ending, *supervisor._removals):
+        for task in (stopping, box.session.ending, *supervisor.ends.removals):
             if task is not None:
                 task.cancel()
         await asyncio.sleep(0)
@@ -170,7 +170,7 @@ async def test_a_removal_that_was_interrupted_is_carried_through(no_leaks: Path,
 
 
 async def test_a_snapshot_that_goes_while_it_becomes_durable_stays_gone(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(host.supervisor), "_settle", lambda *_: None)
+    monkeypatch.setattr(type(host.supervisor.ends), "settle", lambda *_: None)
     box = await guest(host, persistent=True)
     snapshot = (await box.stop()).snapshot
     assert snapshot is not None
@@ -183,5 +183,5 @@ async def test_a_snapshot_that_goes_while_it_becomes_durable_stays_gone(host: Se
             await snapshots.remove(record.snapshot_id)
 
     monkeypatch.setattr(journal, "put_snapshot", put_and_remove)
-    await snapshots.settle(snapshot.snapshot_id, host.supervisor._settled)
+    await snapshots.settle(snapshot.snapshot_id, host.supervisor.ends.settled)
     assert journal.snapshots() == {}

@@ -13,6 +13,8 @@ import pytest
 from hutch.errors import UnavailableError
 from hutch.host import kernel, storage
 from hutch.host.storage import BtrfsLayers, Ext4Layers, Source, WritableLayers
+from tests.conftest import wait_until
+from tests.search import files_with
 
 MIB = 1024 * 1024
 pytestmark = pytest.mark.root
@@ -46,6 +48,66 @@ def test_a_layer_takes_what_it_may_and_no_more(layers: WritableLayers) -> None:
     assert fill(layer / "u" / "large", 64 * MIB) in (errno.EDQUOT, errno.ENOSPC)
     other = layers.create("two", 24 * MIB)
     assert fill(other / "u" / "small", 8 * MIB) == 0
+
+
+def test_what_a_layer_holds_follows_files_that_come_and_go(layers: WritableLayers) -> None:
+    layer = layers.create("one", 64 * MIB)
+    layers.create("two", 64 * MIB)
+    empty = layers.held("one")
+    assert empty < MIB
+    (layer / "u" / "file").write_bytes(os.urandom(20 * MIB))
+    layers.sync()
+    kernel.sync_file_system(layer)
+    assert 20 * MIB <= layers.held("one") - empty < 21 * MIB
+    assert layers.held("two") < MIB
+    (layer / "u" / "file").unlink()
+
+    # A file that was removed is given back behind the call.
+    def given_back() -> bool:
+        kernel.sync_file_system(layer)
+        return layers.held("one") < MIB
+
+    wait_until(given_back, 30.0, lambda: f"{layers.held('one')} bytes are still held")
+    layers.remove("one")
+    assert layers.held("one") == layers.held("never") == 0
+
+
+def test_what_a_snapshot_holds_is_not_the_layers_that_begin_with_it(tmp_path: Path) -> None:
+    store = BtrfsLayers(tmp_path / "store")
+    store.open()
+    try:
+        first = store.create("one", 64 * MIB)
+        (first / "u" / "file").write_bytes(os.urandom(20 * MIB))
+        store.sync()
+        store.seal("one", "kept")
+        size = store.size("kept", 0)
+        second = store.create("two", 64 * MIB, Source("kept", size))
+        (second / "u" / "own").write_bytes(os.urandom(2 * MIB))
+        store.sync()
+        assert 20 * MIB <= size < 21 * MIB
+        assert 2 * MIB <= store.held("two") < 3 * MIB
+        assert store.held("one") == 0, "it is a snapshot now"
+    finally:
+        store.close()
+
+
+def test_nothing_of_what_was_removed_is_left_in_the_stores_files(layers: WritableLayers, tmp_path: Path) -> None:
+    canary = b"canary-5c1e" * 20
+    kept = layers.create("kept", 64 * MIB)
+    for name in ("one", "two"):
+        layer = layers.create(name, 64 * MIB)
+        (layer / "u" / "small").write_bytes(canary)
+        (layer / "u" / "large").write_bytes(canary * 50_000)
+        (layer / "u" / canary.decode()[:100]).mkdir()
+    (kept / "u" / "mine").write_bytes(b"mine" * 1000)
+    layers.sync()
+    layers.seal("two", "snap_two")
+    assert files_with(tmp_path, canary[:11]), "the search must find what is there"
+    layers.remove("one")
+    layers.remove_snapshot("snap_two")
+    layers.scrub()
+    assert files_with(tmp_path, canary[:11]) == []
+    assert (kept / "u" / "mine").read_bytes() == b"mine" * 1000
 
 
 def test_removing_leaves_nothing(layers: WritableLayers, tmp_path: Path) -> None:

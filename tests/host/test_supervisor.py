@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from hutch.errors import BadRequestError, GoneError, HutchError, NotFoundError, UnavailableError
+from hutch.errors import BadRequestError, ConflictError, GoneError, HutchError, NotFoundError, UnavailableError
 from hutch.host import machine as machine_module
-from hutch.host.protocol import SessionEvent, SessionStatus
+from hutch.host.protocol import Forget, SessionEvent, SessionStatus
 from hutch.host.service import Service
 from hutch.host.supervisor import KEEP_LOGS_MS, KEEP_RECORDS_MS
 from tests.host.guest import Guest, finished, guest, real_host, spec
@@ -245,8 +245,8 @@ async def test_a_session_that_died_while_the_host_was_down_has_failed(no_leaks: 
 async def test_what_no_session_uses_is_swept(no_leaks: Path) -> None:
     async with real_host(no_leaks, end_all=False) as service:
         box = await guest(service)
-        kind = service.supervisor._kind(service.supervisor.images.exact(spec().image), 1, 2048, None)
-        orphan = await service.supervisor._boot_for_pool(kind, None)
+        kind = service.supervisor.claims.kind(service.supervisor.images.exact(spec().image), 1, 2048, None)
+        orphan = await service.supervisor.claims.boot_for_pool(kind, None)
     async with real_host(no_leaks) as again:
         left = await asyncio.to_thread(again.supervisor._machines.left_behind)
         assert orphan.machine_id not in left
@@ -272,6 +272,27 @@ async def test_old_output_and_records_are_forgotten(box: Guest, no_leaks: Path) 
     await box.supervisor.tidy(record.stopped_at + KEEP_RECORDS_MS + 1)
     with pytest.raises(NotFoundError):
         box.supervisor.get(box.session_id)
+
+
+async def test_what_is_over_is_forgotten_when_it_is_asked_for(box: Guest, no_leaks: Path) -> None:
+    await box.run("echo", "output")
+    logs = no_leaks / "host" / "logs" / box.session_id
+    audit = no_leaks / "host" / "audit" / "sand_a.jsonl"
+    audit.write_text('{"seq":1}\n')
+    wanted = Forget([box.session_id, "sbx_nobody", "../../audit"], ["sand_a", "sand_nobody"])
+    with pytest.raises(ConflictError) as live:
+        await box.supervisor.forget(wanted)
+    assert live.value.code == "session_live"
+    assert logs.exists()
+    await box.stop()
+    await box.supervisor.forget(wanted)
+    assert not logs.exists()
+    assert not audit.exists()
+    assert audit.parent.exists()
+    with pytest.raises(NotFoundError):
+        box.supervisor.get(box.session_id)
+    # And once more.
+    await box.supervisor.forget(wanted)
 
 
 async def test_a_caller_that_goes_away_still_gets_its_session(host: Service) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import msgspec
 import pytest
 
 from hutch.errors import UnavailableError
@@ -15,7 +16,7 @@ from hutch.host import traffic
 from hutch.host.gateway import Counted, Counters, Gateway
 from hutch.host.journal import Journal
 from hutch.host.network import Network
-from hutch.host.protocol import Tally
+from hutch.host.protocol import RuleTraffic, Tally
 from hutch.host.traffic import TrafficMeter
 
 NETWORK = cast("Network", SimpleNamespace(guest_address="100.64.0.2", link="h-none"))
@@ -38,7 +39,7 @@ class CountingGateway:
         await self.gate.wait()
         if self.away:
             raise UnavailableError("gateway_unavailable", "The gateway does not run.")
-        return Counters(3, counted.up_bytes, counted.down_bytes, counted.tallies, counted.rules)
+        return Counters(3, counted.up_bytes, counted.down_bytes, counted.tallies, counted.rules, counted.unruled, counted.cpu_us)
 
     def resume_counters(self, network: Network, counted: Counted) -> None:
         self.resumed = counted
@@ -71,7 +72,8 @@ def meter(gateway: CountingGateway, journal: Journal) -> TrafficMeter:
 
 
 def passed(up_bytes: int) -> Counted:
-    return Counted(up_bytes, 0, {"a.test": Tally(up_bytes=up_bytes)}, {"00ff": (up_bytes, 0)})
+    tallies = {"a.test": Tally(up_bytes=up_bytes), "rule:00ff": Tally(up_bytes=up_bytes - 1, requests=1)}
+    return Counted(up_bytes, 0, tallies, {"00ff": (up_bytes, 0)}, Tally(up_bytes=1, connections=2), up_bytes * 1000)
 
 
 async def test_a_host_that_was_killed_goes_on_from_what_was_flushed(
@@ -90,6 +92,11 @@ async def test_a_host_that_was_killed_goes_on_from_what_was_flushed(
     gateway.counted = passed(13)
     final = await second.end("s", NETWORK)
     assert (final.up_bytes, final.egress_bytes, final.ingress_bytes, final.flows) == (13, 100, 50, 0)
+    assert final.gateway_cpu_us == 13_000
+    assert final.network == {
+        "00ff": RuleTraffic(sent_bytes=12, requests=1),
+        "": RuleTraffic(sent_bytes=1, connections=2),
+    }
     assert (await meter(gateway, journal).last("s") or traffic.Totals()).traffic() == final
 
 
@@ -159,3 +166,21 @@ async def test_nothing_is_kept_of_what_was_forgotten(gateway: CountingGateway, j
     assert await made.last("s") is not None
     await journal.delete_session("s")
     assert await made.last("s") is None
+
+
+async def test_what_a_former_release_kept_is_read(gateway: CountingGateway, journal: Journal, interface: list[int]) -> None:
+    tally = {"connections": 1, "requests": 1, "denied": 0, "injected": 0, "up_bytes": 5, "down_bytes": 0}
+    counted = {"up_bytes": 5, "down_bytes": 0, "tallies": {"rule:00ff": tally}, "rules": {}}
+    kept = msgspec.msgpack.encode({"counted": counted, "egress_bytes": 9, "ingress_bytes": 1})
+    await journal.put_traffic("s", kept)
+    totals = await meter(gateway, journal).last("s")
+    assert totals is not None
+    assert (totals.egress_bytes, totals.counted.cpu_us) == (9, 0)
+    assert totals.traffic().network == {"00ff": RuleTraffic(sent_bytes=5, connections=1, requests=1)}
+
+
+def test_a_gateway_that_an_older_host_started_is_told_nothing_new() -> None:
+    """It refuses what it does not know."""
+    assert Counted().message == {"up_bytes": 0, "down_bytes": 0, "tallies": {}, "rules": {}}
+    told = passed(5).message
+    assert (told["cpu_us"], told["unruled"]["connections"]) == (5000, 2)

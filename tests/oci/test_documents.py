@@ -29,6 +29,7 @@ def configuration(**run: Any) -> documents.Config:
     ("said", "cwd"),
     [("", "/"), (None, "/"), ("/srv", "/srv"), ("srv/app/", "/srv/app"), ("/a/../../b", "/b"), ("//a//b", "/a/b"), (".", "/")],
 )
+@pytest.mark.section("16.3")
 def test_a_working_directory_is_absolute_and_plain(said: str | None, cwd: str) -> None:
     assert configuration(WorkingDir=said).cwd == cwd
 

@@ -329,6 +329,9 @@ async def test_a_registry_that_is_not_there(store: Store, script: Scripted, open
         ("0.0.0.0", False, False),
         ("224.0.0.1", False, False),
         ("64:ff9b::7f00:1", False, False),
+        ("::ffff:127.0.0.1", False, True),
+        ("::ffff:169.254.169.254", False, False),
+        ("::ffff:93.184.215.14", True, True),
     ],
 )
 def test_where_a_registry_may_be(address: str, anybody: bool, known: bool) -> None:

@@ -21,6 +21,7 @@ from hutch.host.machine import Machine
 from hutch.host.network import Network
 from hutch.host.protocol import CommandStart
 from hutch.wire import Connection, Hello, Role, Stream
+from hutch.wire.sockets import address
 
 HELLO = Hello(version=1, role=Role.AGENT, window=1024 * 1024, max_streams=64, boot="0" * 32, token="", agent="0.1.0")
 Behaviour = Callable[[Stream], Awaitable[None]]
@@ -47,11 +48,12 @@ class Rig:
         return machine
 
     async def connect(self, behaviour: Behaviour, hello: Hello = HELLO) -> Connection:
-        path = str(self.directory / "channel" / channel.SOCKET_NAME)
+        path = self.directory / "channel" / channel.SOCKET_NAME
         loop = asyncio.get_running_loop()
-        while not Path(path).exists():
+        while not path.exists():
             await asyncio.sleep(0.005)
-        _, agent = await loop.create_unix_connection(lambda: Connection(hello, client=False, handler=behaviour), path)
+        with address(path) as short:
+            _, agent = await loop.create_unix_connection(lambda: Connection(hello, client=False, handler=behaviour), short)
         self.agents.append(agent)
         return agent
 
@@ -222,7 +224,8 @@ async def test_strangers_that_say_nothing_do_not_keep_the_agent_out(rig: Rig, mo
     with contextlib.ExitStack() as stack:
         for _ in range(50):
             silent = stack.enter_context(socket.socket(socket.AF_UNIX))
-            silent.connect(str(rig.directory / "channel" / channel.SOCKET_NAME))
+            with address(rig.directory / "channel" / channel.SOCKET_NAME) as short:
+                silent.connect(short)
         while not accepting.done():
             agent = await rig.connect(answering([]))
             either: set[asyncio.Future[Any]] = {accepting, agent.closed}

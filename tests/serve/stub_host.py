@@ -15,6 +15,7 @@ from tests.api.fake_host import FakeHost
 async def serve(socket_path: Path) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     host = FakeHost(socket_path)
     await host.start()
     await stop.wait()
@@ -23,6 +24,7 @@ async def serve(socket_path: Path) -> None:
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--data-dir", type=Path, required=True)
+parser.add_argument("--ingress-fd", type=int)
 if os.environ.get("STUB_HOST_FAILS"):
     raise SystemExit(3)
 asyncio.run(serve(load(flags={"server.data_dir": parser.parse_args().data_dir}).host_socket))

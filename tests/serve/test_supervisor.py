@@ -20,17 +20,13 @@ def test_the_ready_file_says_everything_and_to_its_owner_only(shared: Served) ->
     server = shared
     ready = server.ready
     assert list(ready) == ["url", "token", "team_id", "project_id", "dashboard_url", "ingress_url", "isolation", "pid"]
-    assert (ready["isolation"], ready["pid"], ready["dashboard_url"], ready["ingress_url"]) == (
-        "gvisor",
-        server.process.pid,
-        None,
-        None,
-    )
+    assert (ready["isolation"], ready["pid"], ready["dashboard_url"]) == ("gvisor", server.process.pid, None)
+    assert ready["ingress_url"].startswith("http://127.0.0.1:")
     for path in (server.ready_file, server.data_dir / "run" / "server.json"):
         assert path.stat().st_mode & 0o777 == 0o600
         assert json.loads(path.read_text()) == ready
     with server.http() as http:
-        assert http.post("/api/v3/sandboxes", json={"image": "nope"}).json()["error"]["code"] == "image_not_found"
+        assert http.post("/api/v3/sandboxes", json={"image": "nope"}).json()["error"]["code"] == "not_found"
         who = http.get("/api/hutch/v1/whoami").json()
     assert (who["team"]["id"], who["project"]["id"], who["role"]) == (ready["team_id"], ready["project_id"], "admin")
 

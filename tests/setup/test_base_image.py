@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="mo
 PROGRAMS = (
     "base64 bash cat chmod chown cp env find getent gpasswd groupadd id ls mkdir mktemp mv readlink realpath rm rmdir setpriv sh "
     "sleep stat sudo test truncate useradd usermod tar gzip unzip zip zstd xz bzip2 git git-lfs curl wget jq rg sqlite3 openssl "
-    "ps ip dig ping ssh less file rsync tmux node npm npx pnpm python python3 pip pip3 uv apt-get"
+    "ps ip dig ping ssh less file rsync tmux vim gh node npm npx pnpm bun bunx python python3 pip pip3 uv apt-get"
 ).split()
 
 
@@ -61,7 +61,10 @@ def mounted(store: ImageStore, tmp_path_factory: pytest.TempPathFactory) -> Iter
             subprocess.run(["umount", str(at)], check=True)
 
 
-@pytest.fixture(params=["vercel/sandbox/universal:latest", "node24", "node22", "python3.13"])
+VARIANTS = ("node26", "node24", "node22", "python3.13")
+
+
+@pytest.fixture(params=["vercel/sandbox/universal:latest", "vercel/sandbox/node:22", "vercel/sandbox/node:26", *VARIANTS])
 def image(request: pytest.FixtureRequest, store: ImageStore) -> Image:
     return store.resolve(request.param)
 
@@ -100,13 +103,14 @@ def test_the_default_image_comes_first_and_runs_as_ubuntu_in_vercel(store: Image
 
 def test_legacy_runtimes_share_the_base_layer_and_add_little(store: ImageStore) -> None:
     default = store.list()[0]
-    for name in ("node24", "node22", "python3.13"):
+    for name in VARIANTS:
         image = store.resolve(name)
         assert image.layers[0] == default.layers[0]
         assert sum(layer.size for layer in image.layers[1:]) < 1_000_000
         assert (image.config.user, image.config.cwd) == ("vercel-sandbox", "/vercel/sandbox")
 
 
+@pytest.mark.section("16.2", "17")
 def test_every_program_that_is_called_is_in_the_users_path(image: Image, mounted: dict[str, Path]) -> None:
     root = mounted[image.name]
     places = image.config.env["PATH"].split(":")
@@ -119,11 +123,20 @@ def test_every_program_that_is_called_is_in_the_users_path(image: Image, mounted
 
 
 @pytest.mark.parametrize(
-    ("name", "node"), [("vercel/sandbox/universal:latest", "node24"), ("node24", "node24"), ("node22", "node22")]
+    ("name", "node"),
+    [
+        ("vercel/sandbox/universal:latest", "node24"),
+        ("vercel/sandbox/node:24", "node24"),
+        ("vercel/sandbox/node:22", "node22"),
+        ("vercel/sandbox/node:26", "node26"),
+        ("node26", "node26"),
+        ("node24", "node24"),
+        ("node22", "node22"),
+    ],
 )
 def test_the_first_node_in_the_path_is_the_runtimes(store: ImageStore, mounted: dict[str, Path], name: str, node: str) -> None:
-    root = mounted[name]
-    path = store.resolve(name).config.env["PATH"].split(":")
+    image = store.resolve(name)
+    root, path = mounted[image.name], image.config.env["PATH"].split(":")
     first = next(place for directory in path if (place := inside(root, f"{directory}/node")).is_file())
     assert first == root / "opt" / node / "bin" / "node"
 

@@ -15,7 +15,9 @@ import pytest
 from scripts.setup import recipe
 from scripts.setup.shell import CHECKOUT
 
-LOCKS = [CHECKOUT / "requirements.txt", CHECKOUT / "requirements-dev.txt", *sorted((recipe.DIRECTORY / "tools").glob("*.txt"))]
+EXAMPLES = sorted((CHECKOUT / "examples").glob("*/requirements.txt"))
+OWN = [CHECKOUT / "requirements.txt", CHECKOUT / "requirements-dev.txt"]
+LOCKS = [*OWN, *EXAMPLES, *sorted((recipe.DIRECTORY / "tools").glob("*.txt"))]
 # Installed on purpose by who wants it, not by Hutch.
 NOT_DECLARED: frozenset[str] = frozenset()
 
@@ -69,7 +71,7 @@ def test_every_dependency_has_its_reason_in_the_documentation() -> None:
 def test_everything_that_the_sources_import_is_declared() -> None:
     declared = {normalised(line) for line in recipe.entries(CHECKOUT / "requirements.in")}
     # A declared package's own base, imported where its types are named.
-    declared |= {"starlette", "pydantic-core", "click", "anyio"}
+    declared |= {"starlette", "pydantic-core", "click", "anyio", "mcp-types"}
     owners = packages_distributions()
     missing = {}
     for path in (CHECKOUT / "src" / "hutch").rglob("*.py"):
@@ -100,6 +102,10 @@ def test_the_s3_server_of_the_tests_is_pinned_with_sums() -> None:
     assert ("github.com/versity/versitygw", "v1.8.0") in _go_modules("s3")
 
 
+def test_the_collector_of_the_tests_is_pinned_with_sums() -> None:
+    assert ("go.opentelemetry.io/collector/receiver/otlpreceiver", "v0.165.0") in _go_modules("collector")
+
+
 def _go_modules(tool: str) -> list[tuple[str, str]]:
     """What a module of `tools` requires. Everything has its sum."""
     module = (CHECKOUT / "tools" / tool / "go.mod").read_text()
@@ -115,8 +121,8 @@ def test_every_package_of_the_image_is_locked_to_a_version() -> None:
     assert all(re.fullmatch(r"[0-9A-Za-z.+:~-]+", version) for version in plan.pinned.values())
 
 
-def test_the_images_pnpm_is_locked_by_content() -> None:
-    lock = json.loads((recipe.DIRECTORY / "pnpm" / "package-lock.json").read_text())
+def test_what_the_image_has_from_npm_is_locked_by_content() -> None:
+    lock = json.loads((recipe.DIRECTORY / "npm" / "package-lock.json").read_text())
     modules = {name: entry for name, entry in lock["packages"].items() if name}
     assert "node_modules/pnpm" in modules
     assert all(entry["integrity"].startswith("sha512-") for entry in modules.values())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,12 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
+def used_s() -> float:
+    """What children have used of the processor: how busy the machine is with other things decides no test."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_a_second_setup_makes_nothing_and_takes_under_three_seconds(tmp_path: Path) -> None:
     # Whatever would install or build says so and fails.
     for name in ("apt-get", "cargo", "mmdebstrap", "mkfs.erofs", "npm"):
@@ -35,9 +41,9 @@ def test_a_second_setup_makes_nothing_and_takes_under_three_seconds(tmp_path: Pa
         (tmp_path / name).chmod(0o755)
     assert run().returncode == 0
     links = {name: (shell.CHECKOUT / name).readlink() for name in LINKS}
-    started = time.monotonic()
+    before = used_s()
     second = run(PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    seconds = time.monotonic() - started
+    seconds = used_s() - before
     assert second.returncode == 0, second.stderr
     lines = re.findall(r"^\[\d+/\d+\] (\S+) +(\S+)", second.stdout, re.MULTILINE)
     assert lines == [(name, "ok") for name in STEPS]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from hutch.control.records import TokenRecord, TokenRole
+from hutch.control.permissions import TokenRole
+from hutch.control.records import TokenRecord
 from hutch.storage import tenants, tokens
 from hutch.storage.database import Database
 from tests.storage.conftest import new_scope

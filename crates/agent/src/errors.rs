@@ -39,6 +39,11 @@ pub(crate) fn not_running(id: &str) -> ErrorMessage {
     ErrorMessage::new(404, "command_not_found_or_exited", message)
 }
 
+pub(crate) fn no_stdin() -> ErrorMessage {
+    let message = "The command has no standard input, or it is closed.";
+    ErrorMessage::new(400, "command_stdin_unavailable", message)
+}
+
 /// The error of something that is not about files.
 pub(crate) fn system_failure(doing: &str, error: Errno) -> ErrorMessage {
     let message = format!("{doing}: {}", text(error));

@@ -54,6 +54,7 @@ pub(crate) enum Notice {
 #[derive(Debug)]
 pub(crate) struct Stdin {
     descriptor: Option<OwnedFd>,
+    was_given: bool,
     is_terminal: bool,
     watched: bool,
     writers: VecDeque<Writer>,
@@ -64,6 +65,7 @@ impl Stdin {
     /// `None` is a command without standard input.
     pub(crate) fn new(descriptor: Option<OwnedFd>, is_terminal: bool) -> Self {
         Self {
+            was_given: descriptor.is_some(),
             descriptor,
             is_terminal,
             watched: false,
@@ -74,6 +76,11 @@ impl Stdin {
 
     pub(crate) fn is_open(&self) -> bool {
         self.descriptor.is_some()
+    }
+
+    /// Whether the command was started with one.
+    pub(crate) fn was_given(&self) -> bool {
+        self.was_given
     }
 
     /// Whether somebody waits for an answer.

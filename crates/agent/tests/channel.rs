@@ -209,7 +209,7 @@ fn random_bytes_do_no_harm() {
 #[test]
 fn too_many_streams_are_a_violation() {
     let mut host = Host::start();
-    let start = Start::shell("sleep 100");
+    let start = Start::new(&["sleep", "100"]).stdin();
     host.connection.start(&start).unwrap();
     let stdin = map([
         ("id", start.id.as_str().into()),

@@ -24,6 +24,24 @@ pub fn confine(root: &Path, user: u32) -> io::Result<()> {
     if !Defence::Confined.holds() {
         return Ok(());
     }
+    become_nobody(root, user)?;
+    keep(CapabilitySet::NET_RAW | CapabilitySet::IPC_LOCK)?;
+    if Defence::NoSwap.holds()
+        && let Err(error) = stay_in_memory()
+    {
+        eprintln!("hutch-net: memory may be written to swap: {error}");
+    }
+    finish()
+}
+
+/// Give up everything: what the ingress does, which needs sockets and nothing else. Before any thread is started.
+pub fn confine_ingress(root: &Path, user: u32) -> io::Result<()> {
+    become_nobody(root, user)?;
+    keep(CapabilitySet::empty())?;
+    finish()
+}
+
+fn become_nobody(root: &Path, user: u32) -> io::Result<()> {
     let most = |files| Rlimit {
         current: files,
         maximum: files,
@@ -42,13 +60,10 @@ pub fn confine(root: &Path, user: u32) -> io::Result<()> {
     set_keep_capabilities(true)?;
     set_thread_groups(&[])?;
     set_thread_res_gid(group, group, group)?;
-    set_thread_res_uid(user, user, user)?;
-    keep(CapabilitySet::NET_RAW | CapabilitySet::IPC_LOCK)?;
-    if Defence::NoSwap.holds()
-        && let Err(error) = stay_in_memory()
-    {
-        eprintln!("hutch-net: memory may be written to swap: {error}");
-    }
+    Ok(set_thread_res_uid(user, user, user)?)
+}
+
+fn finish() -> io::Result<()> {
     set_no_new_privs(true)?;
     // Last: a change of user makes a process dumpable or not by itself.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;

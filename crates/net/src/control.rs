@@ -1,7 +1,6 @@
 //! The gateway's one door: the host, on a private socket.
 //!
-//! Requests are streams of the wire protocol (`docs/agent-protocol.md`): the method, and JSON as data. Secrets come in here
-//! and nowhere else, and none ever goes out.
+//! How requests come: `requests`. Secrets come in here and nowhere else, and none ever goes out.
 //!
 //! | method | body | answer |
 //! | --- | --- | --- |
@@ -11,19 +10,18 @@
 //! | `sandbox.policy` | [`SetPolicy`] | `{generation, closed_flows, kept_flows}`, when it is enforced |
 //! | `sandbox.remove` | [`Which`] | `{}` |
 //! | `sandbox.list` | | `{sandboxes: [{address, lifecycle, generation}]}` |
-//! | `counters` | [`Which`] | `{flows, up_bytes, down_bytes, tallies, rules}`, see [`Counted`] |
+//! | `counters` | [`Which`] | `{flows, up_bytes, down_bytes, tallies, rules, unruled, cpu_us}`, see [`Counted`] |
 //! | `audit` | | events `{number, sandbox_id, seq, record}` for ever |
 //! | `audit.stored` | `{number}` | `{}`: records up to it need not be sent again |
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hutch_policy::{Defence, Mode, Placeholder, Reason};
-use hutch_wire::{ErrorMessage, Event, Hello, Mux, Side, encode};
+use hutch_wire::{ErrorMessage, encode};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
@@ -32,13 +30,11 @@ use crate::audit::Chain;
 use crate::audit::{Decision, Kind};
 use crate::gateway::{Configuration, Gateway};
 use crate::report;
+use crate::requests::{self, NOTHING, Outcome, Request, bad, read};
 use crate::sandbox::{Counted, Counters, Identity, Sandbox, Tally};
 use crate::tls::{Authority, Verifiers};
 
 const MAX_BODY_BYTES: usize = 16 << 20;
-const WINDOW_BYTES: u32 = 1 << 20;
-const MAX_STREAMS: u32 = 4096;
-const READ_BYTES: usize = 64 * 1024;
 /// Records that are put on the channel at once.
 const AUDIT_BATCH_BYTES: usize = 256 * 1024;
 
@@ -150,6 +146,8 @@ struct CountersMessage {
     down_bytes: u64,
     tallies: BTreeMap<String, Tally>,
     rules: BTreeMap<String, (u64, u64)>,
+    unruled: Tally,
+    cpu_us: u64,
 }
 
 #[derive(Serialize)]
@@ -160,24 +158,11 @@ struct AuditEvent {
     record: String,
 }
 
-type Outcome = Result<Vec<u8>, ErrorMessage>;
-
-fn bad(message: impl Into<String>) -> ErrorMessage {
-    ErrorMessage::new(400, "bad_request", message)
-}
-
-/// An empty map.
-const NOTHING: [u8; 1] = [0x80];
-
-fn read<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, ErrorMessage> {
-    serde_json::from_slice(body).map_err(|error| bad(format!("Invalid request: {error}")))
-}
-
 /// Serve the host, for ever. A new connection takes over from an old one.
 pub async fn serve(gateway: Arc<Gateway>, listener: UnixListener) {
     while let Ok((stream, _)) = listener.accept().await {
-        let gateway = Arc::clone(&gateway);
-        tokio::spawn(async move {
+        let (gateway, cpu) = (Arc::clone(&gateway), gateway.cpu.clone());
+        cpu.spawn(async move {
             let mut connection = Connection::new(gateway, stream);
             // A host that goes away comes back; what it said stays.
             let _ = connection.run().await;
@@ -187,147 +172,73 @@ pub async fn serve(gateway: Arc<Gateway>, listener: UnixListener) {
 
 struct Connection {
     gateway: Arc<Gateway>,
-    stream: UnixStream,
-    mux: Mux,
-    pending: HashMap<u32, (String, Zeroizing<Vec<u8>>)>,
+    host: requests::Connection,
     done: mpsc::UnboundedSender<(u32, Outcome)>,
     outcomes: mpsc::UnboundedReceiver<(u32, Outcome)>,
-    audit: Option<u32>,
     sent: u64,
-    events: VecDeque<Vec<u8>>,
 }
 
 impl Connection {
     fn new(gateway: Arc<Gateway>, stream: UnixStream) -> Self {
-        let hello = Hello {
-            version: hutch_wire::VERSION,
-            role: "agent".to_owned(),
-            window: WINDOW_BYTES,
-            max_streams: MAX_STREAMS,
-            boot: String::new(),
-            token: String::new(),
-            agent: env!("CARGO_PKG_VERSION").to_owned(),
-        };
         let (done, outcomes) = mpsc::unbounded_channel();
         Self {
             gateway,
-            stream,
-            mux: Mux::new(Side::Server, hello),
-            pending: HashMap::new(),
+            host: requests::Connection::new(stream, MAX_BODY_BYTES),
             done,
             outcomes,
-            audit: None,
             sent: 0,
-            events: VecDeque::new(),
         }
     }
 
     async fn run(&mut self) -> std::io::Result<()> {
         let reports = Arc::clone(&self.gateway.reports);
         loop {
-            self.pump_audit();
-            let bytes = self.mux.outgoing.take();
-            if !bytes.is_empty() {
-                self.stream.write_all(&bytes).await?;
+            self.load_audit();
+            if self.host.flush().await? {
                 continue;
             }
-            let mut buffer = vec![0; READ_BYTES];
+            let followed = self.host.is_followed();
             tokio::select! {
-                count = self.stream.read(&mut buffer) => {
-                    let count = count?;
-                    if count == 0 {
-                        return Ok(());
+                requests = self.host.requests() => {
+                    let Some(requests) = requests? else { return Ok(()) };
+                    for request in requests {
+                        self.begin(request);
                     }
-                    self.mux.decoder.feed(&buffer[..count]);
-                    self.events()?;
                 }
-                Some((stream, outcome)) = self.outcomes.recv() => match outcome {
-                    Ok(payload) => {
-                        self.mux.reply(stream, &payload);
-                        self.mux.end(stream);
-                    }
-                    Err(error) => self.mux.error(stream, &error),
-                },
-                () = reports.arrived.notified(), if self.audit.is_some() => {}
+                Some((stream, outcome)) = self.outcomes.recv() => self.host.answer(stream, outcome),
+                () = reports.arrived.notified(), if followed => {}
             }
         }
     }
 
-    fn events(&mut self) -> std::io::Result<()> {
-        loop {
-            let event = self
-                .mux
-                .next_event()
-                .map_err(|violation| std::io::Error::new(std::io::ErrorKind::InvalidData, violation.0))?;
-            match event {
-                None => return Ok(()),
-                Some(Event::Open { stream, method, .. }) => {
-                    self.pending.insert(stream, (method, Zeroizing::default()));
-                }
-                Some(Event::Data { stream, data, .. }) => {
-                    let length = u32::try_from(data.len()).unwrap_or(0);
-                    if let Some((_, body)) = self.pending.get_mut(&stream) {
-                        if body.len() + data.len() > MAX_BODY_BYTES {
-                            self.pending.remove(&stream);
-                            self.mux.error(stream, &bad("Invalid request: too large"));
-                            continue;
-                        }
-                        body.extend_from_slice(&data);
-                        self.mux.grant(stream, length);
-                    }
-                }
-                Some(Event::End { stream }) => {
-                    if let Some((method, body)) = self.pending.remove(&stream) {
-                        self.begin(stream, method, body);
-                    }
-                }
-                Some(Event::Cancel { stream }) => {
-                    self.pending.remove(&stream);
-                    if self.audit == Some(stream) {
-                        self.audit = None;
-                    }
-                }
-                Some(_) => {}
-            }
-        }
-    }
-
-    fn begin(&mut self, stream: u32, method: String, body: Zeroizing<Vec<u8>>) {
+    fn begin(&mut self, request: Request) {
+        let Request { stream, method, body } = request;
         if method == "audit" {
-            self.mux.reply(stream, &[0x80]);
-            self.audit = Some(stream);
+            self.host.follow(stream);
+            self.host.clear_events();
             self.sent = 0;
-            self.events.clear();
             return;
         }
         let (gateway, done) = (Arc::clone(&self.gateway), self.done.clone());
-        tokio::spawn(async move {
+        self.gateway.cpu.spawn(async move {
             let outcome = answer(&gateway, &method, &body).await;
             let _ = done.send((stream, outcome));
         });
     }
 
-    /// Put records on the channel while there is credit.
-    fn pump_audit(&mut self) {
-        let Some(stream) = self.audit else { return };
-        if self.events.is_empty() {
-            for sealed in self.gateway.reports.after(self.sent, AUDIT_BATCH_BYTES) {
-                self.sent = sealed.number;
-                self.events.push_back(encode(&AuditEvent {
-                    number: sealed.number,
-                    sandbox_id: sealed.sandbox_id,
-                    seq: sealed.seq,
-                    record: String::from_utf8_lossy(&sealed.bytes).into_owned(),
-                }));
-            }
+    /// Take more records when all that were taken are on the channel.
+    fn load_audit(&mut self) {
+        if !self.host.is_followed() || self.host.has_events() {
+            return;
         }
-        while let Some(event) = self.events.front() {
-            if self.mux.send_credit(stream) < event.len() {
-                return;
-            }
-            if let Some(event) = self.events.pop_front() {
-                self.mux.event(stream, &event);
-            }
+        for sealed in self.gateway.reports.after(self.sent, AUDIT_BATCH_BYTES) {
+            self.sent = sealed.number;
+            self.host.push(encode(&AuditEvent {
+                number: sealed.number,
+                sandbox_id: sealed.sandbox_id,
+                seq: sealed.seq,
+                record: String::from_utf8_lossy(&sealed.bytes).into_owned(),
+            }));
         }
     }
 }
@@ -375,6 +286,8 @@ async fn answer(gateway: &Arc<Gateway>, method: &str, body: &[u8]) -> Outcome {
                 down_bytes: counted.down_bytes,
                 tallies: counted.tallies,
                 rules: counted.rules,
+                unruled: counted.unruled,
+                cpu_us: counted.cpu_us,
             }))
         }
         "audit.stored" => {

@@ -6,6 +6,7 @@
 mod bodies;
 mod sending;
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -36,7 +37,7 @@ use crate::head::{self, Head, Parts, Unbuildable};
 use crate::locks::lock;
 use crate::relay::{Meter, Way};
 use crate::report;
-use crate::sandbox::{Current, MAX_REFLECTIONS, Sandbox};
+use crate::sandbox::{Current, MAX_REFLECTIONS, Sandbox, Tally};
 use crate::scrub::{Needles, SecretForms};
 
 const HOP_BY_HOP: [&str; 8] = [
@@ -51,6 +52,8 @@ const HOP_BY_HOP: [&str; 8] = [
 ];
 const TOKEN_HEADER: HeaderName = HeaderName::from_static("vercel-sandbox-oidc-token");
 const REASON_HEADER: HeaderName = HeaderName::from_static("x-hutch-reason");
+/// Rules that one flow remembers to be a connection of.
+const MAX_USED_RULES: usize = 1024;
 
 /// What an intercepted flow knows.
 #[derive(Clone)]
@@ -65,9 +68,23 @@ pub struct Served {
     pub destination: SocketAddr,
     /// Where the last connection for it went.
     pub dialled: Arc<std::sync::Mutex<Option<SocketAddr>>>,
+    /// What its requests were admitted by.
+    pub rules: Arc<std::sync::Mutex<HashSet<Option<hutch_policy::RuleId>>>>,
 }
 
 impl Served {
+    /// A request is admitted by a rule, or without one: its flow is a connection of that.
+    fn used(&self, rule: Option<hutch_policy::RuleId>) {
+        let mut rules = lock(&self.rules);
+        if rules.len() >= MAX_USED_RULES {
+            // Policies came and went below a flow that stayed.
+            rules.clear();
+        }
+        if rules.insert(rule) {
+            self.sandbox.counters.tally_under(rule, |tally| tally.connections += 1);
+        }
+    }
+
     fn dialled(&self, address: SocketAddr) {
         *lock(&self.dialled) = Some(address);
     }
@@ -211,13 +228,12 @@ impl Drop for Log {
         let spent = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(0);
         self.sandbox.report(record.bytes(up, down).dur_ms(spent));
         let injects = u64::from(self.injects);
-        let keys = [Some(self.key.clone()), self.rule.map(|rule| format!("rule:{rule}"))];
-        for key in keys.into_iter().flatten() {
-            self.sandbox.counters.tally(&key, |tally| {
-                tally.requests += 1;
-                tally.injected += injects;
-            });
-        }
+        let add = |tally: &mut Tally| {
+            tally.requests += 1;
+            tally.injected += injects;
+        };
+        self.sandbox.counters.tally(&self.key, add);
+        self.sandbox.counters.tally_under(self.rule, add);
     }
 }
 
@@ -239,10 +255,11 @@ pub async fn exchange(served: &Served, asked: Asked) -> Answer {
             }
             Outcome::Respond(response) => {
                 served.sandbox.report(record.status(response.status));
-                let rule = judgement.rule.as_ref().map(|rule| format!("rule:{}", rule.id));
-                for key in [Some(name_of(served)), rule].into_iter().flatten() {
-                    served.sandbox.counters.tally(&key, |tally| tally.requests += 1);
-                }
+                let rule = judgement.rule.as_ref().map(|rule| rule.id);
+                let counters = &served.sandbox.counters;
+                counters.tally(&name_of(served), |tally| tally.requests += 1);
+                counters.tally_under(rule, |tally| tally.requests += 1);
+                served.used(rule);
                 return local(&response);
             }
             Outcome::Pass(plan) => (plan, None),
@@ -262,6 +279,7 @@ pub async fn exchange(served: &Served, asked: Asked) -> Answer {
             continue;
         };
         let rule = judgement.rule.as_ref().map(|rule| rule.id);
+        served.used(rule);
         let key = name_of(served);
         let meter = Meter::new(
             Arc::clone(&served.sandbox),

@@ -10,6 +10,7 @@ use rustls::RootCertStore;
 use serde::Deserialize;
 
 use crate::audit::Chain;
+use crate::cpu::CpuTime;
 use crate::dns::resolver::Resolver;
 use crate::identity::Signer;
 use crate::locks::{lock, read, write};
@@ -74,6 +75,8 @@ pub struct Gateway {
     sandboxes: RwLock<HashMap<IpAddr, Arc<Sandbox>>>,
     /// Audit records on their way.
     pub reports: Arc<Reports>,
+    /// What is spent on no sandbox in particular.
+    pub cpu: CpuTime,
     /// Where the audit of sandboxes that are gone ended, by their ids.
     ends: Mutex<HashMap<String, Chain>>,
     open: tokio::sync::watch::Sender<bool>,
@@ -93,6 +96,7 @@ impl Default for Gateway {
             settings: RwLock::new(Arc::new(settings)),
             sandboxes: RwLock::default(),
             reports: Arc::default(),
+            cpu: CpuTime::default(),
             ends: Mutex::default(),
             open: tokio::sync::watch::Sender::new(false),
         }
@@ -250,8 +254,10 @@ impl Gateway {
         loop {
             ticks.tick().await;
             for sandbox in self.sandboxes() {
-                sandbox.flush_reports();
-                sandbox.pool.expire();
+                sandbox.cpu().during(|| {
+                    sandbox.flush_reports();
+                    sandbox.pool.expire();
+                });
             }
         }
     }

@@ -16,13 +16,14 @@ use hutch_policy::{Defence, Reason};
 use hyper::body::Incoming;
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 
 use crate::body::{Body, BodyError};
+use crate::cpu::CpuTime;
 use crate::locks::lock;
 use crate::sandbox::Bucket;
 
@@ -43,8 +44,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Serve a connection to its end. The error is why it was refused as a whole.
 ///
 /// `places` are those of the sandbox's connections: this one has its own, which is enough for one request at a time. Each
-/// request beside it takes another, and `handle` is told whether there was one.
-pub async fn serve<S, H, F>(stream: S, places: &Arc<Semaphore>, handle: H) -> Result<(), Reason>
+/// request beside it takes another, and `handle` is told whether there was one. `cpu` counts what all of it takes.
+pub async fn serve<S, H, F>(stream: S, places: &Arc<Semaphore>, cpu: &CpuTime, handle: H) -> Result<(), Reason>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Fn(Request<Lingering>, bool) -> F,
@@ -53,7 +54,10 @@ where
     let requests = Arc::new(Requests::default());
     let service = service_fn(|request: Request<Incoming>| {
         let one = One::new(&requests, places);
-        let response = handle(request.map(|body| Lingering(Some(body))), one.place.is_some());
+        let response = handle(
+            request.map(|body| Lingering(Some(body), cpu.clone())),
+            one.place.is_some(),
+        );
         answered(one, response)
     });
     let send_buffer_bytes = if Defence::SmallSendBuffers.holds() {
@@ -61,7 +65,7 @@ where
     } else {
         SEND_BUFFER_BYTES * 64
     };
-    let mut builder = Builder::new(TokioExecutor::new());
+    let mut builder = Builder::new(cpu.clone());
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
@@ -215,14 +219,14 @@ impl HttpBody for Counted {
 
 /// The body of a request. What nobody wants of it is read and dropped for a moment: a server may reset a stream that it has
 /// answered (RFC 9113 §8.1), but there are clients that then do not tell of the answer, curl 7.88 among them.
-pub struct Lingering(Option<Incoming>);
+pub struct Lingering(Option<Incoming>, CpuTime);
 
 impl Drop for Lingering {
     fn drop(&mut self) {
         if let Some(body) = self.0.take().filter(|body| !body.is_end_stream())
-            && let Ok(runtime) = Handle::try_current()
+            && Handle::try_current().is_ok()
         {
-            runtime.spawn(timeout(LINGER, drain(body)));
+            self.1.spawn(async { timeout(LINGER, drain(body)).await });
         }
     }
 }
@@ -287,7 +291,7 @@ mod tests {
                     Ok(Response::new(body::full("answer")))
                 }
             };
-            serve(server, &places, handle).await
+            serve(server, &places, &CpuTime::default(), handle).await
         });
         (client, serving, told)
     }

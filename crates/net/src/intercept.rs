@@ -118,7 +118,7 @@ where
         let served = served.clone();
         async move { http2_request(&served, request, has_place).await }
     };
-    http2::serve(stream, &served.sandbox.places, handle).await
+    http2::serve(stream, &served.sandbox.places, served.sandbox.cpu(), handle).await
 }
 
 async fn http2_request(

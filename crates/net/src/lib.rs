@@ -13,9 +13,10 @@
 //! ```
 //!
 //! * without I/O: `hello`, `http1`, `scrub`, `decode`, `audit`, `head`
-//! * state: `gateway`, `sandbox`, `flow`, `report`
-//! * sockets: `tcp`, `udp`, `datagram`, `dns`, `intercept`, `http2`, `exchange`, `upstream`, `relay`, `tunnel`, `control`
+//! * state: `gateway`, `sandbox`, `flow`, `report`; `cpu`: what the gateway spends on each sandbox
+//! * sockets: `tcp`, `udp`, `datagram`, `dns`, `intercept`, `http2`, `exchange`, `upstream`, `relay`, `tunnel`, `control`, `requests`
 //! * `tls`: the sandbox's authority, and how servers are verified; `identity`: tokens for `forwardURL`
+//! * `ingress`: requests of anybody to sandboxes' ports, a process of its own
 //! * `confine`: what the process gives up; `syscalls`: the system calls that it keeps
 
 #![forbid(unsafe_code)]
@@ -25,6 +26,7 @@ pub mod body;
 pub mod clock;
 pub mod confine;
 pub mod control;
+pub mod cpu;
 pub mod datagram;
 pub mod decode;
 pub mod dns;
@@ -36,10 +38,12 @@ pub mod hello;
 pub mod http1;
 pub mod http2;
 pub mod identity;
+pub mod ingress;
 pub mod intercept;
 pub mod locks;
 pub mod relay;
 pub mod report;
+pub mod requests;
 pub mod sandbox;
 pub mod scrub;
 pub mod syscalls;

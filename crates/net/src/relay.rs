@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 
 use crate::flow::{Bytes, Flow, Kill};
-use crate::sandbox::{RULE, Sandbox, add_within};
+use crate::sandbox::{Sandbox, add_within};
 
 const BUFFER_BYTES: usize = 64 * 1024;
 /// What an idle direction keeps: buffers grow when there is something to move.
@@ -35,7 +35,7 @@ pub struct Meter {
     flow: Arc<Flow>,
     own: Arc<Bytes>,
     rule: Option<Arc<Bytes>>,
-    tallied: [Option<Arc<Bytes>>; 2],
+    tallied: [Arc<Bytes>; 2],
     limits: Limits,
     exceeded: Arc<OnceLock<Reason>>,
 }
@@ -44,10 +44,7 @@ impl Meter {
     /// A meter of a flow or of one exchange in it, for `name`. The limits are those of `rule`, over all that it ever admitted.
     pub fn new(sandbox: Arc<Sandbox>, flow: Arc<Flow>, name: &str, limits: Limits, rule: Option<RuleId>) -> Self {
         let counters = &sandbox.counters;
-        let tallied = [
-            Some(counters.passing(name)),
-            rule.map(|rule| counters.passing(&format!("{RULE}{rule}"))),
-        ];
+        let tallied = [counters.passing(name), counters.passing_under(rule)];
         let rule = rule.map(|rule| counters.of_rule(rule));
         Self {
             sandbox,
@@ -82,7 +79,7 @@ impl Meter {
         if fits {
             for counter in [&*self.own, &self.flow.bytes]
                 .into_iter()
-                .chain(self.tallied.iter().flatten().map(|counter| &**counter))
+                .chain(self.tallied.iter().map(|counter| &**counter))
             {
                 counter.side(way).fetch_add(bytes as u64, Ordering::Relaxed);
             }

@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use crate::audit::{Chain, Record};
+use crate::cpu::CpuTime;
 use crate::dns::DnsState;
 use crate::dns::cache::Cache;
 use crate::flow::{Bytes, Flows, Swept};
@@ -141,6 +142,12 @@ pub struct Counted {
     pub tallies: BTreeMap<String, Tally>,
     /// Bytes from and to the sandbox that count towards the limits of a rule.
     pub rules: BTreeMap<String, (u64, u64)>,
+    /// What passed without a rule: the rest beside `rule:ID`.
+    #[serde(default)]
+    pub unruled: Tally,
+    /// CPU time that the gateway spent on the sandbox.
+    #[serde(default)]
+    pub cpu_us: u64,
 }
 
 /// One line of the counters; bytes are counted while they pass.
@@ -192,13 +199,13 @@ impl Lines {
         }
     }
 
-    /// Those with the most bytes, and the sum of the others.
-    fn read(&self, others: &str) -> BTreeMap<String, Tally> {
+    /// At most `most` of those with the most bytes, and the sum of the others.
+    fn read(&self, others: &str, most: usize) -> BTreeMap<String, Tally> {
         let mut lines: Vec<(&String, Tally)> = self.0.iter().map(|(key, line)| (key, line.read())).collect();
         lines.sort_unstable_by_key(|(key, tally)| (*key == others, std::cmp::Reverse(tally.weight()), *key));
         let mut told = BTreeMap::<String, Tally>::new();
         for (place, (key, tally)) in lines.into_iter().enumerate() {
-            let key = if place < MAX_TOLD || !Defence::BoundedLines.holds() {
+            let key = if place < most || !Defence::BoundedLines.holds() {
                 key
             } else {
                 others
@@ -216,15 +223,19 @@ pub struct Counters {
     pub up: AtomicU64,
     /// Payload bytes to it.
     pub down: AtomicU64,
+    /// CPU time of the gateway.
+    pub cpu: CpuTime,
     names: Mutex<Lines>,
     by_rule: Mutex<Lines>,
+    unruled: Mutex<Line>,
     rules: Mutex<HashMap<RuleId, Arc<Bytes>>>,
 }
 
 /// Lines of names, and of rules; beyond, those with the fewest bytes are counted together.
 const MAX_TALLIES: usize = 1024;
-/// Names, and rules, that the host is told of: with the longest names in less than a frame.
-const MAX_TOLD: usize = 128;
+/// Names that the host is told of, and rules: with the longest names and all numbers in less than a frame.
+const MAX_TOLD_NAMES: usize = 128;
+const MAX_TOLD_RULES: usize = 1000;
 /// Rules whose limits go on counting in another gateway: those with the most bytes.
 const MAX_TOLD_LIMITS: usize = 1024;
 /// What keys of rules begin with.
@@ -238,8 +249,10 @@ impl Counters {
         let counters = Self {
             up: counted.up_bytes.into(),
             down: counted.down_bytes.into(),
+            cpu: CpuTime::resume(counted.cpu_us),
             ..Self::default()
         };
+        lock(&counters.unruled).tally = counted.unruled;
         for (key, tally) in counted.tallies {
             counters.line(&key, |line| line.tally.add(&tally));
         }
@@ -256,8 +269,8 @@ impl Counters {
 
     /// What was counted until now.
     pub fn counted(&self) -> Counted {
-        let mut tallies = lock(&self.names).read(OTHER_NAMES);
-        tallies.append(&mut lock(&self.by_rule).read(OTHER_RULES));
+        let mut tallies = lock(&self.names).read(OTHER_NAMES, MAX_TOLD_NAMES);
+        tallies.append(&mut lock(&self.by_rule).read(OTHER_RULES, MAX_TOLD_RULES));
         let mut rules: Vec<(RuleId, (u64, u64))> = lock(&self.rules)
             .iter()
             .map(|(rule, bytes)| (*rule, bytes.read()))
@@ -272,6 +285,8 @@ impl Counters {
                 .into_iter()
                 .map(|(rule, bytes)| (rule.to_string(), bytes))
                 .collect(),
+            unruled: lock(&self.unruled).read(),
+            cpu_us: self.cpu.us(),
         }
     }
 
@@ -283,6 +298,22 @@ impl Counters {
     /// What counts the bytes of `key` while they pass.
     pub fn passing(&self, key: &str) -> Arc<Bytes> {
         self.line(key, |line| Arc::clone(&line.passed))
+    }
+
+    /// What counts the bytes of a rule while they pass, or those without one.
+    pub fn passing_under(&self, rule: Option<RuleId>) -> Arc<Bytes> {
+        match rule {
+            Some(rule) => self.passing(&format!("{RULE}{rule}")),
+            None => Arc::clone(&lock(&self.unruled).passed),
+        }
+    }
+
+    /// Add to the tally of a rule, or to that of what has none.
+    pub fn tally_under(&self, rule: Option<RuleId>, add: impl FnOnce(&mut Tally)) {
+        match rule {
+            Some(rule) => self.tally(&format!("{RULE}{rule}"), add),
+            None => add(&mut lock(&self.unruled).tally),
+        }
     }
 
     /// Add to the tally of `key` (a name, `rule:ID`, or an address).
@@ -444,6 +475,11 @@ impl Sandbox {
             pins: Mutex::default(),
             reports,
         }
+    }
+
+    /// What counts the gateway's work for it.
+    pub fn cpu(&self) -> &CpuTime {
+        &self.counters.cpu
     }
 
     /// What holds now.
@@ -660,7 +696,16 @@ mod tests {
                 .passing(&name)
                 .up
                 .fetch_add(u64::MAX / (4 * names), Ordering::Relaxed);
-            counters.tally(&format!("{RULE}{number:016x}"), |tally| tally.requests += 1);
+            counters.tally_under(Some(RuleId(number.to_be_bytes())), |tally| {
+                *tally = Tally {
+                    connections: u64::MAX / (2 * names),
+                    requests: 1,
+                    denied: u64::MAX / (2 * names),
+                    injected: u64::MAX / (2 * names),
+                    up_bytes: u64::MAX / (8 * names),
+                    down_bytes: u64::MAX / (8 * names),
+                }
+            });
             counters
                 .of_rule(RuleId(number.to_be_bytes()))
                 .down
@@ -702,10 +747,20 @@ mod tests {
         first.up.store(10, Ordering::Relaxed);
         first.passing("a.test").up.fetch_add(7, Ordering::Relaxed);
         first.of_rule(rule).up.fetch_add(8, Ordering::Relaxed);
+        first.passing_under(None).down.fetch_add(9, Ordering::Relaxed);
+        first.tally_under(None, |tally| tally.connections += 1);
+        first.cpu.during(|| {
+            while first.cpu.us() < 100 {
+                first.cpu.during(|| ());
+            }
+        });
         let second = Counters::resume(first.counted());
         assert_eq!(second.counted(), first.counted());
         second.passing("a.test").up.fetch_add(1, Ordering::Relaxed);
         assert_eq!(second.counted().tallies["a.test"].up_bytes, 8);
+        second.passing_under(None).down.fetch_add(1, Ordering::Relaxed);
+        let unruled = second.counted().unruled;
+        assert_eq!((unruled.down_bytes, unruled.connections), (10, 1));
         assert!(!add_within(&second.of_rule(rule).up, 1, Some(8)));
     }
 }

@@ -51,7 +51,13 @@ pub async fn serve(gateway: Arc<Gateway>, listener: TcpListener) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
-                tokio::spawn(accepted(Arc::clone(&gateway), stream, peer));
+                let guest = GuestStream::new(stream);
+                // Nobody else than the kernel knows as a sandbox.
+                if let Some(sandbox) = gateway.sandbox(peer.ip()) {
+                    let cpu = sandbox.cpu().clone();
+                    // What accepting took is its own too.
+                    cpu.during(|| cpu.spawn(accepted(Arc::clone(&gateway), sandbox, guest)));
+                }
             }
             // No descriptors left: those who are here get a chance to leave.
             Err(_) => tokio::time::sleep(EMFILE_PAUSE).await,
@@ -96,16 +102,11 @@ pub fn reset(stream: &TcpStream) {
     let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
-async fn accepted(gateway: Arc<Gateway>, stream: TcpStream, peer: SocketAddr) {
-    let Ok(destination) = stream.local_addr() else {
+async fn accepted(gateway: Arc<Gateway>, sandbox: Arc<Sandbox>, mut guest: GuestStream) {
+    let Ok(destination) = guest.stream.local_addr() else {
         return;
     };
     let destination = SocketAddr::new(canonical_address(destination.ip()), destination.port());
-    let mut guest = GuestStream::new(stream);
-    let Some(sandbox) = gateway.sandbox(peer.ip()) else {
-        // Nobody whom the kernel knows as a sandbox.
-        return;
-    };
     // Before anything is read: whoever says nothing, or little by little, has a place like everybody.
     let place = Arc::clone(&sandbox.places).try_acquire_owned();
     if (place.is_err() || !lock(&sandbox.arrivals).take()) && Defence::Places.holds() {
@@ -408,6 +409,7 @@ impl Admitted {
             flow: Arc::clone(&self.registered.flow),
             destination: self.flow.destination,
             dialled: Arc::default(),
+            rules: Arc::default(),
         };
         let hello = match &self.seen {
             Seen::Tls(hello) => Some(hello),
@@ -435,6 +437,7 @@ impl Admitted {
             .name()
             .map_or_else(|| self.flow.destination.ip().to_string(), ToString::to_string);
         self.sandbox.counters.tally(&key, |tally| tally.connections += 1);
+        self.sandbox.counters.tally_under(None, |tally| tally.connections += 1);
         let meter = Meter::new(
             Arc::clone(&self.sandbox),
             Arc::clone(&flow),

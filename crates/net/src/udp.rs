@@ -100,7 +100,7 @@ struct UdpFlow {
     ended: Notify,
     limited: AtomicBool,
     bytes: Bytes,
-    tallied: Arc<Bytes>,
+    tallied: [Arc<Bytes>; 2],
 }
 
 type FlowKey = (SocketAddrV4, SocketAddrV4);
@@ -113,15 +113,20 @@ struct Relay {
 
 impl Relay {
     fn take(self: &Arc<Self>, datagram: Datagram, questions: &Arc<Semaphore>) {
-        let Some(sandbox) = self.gateway.sandbox(IpAddr::V4(*datagram.from.ip())) else {
-            return;
-        };
+        if let Some(sandbox) = self.gateway.sandbox(IpAddr::V4(*datagram.from.ip())) {
+            let cpu = sandbox.cpu().clone();
+            cpu.during(|| self.take_from(sandbox, datagram, questions));
+        }
+    }
+
+    fn take_from(self: &Arc<Self>, sandbox: Arc<Sandbox>, datagram: Datagram, questions: &Arc<Semaphore>) {
         if datagram.to.port() == DNS_PORT && Defence::EveryServer.holds() {
             let Ok(place) = Arc::clone(questions).try_acquire_owned() else {
                 return;
             };
             let relay = Arc::clone(self);
-            tokio::spawn(async move {
+            let cpu = sandbox.cpu().clone();
+            cpu.spawn(async move {
                 let answer = dns::answer(&relay.gateway, &sandbox, &datagram.bytes, true).await;
                 if let Some(answer) = answer {
                     relay.speaker.say(datagram.to, datagram.from, &answer);
@@ -174,6 +179,7 @@ impl Relay {
         };
         let address = datagram.to.ip().to_string();
         sandbox.counters.tally(&address, |tally| tally.connections += 1);
+        sandbox.counters.tally_under(None, |tally| tally.connections += 1);
         let flow = Arc::new(UdpFlow {
             server,
             speaker: Arc::clone(&self.speaker),
@@ -182,12 +188,12 @@ impl Relay {
             ended: Notify::new(),
             limited: AtomicBool::new(false),
             bytes: Bytes::default(),
-            tallied: sandbox.counters.passing(&address),
+            tallied: [sandbox.counters.passing(&address), sandbox.counters.passing_under(None)],
         });
         lock(&self.flows).insert(key, Arc::clone(&flow));
         flow.up(sandbox, &datagram.bytes);
-        let (relay, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
-        tokio::spawn(async move {
+        let (relay, sandbox, cpu) = (Arc::clone(self), Arc::clone(sandbox), sandbox.cpu());
+        cpu.spawn(async move {
             let began = Instant::now();
             let cut = flow.down(&sandbox).await;
             lock(&relay.flows).remove(&key);
@@ -208,7 +214,7 @@ impl Relay {
 
 impl UdpFlow {
     fn passed(&self, way: Way, bytes: usize) {
-        for counter in [&self.bytes, &self.tallied] {
+        for counter in [&self.bytes, &*self.tallied[0], &*self.tallied[1]] {
             counter.side(way).fetch_add(bytes as u64, Ordering::Relaxed);
         }
     }

@@ -12,13 +12,14 @@ use std::time::{Duration, Instant};
 
 use hutch_policy::{Defence, Reason, RuleId};
 use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::body::Body;
+use crate::cpu::CpuTime;
 use crate::locks::lock;
 use crate::tls::Verifiers;
 
@@ -164,16 +165,17 @@ impl Pool {
         lock(&self.shared).clear();
     }
 
-    /// Begin to speak HTTP on a connection that was dialled.
+    /// Begin to speak HTTP on a connection that was dialled, at whose cost `cpu` says.
     pub async fn begin(
         &self,
         key: &Key,
         stream: TcpStream,
         verifiers: &Verifiers,
         epoch: u64,
+        cpu: &CpuTime,
     ) -> Result<Sender, Reason> {
         if !key.tls {
-            return http1(stream).await;
+            return http1(stream, cpu).await;
         }
         let config = if key.http2 { &verifiers.http2 } else { &verifiers.http1 };
         let name = ServerName::try_from(key.host.clone()).map_err(|_| Reason::UpstreamTls)?;
@@ -183,9 +185,9 @@ impl Pool {
             .map_err(|_| Reason::UpstreamTimeout)?
             .map_err(|_| Reason::UpstreamTls)?;
         if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
-            return http1(stream).await;
+            return http1(stream, cpu).await;
         }
-        let mut builder = http2::Builder::new(TokioExecutor::new());
+        let mut builder = http2::Builder::new(cpu.clone());
         builder
             .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
             .adaptive_window(true);
@@ -193,7 +195,7 @@ impl Pool {
             .await
             .map_err(|_| Reason::UpstreamTimeout)?
             .map_err(|_| Reason::UpstreamProtocol)?;
-        tokio::spawn(async move {
+        cpu.spawn(async move {
             // Its requests say what went wrong.
             let _ = connection.await;
         });
@@ -209,7 +211,7 @@ fn expire(idle: &mut HashMap<Key, Vec<Idle>>, age: Duration) {
     idle.retain(|_, waiting| !waiting.is_empty());
 }
 
-async fn http1<S>(stream: S) -> Result<Sender, Reason>
+async fn http1<S>(stream: S, cpu: &CpuTime) -> Result<Sender, Reason>
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -219,7 +221,7 @@ where
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|_| Reason::UpstreamProtocol)?;
-    tokio::spawn(async move {
+    cpu.spawn(async move {
         let _ = connection.with_upgrades().await;
     });
     Ok(Sender::Http1(sender))

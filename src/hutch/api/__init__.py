@@ -8,8 +8,12 @@
     responses.py     writing answers: JSON, NDJSON and byte streams
     errors.py        the error tree → HTTP
     auth.py          tokens and what a caller may touch
-    http_protocol.py bounds of request heads
+    http_protocol.py bounds of connections and requests, below ASGI; socket_protocol.py of WebSockets, transports.py of both,
+                     progress.py of what should get on
     host_events.py   following the host's events
+    login.py         people who log in by a provider (`hutch.login`); login_pages.py: what their browsers show
+    metrics.py       what is counted; otlp.py, telemetry.py: the same for a collector
+    starts.py        sessions that are written and then started; sources.py: what they fetch first
 
     sandboxes · sessions · commands · files · interactive · snapshots · drives · images · tokens · own · system
 

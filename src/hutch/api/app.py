@@ -10,28 +10,46 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hutch import __version__
 from hutch.api import (
     audit,
+    audit_log,
+    automations,
+    budgets,
     commands,
     credentials,
     drives,
     errors,
+    events,
     files,
     forwarding,
     images,
+    ingress,
     interactive,
+    login,
+    members,
     network_bounds,
     network_policy,
+    rates,
     sandboxes,
     sessions,
     snapshot_files,
     snapshots,
+    syncs,
     system,
+    teams,
     tokens,
     traffic,
+    usage,
+    worker_mcp,
+    worker_runs,
+    worker_tokens,
+    worker_tools,
+    worker_webhooks,
+    workers,
 )
 from hutch.api.errors import error_response
-from hutch.api.routing import VersionedPaths
+from hutch.api.first_version import FirstVersion
+from hutch.api.routing import PlainRoute, VersionedPaths
 from hutch.api.services import Services
-from hutch.errors import UnavailableError
+from hutch.errors import HutchError, MisdirectedError, NotFoundError, UnavailableError, UnsupportedMediaError
 
 ROUTERS = (
     # Starlette tries routes in order: what is called most comes first, and fixed paths before `{name}`.
@@ -45,12 +63,28 @@ ROUTERS = (
     drives.router,
     sandboxes.router,
     tokens.router,
+    teams.router,
+    members.router,
+    login.router,
+    audit_log.router,
     credentials.router,
     images.router,
     network_bounds.router,
+    usage.router,
+    budgets.router,
+    events.router,
+    ingress.router,
     audit.router,
     traffic.router,
     forwarding.router,
+    syncs.router,
+    workers.router,
+    worker_webhooks.router,
+    automations.router,
+    worker_runs.router,
+    worker_tools.router,
+    worker_mcp.router,
+    worker_tokens.router,
     system.router,
 )
 ALWAYS_ANSWERED = frozenset({"/healthz", "/readyz", "/metrics", "/health"})
@@ -62,10 +96,36 @@ def create_app(services: Services) -> ASGIApp:
     app.state.services = services
     for router in ROUTERS:
         # Not `include_router`: it wraps each route in FastAPI's own machinery again, which `PlainRoute` exists to avoid.
+        # And only `PlainRoute` asks for the permission of the caller.
+        if not all(isinstance(route, PlainRoute) for route in router.routes):
+            raise TypeError("a router has a route that is no PlainRoute")
         app.router.routes.extend(router.routes)
     app.router.routes.append(interactive.route)
     errors.install(app)
-    return VersionedPaths(Front(app, services))
+    return VersionedPaths(FirstVersion(Front(app, services)))
+
+
+async def misdirected(scope: Scope, receive: Receive, send: Send) -> None:
+    """Nothing of the API is at a name of a sandbox: its pages must not have the API's origin."""
+    refusal = MisdirectedError(
+        "misdirected_request", "This name is a sandbox's. Its port is served by the ingress (`ingress_url`)."
+    )
+    await error_response(refusal)(scope, receive, send)
+
+
+def coded(scope: Scope) -> UnsupportedMediaError | None:
+    """The refusal of a body that is compressed for its way: none has to be, and none is unpacked here."""
+    for name, value in scope["headers"]:
+        if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+            return UnsupportedMediaError(
+                "unsupported_encoding",
+                "The body has a `content-encoding`, which is not taken. Send it as it is; archives may be gzipped files.",
+            )
+    return None
+
+
+def _shutting_down() -> UnavailableError:
+    return UnavailableError("shutting_down", "The server is shutting down. Try again.", retry_after_s=2)
 
 
 class Front:
@@ -76,8 +136,15 @@ class Front:
         self._services = services
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
+            return
+        host = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1")
+        if ingress.is_below_domain(self._services.settings, host):
+            await misdirected(scope, receive, send)
+            return
+        if scope["type"] == "websocket":
+            await self._socket(scope, receive, send)
             return
         metrics = self._services.metrics
         began, status = time.perf_counter(), 0
@@ -86,12 +153,14 @@ class Front:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *rates.headers(scope)]
             await send(message)
 
         metrics.running.inc()
         try:
             if self._services.draining and scope["path"] not in ALWAYS_ANSWERED:
-                refusal = UnavailableError("shutting_down", "The server is shutting down. Try again.", retry_after_s=2)
+                await error_response(_shutting_down())(scope, receive, sending)
+            elif (refusal := coded(scope)) is not None:
                 await error_response(refusal)(scope, receive, sending)
             else:
                 await self._app(scope, receive, sending)
@@ -100,3 +169,15 @@ class Front:
             route = getattr(scope.get("route"), "path", "unmatched")
             metrics.requests.labels(scope["method"] if route != "unmatched" else "other", route, str(status or 499)).inc()
             metrics.seconds.labels(route).observe(time.perf_counter() - began)
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A WebSocket: there is one place that has some."""
+        refusal: HutchError | None = None
+        if scope["path"] != interactive.TERMINAL_PATH:
+            refusal = NotFoundError("not_found", f"There is no WebSocket at {scope['path'][:256]}.")
+        elif self._services.draining:
+            refusal = _shutting_down()
+        if refusal is not None:
+            await error_response(refusal)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)

@@ -12,6 +12,8 @@ from hutch.api.responses import JsonResponse
 from hutch.api.routing import PlainRoute, documented
 from hutch.api.sandboxes import find, scope_of
 from hutch.api.services import services_of
+from hutch.control import answers
+from hutch.control.permissions import Permission
 from hutch.host.protocol import AuditPage, AuditRead
 
 router = APIRouter(route_class=PlainRoute, tags=["audit"])
@@ -27,7 +29,9 @@ MAX_RECORDS = 1000
             "projectId": "Id or slug",
             "after": "`next` of the answer before; default 0: from the first record that is kept",
             "limit": f"1 to {MAX_RECORDS}, default {DEFAULT_RECORDS}",
-        }
+        },
+        answer=answers.AuditPage,
+        needs=Permission.EGRESS_READ,
     ),
 )
 async def read_audit(request: Request, name: str) -> Response:

@@ -4,8 +4,8 @@ A token is a JWT signed with Ed25519; its claims `owner_id` (team), `project_id`
 the vendor's clients look for in theirs. A token counts when its signature, expiry and row in the database agree; verified
 tokens are remembered for a minute, and a revocation forgets them at once.
 
-Answers are 401 for a token that does not verify, whatever is wrong with it; 403 for a team or project that a valid token
-may not name; 404 for ids of things that belong to somebody else.
+Answers are 401 for a token that does not verify, whatever is wrong with it; 403 for what its role or scopes do not allow
+(`hutch.control.permissions`), and for a team or project that it may not name; 404 for ids of things that belong to somebody else.
 """
 
 from __future__ import annotations
@@ -20,13 +20,18 @@ from typing import Any, Generic, TypeVar
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
-from starlette.requests import Request
+from sqlalchemy.ext.asyncio import AsyncConnection
+from starlette.requests import HTTPConnection, Request
 
 from hutch import ids
+from hutch.api.rates import RequestRates
+from hutch.api.token_uses import TokenUses
 from hutch.clock import Clock, now_ms
-from hutch.control.records import Project, Scope, Team, TokenRecord, TokenRole
+from hutch.control.audit_log import REFUSED, Actor
+from hutch.control.permissions import ADMINISTRATION, Permission, TokenRole, granted, refusal
+from hutch.control.records import Project, Scope, Team, TokenRecord
 from hutch.errors import BadRequestError, ForbiddenError, InternalError, NotFoundError, UnauthorizedError
-from hutch.storage import sessions, tenants, tokens
+from hutch.storage import audit_log, sessions, tenants, tokens
 from hutch.storage.database import Database
 from hutch.storage.sealing import read_or_create
 
@@ -35,6 +40,7 @@ ALGORITHM = "EdDSA"
 MAX_TOKEN_LENGTH = 4096
 RECHECK_MS = 60_000
 CACHE_ENTRIES = 8192
+_ADMITTED = "hutch.principal"
 
 _SESSION_ID = re.compile(r"sbx_[A-Za-z0-9]{1,64}")
 _REFERENCE = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -75,10 +81,20 @@ class Principal:
     team_id: str
     project_id: str | None
     role: TokenRole
+    permissions: frozenset[Permission]
+    member_id: str | None = None
 
     @property
     def is_admin(self) -> bool:
         return self.role is TokenRole.ADMIN
+
+    def may(self, permission: Permission) -> bool:
+        return permission in self.permissions
+
+    def require(self, permission: Permission) -> None:
+        """Raises `ForbiddenError`."""
+        if permission not in self.permissions:
+            raise ForbiddenError("forbidden", refusal(permission, self.role, one_project=self.project_id is not None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,41 +160,129 @@ def _new_key() -> bytes:
 class Authenticator:
     """Answers who asks, and whether a team, project or session is theirs."""
 
-    def __init__(self, database: Database, signer: TokenSigner, clock: Clock = now_ms) -> None:
+    def __init__(self, database: Database, signer: TokenSigner, rates: RequestRates, clock: Clock = now_ms) -> None:
         self._database = database
         self._signer = signer
+        self._rates = rates
         self._clock = clock
         self._verified: Recent[str, _Verified] = Recent(CACHE_ENTRIES)
         self._owners: Recent[str, SessionOwner] = Recent(CACHE_ENTRIES)
         self._teams: Recent[str, Team] = Recent(CACHE_ENTRIES)
         self._projects: Recent[tuple[str, str], Project] = Recent(CACHE_ENTRIES)
+        self._refused: Recent[tuple[str, Permission], int] = Recent(CACHE_ENTRIES)
+        self._changes = 0
+        """How often something was forgotten: what was read before that is not remembered."""
+        self.uses = TokenUses()
 
     # -- tokens -------------------------------------------------------------------------------------
 
-    async def issue(self, record: TokenRecord) -> str:
+    async def issue(self, record: TokenRecord, actor: Actor = Actor()) -> str:  # noqa: B008 - it is frozen
         """Remember and sign a token."""
         async with self._database.write() as connection:
-            await tokens.add(connection, record)
+            await self.add(connection, record, actor)
         return self._signer.sign(record)
+
+    async def add(self, connection: AsyncConnection, record: TokenRecord, actor: Actor) -> None:
+        """Remember a token within the caller's transaction; `sign` it when that is done."""
+        await tokens.add(connection, record)
+        await audit_log.append(
+            connection,
+            record.team_id,
+            actor,
+            "token.created",
+            record.id,
+            self._clock(),
+            role=str(record.role),
+            project=record.project_id,
+            member=record.member_id,
+            scopes=list(record.scopes) if record.scopes is not None else None,
+            expires=record.expires_at,
+        )
 
     def sign(self, record: TokenRecord) -> str:
         """The token of a record that was issued before; signing is deterministic, so it is the same token."""
         return self._signer.sign(record)
 
-    async def revoke(self, token_id: str, team_id: str | None) -> TokenRecord | None:
-        """Revoke a token of a team (None: any); it is refused from now on."""
+    async def revoke(self, token_id: str, team_id: str, actor: Actor) -> TokenRecord | None:
+        """Revoke a token of a team; it is refused from now on."""
+        now = self._clock()
         async with self._database.write() as connection:
-            record = await tokens.revoke(connection, token_id, team_id, self._clock())
+            known = await tokens.find(connection, token_id)
+            record = await tokens.revoke(connection, token_id, team_id, now)
+            if record is not None and known is not None and known.revoked_at is None:
+                await audit_log.append(connection, team_id, actor, "token.revoked", token_id, now)
+        self._changes += 1
         self._verified.drop(lambda verified: verified.principal.token_id == token_id)
         return record
 
+    def forget_member(self, member_id: str) -> None:
+        """A member was changed or removed: what their tokens may do is asked again."""
+        self._changes += 1
+        self._verified.drop(lambda verified: verified.principal.member_id == member_id)
+
+    def forget_team(self, team_id: str) -> None:
+        """A team or one of its projects was renamed or deleted: everything about it is asked again."""
+        self._changes += 1
+        self._verified.drop(lambda verified: verified.principal.team_id == team_id)
+        self._teams.drop(lambda team: team.id == team_id)
+        self._projects.drop(lambda project: project.team_id == team_id)
+        self._owners.drop(lambda owner: owner.team_id == team_id)
+
+    async def actor(self, request: Request) -> Actor:
+        """Who asks, for the audit log."""
+        principal = await self.principal(request)
+        return Actor(principal.token_id, principal.member_id or "", address_of(request))
+
+    async def admit(self, request: Request, permission: Permission) -> None:
+        """Let a request through to its endpoint, for which `principal` says then who asks. Raises `UnauthorizedError`,
+        `RateLimitedError`, and `ForbiddenError` for callers without the permission."""
+        principal = await self.principal(request)
+        if not principal.may(permission):
+            await self._note_refusal(request, principal, permission)
+        principal.require(permission)
+        request.scope[_ADMITTED] = principal
+
+    async def _note_refusal(self, request: Request, principal: Principal, permission: Permission) -> None:
+        """Write down that somebody tried to manage the team without being allowed to, at most once a minute for each token."""
+        now, key = self._clock(), (principal.token_id, permission)
+        last = self._refused.get(key)
+        if permission not in ADMINISTRATION or (last is not None and now - last < RECHECK_MS):
+            return
+        self._refused.put(key, now)
+        actor = Actor(principal.token_id, principal.member_id or "", address_of(request))
+        path = request.scope["route"].path
+        async with self._database.write() as connection:
+            await audit_log.append(connection, principal.team_id, actor, permission, path, now, outcome=REFUSED)
+
     async def principal(self, request: Request) -> Principal:
-        """Who asks. Raises `UnauthorizedError`."""
+        """Who asks; the request counts as theirs. Raises `UnauthorizedError`, `RateLimitedError`."""
+        admitted: Principal | None = request.scope.get(_ADMITTED)
+        if admitted is not None:
+            return admitted
         header = request.headers.get("authorization", "")
         scheme, _, token = header.partition(" ")
-        if scheme.lower() != "bearer" or not token:
-            raise UnauthorizedError("unauthorized", "The request has no bearer token. Send `Authorization: Bearer TOKEN`.")
-        return await self.verify(token.strip())
+        try:
+            if scheme.lower() != "bearer" or not token:
+                raise UnauthorizedError("unauthorized", "The request has no bearer token. Send `Authorization: Bearer TOKEN`.")
+            principal = await self.verify(token.strip())
+        except UnauthorizedError:
+            self.count_unauthorized(request)
+            raise
+        self.uses.count(principal.token_id, self._clock(), address_of(request))
+        self._rates.count(request.scope, principal.team_id, principal.project_id, self._clock())
+        return principal
+
+    def count_unauthorized(self, request: HTTPConnection) -> None:
+        """What came without a valid token counts for its address. Raises `RateLimitedError`."""
+        self._rates.count_unauthorized(request.scope, self._clock())
+
+    def count_login(self, request: HTTPConnection) -> None:
+        """A step of a login counts for its address. Raises `RateLimitedError`."""
+        self._rates.count_login(request.scope, self._clock())
+
+    def count_more_creates(self, request: Request, principal: Principal, more: int) -> None:
+        """A request for so many sandboxes besides the first, which counted as it came. Raises `RateLimitedError`."""
+        self._rates.count_more_creates(request.scope, principal.team_id, principal.project_id, more, self._clock())
 
     async def verify(self, token: str) -> Principal:
         """Whose token this is. Raises `UnauthorizedError`, the same for every reason."""
@@ -188,11 +292,14 @@ class Authenticator:
             return verified.principal
         claims = self._signer.verify(token) if len(token) <= MAX_TOKEN_LENGTH else None
         if claims is not None and isinstance(claims["jti"], str):
+            changes = self._changes
             async with self._database.read() as connection:
                 record = await tokens.find(connection, claims["jti"])
             if record is not None and record.revoked_at is None and now < record.expires_at:
-                principal = Principal(record.id, record.team_id, record.project_id, record.role)
-                self._verified.put(token, _Verified(principal, record.expires_at, now))
+                permissions = _permissions(record)
+                principal = Principal(record.id, record.team_id, record.project_id, record.role, permissions, record.member_id)
+                if self._changes == changes:
+                    self._verified.put(token, _Verified(principal, record.expires_at, now))
                 return principal
         raise UnauthorizedError(
             "unauthorized", "The token is not valid: unknown, expired or revoked. Make a new one with `hutch token create`."
@@ -275,25 +382,51 @@ class Authenticator:
     async def _team(self, reference: str) -> Team | None:
         team = self._teams.get(reference)
         if team is None and _REFERENCE.fullmatch(reference):
+            changes = self._changes
             async with self._database.read() as connection:
                 team = await tenants.find_team(connection, reference)
-            if team is not None:
+            if team is not None and self._changes == changes:
                 self._teams.put(reference, team)
         return team
 
     async def _project(self, team_id: str, reference: str) -> Project | None:
         project = self._projects.get((team_id, reference))
         if project is None and _REFERENCE.fullmatch(reference):
+            changes = self._changes
             async with self._database.read() as connection:
                 project = await tenants.find_project(connection, team_id, reference)
-            if project is not None:
+            if project is not None and self._changes == changes:
                 self._projects.put((team_id, reference), project)
         return project
 
 
-def new_token(team_id: str, project_id: str | None, role: TokenRole, *, now: int, ttl_ms: int, name: str = "") -> TokenRecord:
+def new_token(
+    team_id: str,
+    project_id: str | None,
+    role: TokenRole,
+    *,
+    now: int,
+    ttl_ms: int,
+    name: str = "",
+    member_id: str | None = None,
+    scopes: tuple[str, ...] | None = None,
+) -> TokenRecord:
     """A record for a token that is about to be issued."""
-    return TokenRecord(ids.token_id(), team_id, project_id, role, name, now, now + ttl_ms)
+    return TokenRecord(ids.token_id(), team_id, project_id, role, name, now, now + ttl_ms, member_id=member_id, scopes=scopes)
+
+
+def _permissions(record: TokenRecord) -> frozenset[Permission]:
+    """What a token may do: a member's no more than the member, and nothing when the member is gone."""
+    one_project = record.project_id is not None
+    permissions = granted(record.role, record.scopes, one_project=one_project)
+    if record.member_id is None:
+        return permissions
+    return permissions & granted(record.member_role, one_project=one_project) if record.member_role is not None else frozenset()
+
+
+def address_of(request: Request) -> str:
+    """The address that a request came from."""
+    return request.client.host if request.client is not None else ""
 
 
 def forbidden(kind: str, named: str) -> ForbiddenError:

@@ -12,7 +12,8 @@ from hutch.errors import PayloadTooLargeError
 
 B = TypeVar("B", bound=Body)
 
-MAX_STDIN_BODY_BYTES = 2 * 1024 * 1024
+MAX_STDIN_BODY_BYTES = 1024 * 1024
+"""The vendor's bound; its clients send 512 KiB at once, in base64."""
 DRAIN_BYTES = 64 * 1024 * 1024
 DRAIN_TIMEOUT_S = 10.0
 

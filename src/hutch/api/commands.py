@@ -20,9 +20,10 @@ from hutch import ids
 from hutch.api.body import MAX_STDIN_BODY_BYTES, read
 from hutch.api.paging import flag
 from hutch.api.responses import JsonResponse, encode, late_json, line, ndjson
-from hutch.api.routing import PlainRoute, documented
+from hutch.api.routing import LIVE, NDJSON, Answer, PlainRoute, documented
 from hutch.api.services import Services, services_of, session_error
-from hutch.control import shapes
+from hutch.control import answers, shapes
+from hutch.control.permissions import Permission
 from hutch.control.requests import KillCommand, StartCommand, WriteStdin
 from hutch.errors import BadRequestError, HutchError, NotFoundError, StalledError
 from hutch.host.protocol import (
@@ -46,7 +47,17 @@ _COMMAND_ID = re.compile(r"cmd_[0-9a-f]{1,64}")
 T = TypeVar("T")
 
 
-@router.post("/v2/sandboxes/sessions/{session_id}/cmd", openapi_extra=documented(StartCommand))
+@router.post(
+    "/v2/sandboxes/sessions/{session_id}/cmd",
+    openapi_extra=documented(
+        StartCommand,
+        answer=answers.CommandRead,
+        more=(Answer(200, NDJSON, answers.CommandRecord),),
+        errors=LIVE,
+        example={"command": "echo", "args": ["hello"], "wait": True},
+        needs=Permission.COMMAND_RUN,
+    ),
+)
 async def start_command(request: Request, session_id: str) -> Response:
     """Start a command; with `wait` the answer is a stream of its output (with `logs`) that ends with its exit code."""
     services = services_of(request)
@@ -65,23 +76,27 @@ async def start_command(request: Request, session_id: str) -> Response:
         stdin=body.attachStdin,
         follow=body.wait and body.logs,
     )
+    started = None
     if not start.follow:
-        record = await call(services, "command.start", start, CommandRecord)
+        started = await call(services, "command.start", start, CommandRecord)
         if not body.wait:
-            return JsonResponse({"command": shapes.command(record)})
+            return JsonResponse({"command": shapes.command(started)})
         stream = await open_stream(services, "command.get", CommandGet(session_id, start.command_id, wait=True))
     else:
         stream = await open_stream(services, "command.start", start)
     try:
         with host_errors():
-            first = await stream.reply(CommandRecord)
+            now = await stream.reply(CommandRecord)
     except BaseException:
         stream.cancel()
         raise
-    return ndjson(_waited(stream, first))
+    return ndjson(_waited(stream, started or now, now if now.exit_code is not None else None))
 
 
-@router.get("/v2/sandboxes/sessions/{session_id}/cmd", openapi_extra=documented())
+@router.get(
+    "/v2/sandboxes/sessions/{session_id}/cmd",
+    openapi_extra=documented(answer=answers.CommandList, errors=LIVE, needs=Permission.COMMAND_READ),
+)
 async def list_commands(request: Request, session_id: str) -> Response:
     """The commands of a session, newest first."""
     services = services_of(request)
@@ -92,13 +107,16 @@ async def list_commands(request: Request, session_id: str) -> Response:
 
 
 @router.get(
-    "/v2/sandboxes/sessions/{session_id}/cmd/{command_id}", openapi_extra=documented(query={"wait": "`true` waits for the exit"})
+    "/v2/sandboxes/sessions/{session_id}/cmd/{command_id}",
+    openapi_extra=documented(
+        query={"wait": "`true` waits for the exit"}, answer=answers.CommandRead, errors=LIVE, needs=Permission.COMMAND_READ
+    ),
 )
 async def get_command(request: Request, session_id: str, command_id: str) -> Response:
     """A command; with `wait=true` once it has exited. The head of a waiting answer is sent at once."""
     services = services_of(request)
     await services.auth.session(request, session_id)
-    reference = _known(command_id)
+    reference = known_command(command_id)
     if not flag(request, "wait"):
         return JsonResponse(
             {"command": shapes.command(await call(services, "command.get", CommandGet(session_id, reference), CommandRecord))}
@@ -118,13 +136,15 @@ async def get_command(request: Request, session_id: str, command_id: str) -> Res
 
 @router.get(
     "/v2/sandboxes/sessions/{session_id}/cmd/{command_id}/logs",
-    openapi_extra=documented(content="application/x-ndjson"),
+    openapi_extra=documented(
+        content="application/x-ndjson", answer=answers.LogRecord, errors=LIVE, needs=Permission.COMMAND_READ
+    ),
 )
 async def follow_logs(request: Request, session_id: str, command_id: str) -> Response:
     """The output of a command from its start, then as it comes, until it exits."""
     services = services_of(request)
     await services.auth.session(request, session_id)
-    stream = await open_stream(services, "command.logs", CommandRef(session_id, _known(command_id)))
+    stream = await open_stream(services, "command.logs", CommandRef(session_id, known_command(command_id)))
     try:
         with host_errors():
             await stream.reply()
@@ -134,32 +154,44 @@ async def follow_logs(request: Request, session_id: str, command_id: str) -> Res
     return ndjson(_logs(stream))
 
 
-@router.post("/v2/sandboxes/sessions/{session_id}/cmd/{command_id}/kill", openapi_extra=documented(KillCommand))
+@router.post(
+    "/v2/sandboxes/sessions/{session_id}/cmd/{command_id}/kill",
+    openapi_extra=documented(
+        KillCommand, answer=answers.CommandRead, errors=LIVE, example={"signal": 15}, needs=Permission.COMMAND_RUN
+    ),
+)
 async def kill_command(request: Request, session_id: str, command_id: str) -> Response:
     """Send a signal to a command's process."""
     services = services_of(request)
     await services.auth.session(request, session_id)
     body = await read(request, KillCommand)
-    record = await call(services, "command.kill", CommandKill(session_id, _known(command_id), body.signal), CommandRecord)
+    record = await call(services, "command.kill", CommandKill(session_id, known_command(command_id), body.signal), CommandRecord)
     return JsonResponse({"command": shapes.command(record)})
 
 
-@router.post("/v2/sandboxes/sessions/{session_id}/cmd/{command_id}/stdin", openapi_extra=documented(WriteStdin))
+@router.post(
+    "/v2/sandboxes/sessions/{session_id}/cmd/{command_id}/stdin",
+    openapi_extra=documented(WriteStdin, answer=answers.StdinWritten, errors=(504, *LIVE), needs=Permission.COMMAND_RUN),
+)
 async def write_stdin(request: Request, session_id: str, command_id: str) -> Response:
     """Write to a command's standard input. Resending bytes with their `offset` is harmless."""
     services = services_of(request)
     await services.auth.session(request, session_id)
     body = await read(request, WriteStdin, limit=MAX_STDIN_BODY_BYTES)
-    data, reference = body.decoded(), _known(command_id)
-    params = CommandStdin(session_id, reference, body.offset, STDIN_TIMEOUT_MS, body.close)
-    stream = await open_stream(services, "command.stdin", params)
+    data = body.decoded()
     try:
-        with host_errors():
-            await stream.send_data(data, channel=0)
-            stream.send_end()
-            answer: dict[str, Any] = await stream.reply()
-    finally:
-        stream.cancel()
+        params = CommandStdin(session_id, known_command(command_id), body.offset, STDIN_TIMEOUT_MS, body.close)
+        stream = await open_stream(services, "command.stdin", params)
+        try:
+            with host_errors():
+                await stream.send_data(data, channel=0)
+                stream.send_end()
+                answer: dict[str, Any] = await stream.reply()
+        finally:
+            stream.cancel()
+    except NotFoundError as error:
+        # One code for both, as the vendor has it.
+        raise NotFoundError("command_not_found_or_exited", error.message) from error
     written = answer.get("written", 0)
     if answer.get("stalled"):
         raise StalledError(
@@ -196,7 +228,7 @@ async def open_stream(services: Services, method: str, params: object) -> Stream
         return await services.host.open(method, params)
 
 
-def _known(command_id: str) -> str:
+def known_command(command_id: str) -> str:
     """A command id that could exist. Raises `NotFoundError`."""
     if _COMMAND_ID.fullmatch(command_id) is None:
         raise NotFoundError("not_found", f"Command '{command_id[:128]}' not found.")
@@ -261,12 +293,12 @@ async def _merged(stream: Stream) -> AsyncIterator[Data | Message]:
         yield item
 
 
-async def _waited(stream: Stream, first: CommandRecord) -> AsyncIterator[bytes]:
-    """The stream of a waited command: its record, its output, its record again with the exit code."""
+async def _waited(stream: Stream, first: CommandRecord, final: CommandRecord | None) -> AsyncIterator[bytes]:
+    """The stream of a waited command: its record as it was when it started, its output, its record again with the exit code,
+    which is `final` if that is known already."""
     records = LogRecords()
     try:
         yield line({"command": shapes.command(first)})
-        final = first if first.exit_code is not None else None
         try:
             async for item in _merged(stream):
                 if isinstance(item, Message):

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 
 from fastapi import APIRouter
+from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -17,11 +18,13 @@ from hutch.api.body import read
 from hutch.api.responses import JsonResponse
 from hutch.api.routing import PlainRoute, documented
 from hutch.api.services import Services, services_of
-from hutch.control import shapes
+from hutch.control import answers, shapes
+from hutch.control.permissions import Permission
 from hutch.control.records import Scope
 from hutch.control.requests import PutCredential
 from hutch.errors import BadRequestError, NotFoundError, UnavailableError
 from hutch.host.protocol import CredentialChange
+from hutch.storage import audit_log
 from hutch.storage import credentials as rows
 
 router = APIRouter(route_class=PlainRoute, tags=["credentials"])
@@ -30,7 +33,11 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _PROJECT = {"projectId": "Id or slug"}
 
 
-@router.put("/hutch/v1/credentials/{name}", status_code=204, openapi_extra=documented(PutCredential, query=_PROJECT, status=204))
+@router.put(
+    "/hutch/v1/credentials/{name}",
+    status_code=204,
+    openapi_extra=documented(PutCredential, query=_PROJECT, status=204, needs=Permission.CREDENTIAL_WRITE),
+)
 async def put_credential(request: Request, name: str) -> Response:
     """Store a credential; requests that are sent from now on carry the new value."""
     services = services_of(request)
@@ -40,11 +47,15 @@ async def put_credential(request: Request, name: str) -> Response:
     body = await read(request, PutCredential)
     async with services.database.write() as connection:
         await rows.put(connection, scope, name, body.value, services.sealer, services.clock())
+        await logged(connection, services, request, scope, "credential.stored", name)
     await _announce(services, scope, name)
     return Response(status_code=204)
 
 
-@router.get("/hutch/v1/credentials", openapi_extra=documented(query=_PROJECT))
+@router.get(
+    "/hutch/v1/credentials",
+    openapi_extra=documented(query=_PROJECT, answer=answers.CredentialList, needs=Permission.CREDENTIAL_READ),
+)
 async def list_credentials(request: Request) -> Response:
     """Names and times of the project's credentials."""
     services = services_of(request)
@@ -54,7 +65,11 @@ async def list_credentials(request: Request) -> Response:
     return JsonResponse({"credentials": [shapes.credential(record) for record in records]})
 
 
-@router.delete("/hutch/v1/credentials/{name}", status_code=204, openapi_extra=documented(query=_PROJECT, status=204))
+@router.delete(
+    "/hutch/v1/credentials/{name}",
+    status_code=204,
+    openapi_extra=documented(query=_PROJECT, status=204, needs=Permission.CREDENTIAL_WRITE),
+)
 async def delete_credential(request: Request, name: str) -> Response:
     """Delete a credential; rules that name it are closed from now on."""
     services = services_of(request)
@@ -65,6 +80,7 @@ async def delete_credential(request: Request, name: str) -> Response:
     async with services.database.write() as connection:
         if not await rows.remove(connection, scope, name):
             raise unknown
+        await logged(connection, services, request, scope, "credential.deleted", name)
     await _announce(services, scope, name)
     return Response(status_code=204)
 
@@ -73,6 +89,12 @@ async def _scope(request: Request, services: Services) -> Scope:
     principal = await services.auth.principal(request)
     project = request.query_params.get("projectId") or request.query_params.get("project")
     return await services.auth.scope(request, principal, project)
+
+
+async def logged(connection: AsyncConnection, services: Services, request: Request, scope: Scope, action: str, name: str) -> None:
+    """Write down who stored or deleted something that is secret."""
+    actor, now = await services.auth.actor(request), services.clock()
+    await audit_log.append(connection, scope.team_id, actor, action, name, now, project=scope.project_id)
 
 
 # -- telling the host -------------------------------------------------------------------------------

@@ -15,13 +15,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hutch import ids
-from hutch.api import paging
+from hutch.api import paging, storage_budgets
 from hutch.api.body import read
 from hutch.api.responses import JsonResponse
-from hutch.api.routing import PlainRoute, documented
+from hutch.api.routing import JSON, Answer, PlainRoute, documented
 from hutch.api.services import Services, services_of
-from hutch.control import shapes
-from hutch.control.names import MAX_DRIVE_NAME_LENGTH, NAME_PATTERN, is_name
+from hutch.control import answers, shapes
+from hutch.control.names import MAX_DRIVE_NAME_LENGTH, NAME_PATTERN, check_region, is_name
+from hutch.control.permissions import Permission
 from hutch.control.records import Drive, SandboxConfig, Scope
 from hutch.control.requests import ForkDrive, GetOrCreateDrive
 from hutch.errors import BadRequestError, ConflictError, HutchError, NotFoundError, NotReadyError
@@ -45,10 +46,12 @@ PROJECT = {"projectId": "Id or slug"}
             **PROJECT,
             "limit": "1 to 100, default 20",
             "cursor": "`pagination.next` of the page before",
-            "sortBy": "createdAt, updatedAt or name",
+            "sortBy": ("Default: createdAt", {"enum": list(SORT_COLUMNS)}),
             "sortOrder": "desc or asc",
             "namePrefix": "only with sortBy=name",
-        }
+        },
+        answer=answers.DrivePage,
+        needs=Permission.DRIVE_READ,
     ),
 )
 async def list_drives(request: Request) -> Response:
@@ -73,7 +76,9 @@ async def list_drives(request: Request) -> Response:
     return JsonResponse(shapes.page("drives", items, paging.next_cursor(end, described)))
 
 
-@router.get("/v2/sandboxes/drives/{drive}", openapi_extra=documented(query=PROJECT))
+@router.get(
+    "/v2/sandboxes/drives/{drive}", openapi_extra=documented(query=PROJECT, answer=answers.DriveRead, needs=Permission.DRIVE_READ)
+)
 async def get_drive(request: Request, drive: str) -> Response:
     """One drive, by name or id, and how much it holds."""
     services = services_of(request)
@@ -88,7 +93,17 @@ async def get_drive(request: Request, drive: str) -> Response:
     return JsonResponse(await _shown(services, found, used))
 
 
-@router.post("/v2/sandboxes/drives/{drive}", openapi_extra=documented(GetOrCreateDrive))
+@router.post(
+    "/v2/sandboxes/drives/{drive}",
+    openapi_extra=documented(
+        GetOrCreateDrive,
+        answer=answers.DriveRead,
+        status=201,
+        more=(Answer(200, JSON, answers.DriveRead),),
+        errors=(402, 409),
+        needs=Permission.DRIVE_WRITE,
+    ),
+)
 async def create_drive(request: Request, drive: str) -> Response:
     """Get or create a drive: 201 when it is new."""
     services = services_of(request)
@@ -96,6 +111,8 @@ async def create_drive(request: Request, drive: str) -> Response:
     body = await read(request, GetOrCreateDrive)
     scope = await services.auth.scope(request, principal, body.projectId or request.query_params.get("projectId"))
     _checked_name(drive)
+    if body.region is not None:
+        check_region("region", body.region, services.settings.sandbox.known_regions())
     async with services.database.read() as connection:
         found = await rows.find(connection, scope, drive)
     if found is None:
@@ -121,7 +138,10 @@ async def create_drive(request: Request, drive: str) -> Response:
     return JsonResponse(await _shown(services, found))
 
 
-@router.delete("/v2/sandboxes/drives/{drive}", openapi_extra=documented(query=PROJECT))
+@router.delete(
+    "/v2/sandboxes/drives/{drive}",
+    openapi_extra=documented(query=PROJECT, answer=answers.DriveRead, errors=(409,), needs=Permission.DRIVE_WRITE),
+)
 async def delete_drive(request: Request, drive: str) -> Response:
     """Delete a drive and what it holds. Refused while a session has it."""
     services = services_of(request)
@@ -130,11 +150,14 @@ async def delete_drive(request: Request, drive: str) -> Response:
     answer = await _shown(services, found)
     async with services.database.write() as connection:
         await rows.set_deleting(connection, found.id, services.clock())
-    await _finish_deleting(services, found.id)
+    await finish_deleting(services, found.id)
     return JsonResponse(answer)
 
 
-@router.post("/v2/sandboxes/drives/{drive}/fork", status_code=201, openapi_extra=documented(ForkDrive, query=PROJECT, status=201))
+@router.post(
+    "/v2/sandboxes/drives/{drive}/fork",
+    openapi_extra=documented(ForkDrive, query=PROJECT, answer=answers.DriveRead, errors=(402, 409), needs=Permission.DRIVE_WRITE),
+)
 async def fork_drive(request: Request, drive: str) -> Response:
     """A new drive with what another one holds now; each then goes its own way."""
     services = services_of(request)
@@ -153,7 +176,7 @@ async def fork_drive(request: Request, drive: str) -> Response:
         made_at=None,
     )
     try:
-        return await _created(services, await _added(services, fork))
+        return await _created(services, await _added(services, fork), status=200)
     except ConflictError as error:
         if error.code != "conflict":
             raise
@@ -162,7 +185,7 @@ async def fork_drive(request: Request, drive: str) -> Response:
         if found is None or found.made_at is not None or found.parent_drive_id != source.id:
             raise
     # The same was asked for before, and the host's answer was lost.
-    return await _created(services, found)
+    return await _created(services, found, status=200)
 
 
 async def _scope(request: Request, *, one: bool = True) -> Scope:
@@ -221,12 +244,13 @@ def _new(services: Services, scope: Scope, name: str, body: GetOrCreateDrive) ->
 
 
 async def _added(services: Services, drive: Drive) -> Drive:
+    await storage_budgets.require(services, Scope(drive.team_id, drive.project_id))
     async with services.database.write() as connection:
         await rows.add(connection, drive)
     return drive
 
 
-async def _created(services: Services, drive: Drive) -> Response:
+async def _created(services: Services, drive: Drive, *, status: int = 201) -> Response:
     """Have the host make a drive that was just taken down. What the host refuses is taken back."""
     try:
         await _make(services, drive)
@@ -237,7 +261,7 @@ async def _created(services: Services, drive: Drive) -> Response:
         async with services.database.write() as connection:
             await rows.remove(connection, drive.id)
         raise
-    return JsonResponse(await _shown(services, drive), status=201)
+    return JsonResponse(await _shown(services, drive), status=status)
 
 
 async def _make(services: Services, drive: Drive) -> None:
@@ -251,7 +275,7 @@ async def _make(services: Services, drive: Drive) -> None:
         raise _unknown(drive.name)
 
 
-async def _finish_deleting(services: Services, drive_id: str) -> None:
+async def finish_deleting(services: Services, drive_id: str) -> None:
     """Have the host remove a drive. Raises `ConflictError` when a session has it; it is there again then."""
     try:
         await services.host.call("drive.delete", DriveRef(drive_id))
@@ -269,7 +293,7 @@ async def settle(services: Services) -> None:
         due = await rows.deleting(connection)
     for drive_id in due:
         try:
-            await _finish_deleting(services, drive_id)
+            await finish_deleting(services, drive_id)
         except HutchError as error:
             log.warning("drive %s is not deleted: %s", drive_id, error.message)
 

@@ -13,8 +13,10 @@ from starlette.responses import Response
 from hutch.api.body import drain, read
 from hutch.api.commands import call, host_errors, open_stream
 from hutch.api.responses import JsonResponse, StreamResponse
-from hutch.api.routing import PlainRoute, documented
+from hutch.api.routing import LIVE, PlainRoute, documented
 from hutch.api.services import Services, services_of
+from hutch.control import answers
+from hutch.control.permissions import Permission
 from hutch.control.requests import MAX_PATH_BYTES, MakeDirectory, ReadFile
 from hutch.errors import BadRequestError, HutchError, NotFoundError, PayloadTooLargeError
 from hutch.host.protocol import ArchiveWrite, FileMkdir, FileRead, SessionRecord, SessionRef
@@ -28,7 +30,19 @@ COMPRESSION_SLACK_BYTES = 64 * 1024 * 1024
 """What an archive may be larger than its contents: headers, and what gzip adds to noise."""
 
 
-@router.post("/v2/sandboxes/sessions/{session_id}/fs/write", openapi_extra=documented())
+@router.post(
+    "/v2/sandboxes/sessions/{session_id}/fs/write",
+    openapi_extra=documented(
+        answer=answers.Nothing,
+        upload="application/gzip",
+        headers={
+            "x-cwd": ("Absolute path of the directory; default: the session's", {"type": "string", "pattern": "^/"}),
+            "x-hutch-sudo": "`true`: as root",
+        },
+        errors=LIVE,
+        needs=Permission.FILE_WRITE,
+    ),
+)
 async def write_files(request: Request, session_id: str) -> Response:
     """Unpack a tar archive, gzipped or not, below the directory of the `x-cwd` header (default: the session's). With
     `x-hutch-sudo: true` as root."""
@@ -63,7 +77,10 @@ async def write_files(request: Request, session_id: str) -> Response:
 
 
 @router.post(
-    "/v2/sandboxes/sessions/{session_id}/fs/read", openapi_extra=documented(ReadFile, content="application/octet-stream")
+    "/v2/sandboxes/sessions/{session_id}/fs/read",
+    openapi_extra=documented(
+        ReadFile, content="application/octet-stream", errors=LIVE, example={"path": "/etc/hostname"}, needs=Permission.FILE_READ
+    ),
 )
 async def read_file(request: Request, session_id: str) -> Response:
     """The bytes of a file."""
@@ -83,7 +100,10 @@ async def read_file(request: Request, session_id: str) -> Response:
     return StreamResponse(_contents(stream), b"application/octet-stream", [(b"content-disposition", disposition(body.path))])
 
 
-@router.post("/v2/sandboxes/sessions/{session_id}/fs/mkdir", openapi_extra=documented(MakeDirectory))
+@router.post(
+    "/v2/sandboxes/sessions/{session_id}/fs/mkdir",
+    openapi_extra=documented(MakeDirectory, answer=answers.Nothing, errors=LIVE, needs=Permission.FILE_WRITE),
+)
 async def make_directory(request: Request, session_id: str) -> Response:
     """Make a directory; with `recursive` its parents too."""
     services = services_of(request)

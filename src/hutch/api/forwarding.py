@@ -21,6 +21,7 @@ from starlette.responses import Response
 from hutch.api.responses import JsonResponse
 from hutch.api.routing import PlainRoute, documented
 from hutch.api.services import Services, services_of
+from hutch.control import answers
 from hutch.errors import InternalError
 from hutch.host.protocol import ForwardingKey
 from hutch.storage.sealing import read_or_create
@@ -73,14 +74,14 @@ async def announce(services: Services) -> None:
         await services.host.call("forwarding.key", key)
 
 
-@router.get("/.well-known/jwks.json", openapi_extra=documented(public=True))
+@router.get("/.well-known/jwks.json", openapi_extra=documented(public=True, answer=answers.JsonWebKeys))
 async def jwks(request: Request) -> Response:
     """The keys that verify the tokens of forwarded requests."""
     signer = services_of(request).forwarding
     return JsonResponse(signer.jwks() if signer is not None else {"keys": []})
 
 
-@router.get("/.well-known/jwks", openapi_extra=documented(public=True))
+@router.get("/.well-known/jwks", openapi_extra=documented(public=True, answer=answers.JsonWebKeys))
 async def jwks_as_the_vendor_names_it(request: Request) -> Response:
     """The same, where the vendor's helper looks for it."""
     return await jwks(request)

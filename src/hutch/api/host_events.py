@@ -10,12 +10,12 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 
-from hutch.api import drives, forwarding, network_bounds, network_policy, snapshots
+from hutch.api import budgets, drives, forwarding, network_bounds, network_policy, snapshots
 from hutch.api.services import Services
 from hutch.control.lifecycle import is_live, merge
 from hutch.control.records import Scope, SessionRow
 from hutch.errors import GoneError, HutchError, NotFoundError
-from hutch.host.protocol import SessionEvent, SessionRecord, SessionRef, SessionStatus, StopRequest
+from hutch.host.protocol import PersistRequest, SessionEvent, SessionRecord, SessionRef, SessionStatus, StopRequest
 from hutch.storage import hosts, sandboxes, sessions
 from hutch.storage import reports as session_reports
 from hutch.wire import Stream
@@ -59,6 +59,8 @@ async def _followed(services: Services) -> AsyncIterator[None]:
         stream.send_end()
         await stream.reply()
         await forwarding.announce(services)
+        await budgets.settle(services)
+        services.announcer.everything()
         await reconcile(services)
         yield
         while True:
@@ -150,6 +152,9 @@ async def _stop_if_over(services: Services, session_id: str) -> None:
         log.warning("the host runs session %s, which this database does not know", session_id)
         return
     try:
+        if row.fetching:
+            # Its source may have come in the very moment: nobody was told, and nobody goes on from it.
+            await services.host.call("session.persist", PersistRequest(session_id, persistent=False), SessionRecord)
         await services.host.call("session.stop", StopRequest(session_id, "given up"), SessionRecord)
     except HutchError as error:
         log.warning("session %s can't be stopped: %s", session_id, error.message)

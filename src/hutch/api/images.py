@@ -16,11 +16,14 @@ from starlette.responses import Response
 
 from hutch.api.auth import Principal
 from hutch.api.body import read
+from hutch.api.credentials import logged
+from hutch.api.paging import flag
 from hutch.api.responses import JsonResponse
 from hutch.api.routing import PlainRoute, documented
 from hutch.api.services import ResolvedImage, Services, services_of
 from hutch.api.snapshots import check_quota, usable
-from hutch.control import shapes
+from hutch.control import answers, shapes
+from hutch.control.permissions import Permission
 from hutch.control.records import Scope
 from hutch.control.requests import BuildImage, LogIn, PullImage
 from hutch.errors import BadRequestError, ForbiddenError, NotFoundError, UnavailableError
@@ -37,7 +40,7 @@ _PROJECT = {"projectId": "Id or slug"}
 _SHARED = {**_PROJECT, "shared": "`true`: of everybody's images; for administrators"}
 
 
-@router.get("/hutch/v1/images", openapi_extra=documented(query=_PROJECT))
+@router.get("/hutch/v1/images", openapi_extra=documented(query=_PROJECT, answer=answers.ImageList, needs=Permission.IMAGE_READ))
 async def list_images(request: Request) -> Response:
     """Images that sandboxes can start from: this server's own, then the project's and everybody's."""
     services, _, scope = await _caller(request, one=False)
@@ -46,7 +49,13 @@ async def list_images(request: Request) -> Response:
     return JsonResponse({"images": built + [shapes.pulled_image(record) for record in pulled]})
 
 
-@router.post("/hutch/v1/images", status_code=201, openapi_extra=documented(PullImage, query=_PROJECT, status=201))
+@router.post(
+    "/hutch/v1/images",
+    status_code=201,
+    openapi_extra=documented(
+        PullImage, query=_PROJECT, status=201, answer=answers.Image, errors=(402, 404, 409), needs=Permission.IMAGE_WRITE
+    ),
+)
 async def pull_image(request: Request) -> Response:
     """Fetch an image from its registry, also where it is here already: a tag may mean another one by now."""
     services, principal, scope = await _caller(request)
@@ -61,7 +70,13 @@ async def pull_image(request: Request) -> Response:
     return JsonResponse(shapes.pulled_image(record), status=201)
 
 
-@router.post("/hutch/v1/images/from-snapshot", status_code=201, openapi_extra=documented(BuildImage, query=_PROJECT, status=201))
+@router.post(
+    "/hutch/v1/images/from-snapshot",
+    status_code=201,
+    openapi_extra=documented(
+        BuildImage, query=_PROJECT, status=201, answer=answers.Image, errors=(402, 404, 409, 410), needs=Permission.IMAGE_WRITE
+    ),
+)
 async def build_image(request: Request) -> Response:
     """Make an image of a snapshot: the layers of the image that the snapshot lies over, and its files as one more. It is not
     needed any more then."""
@@ -72,7 +87,7 @@ async def build_image(request: Request) -> Response:
     assert scope.project_id is not None
     async with services.database.read() as connection:
         await usable(connection, scope, body.snapshotId, services.clock())
-    await _check_quota(services, scope.project_id)
+    await _check_quota(services, scope)
     config = body.config
     build = ImageBuild(
         snapshot_id=body.snapshotId,
@@ -88,11 +103,15 @@ async def build_image(request: Request) -> Response:
     return JsonResponse(shapes.pulled_image(await services.host.call("image.build", build, ImageRecord)), status=201)
 
 
-@router.delete("/hutch/v1/images/{name:path}", status_code=204, openapi_extra=documented(query=_SHARED, status=204))
+@router.delete(
+    "/hutch/v1/images/{name:path}",
+    status_code=204,
+    openapi_extra=documented(query=_SHARED, status=204, errors=(409,), needs=Permission.IMAGE_WRITE),
+)
 async def remove_image(request: Request, name: str) -> Response:
     """Forget a name of an image; with its last one the image goes, unless something needs it."""
     services, principal, scope = await _caller(request)
-    shared = request.query_params.get("shared") == "true"
+    shared = flag(request, "shared")
     if shared and not principal.is_admin:
         raise ForbiddenError("forbidden", "Only administrators remove images of everybody.")
     assert scope.project_id is not None
@@ -100,7 +119,10 @@ async def remove_image(request: Request, name: str) -> Response:
     return Response(status_code=204)
 
 
-@router.get("/hutch/v1/registries", openapi_extra=documented(query=_PROJECT))
+@router.get(
+    "/hutch/v1/registries",
+    openapi_extra=documented(query=_PROJECT, answer=answers.RegistryList, needs=Permission.CREDENTIAL_READ),
+)
 async def list_logins(request: Request) -> Response:
     """Registries that the project has a login for."""
     services, _, scope = await _caller(request)
@@ -109,7 +131,11 @@ async def list_logins(request: Request) -> Response:
     return JsonResponse({"registries": [shapes.credential(record) for record in records]})
 
 
-@router.put("/hutch/v1/registries/{registry}", status_code=204, openapi_extra=documented(LogIn, query=_PROJECT, status=204))
+@router.put(
+    "/hutch/v1/registries/{registry}",
+    status_code=204,
+    openapi_extra=documented(LogIn, query=_PROJECT, status=204, needs=Permission.CREDENTIAL_WRITE),
+)
 async def log_in(request: Request, registry: str) -> Response:
     """Store the project's login for a registry; it is sealed, and shown to nobody but that registry."""
     services, _, scope = await _caller(request)
@@ -119,27 +145,34 @@ async def log_in(request: Request, registry: str) -> Response:
     async with services.database.write() as connection:
         login = f"{body.username}:{body.password}"
         await rows.put(connection, scope, LOGIN + registry, login, services.sealer, services.clock())
+        await logged(connection, services, request, scope, "registry.login", registry)
     return Response(status_code=204)
 
 
-@router.delete("/hutch/v1/registries/{registry}", status_code=204, openapi_extra=documented(query=_PROJECT, status=204))
+@router.delete(
+    "/hutch/v1/registries/{registry}",
+    status_code=204,
+    openapi_extra=documented(query=_PROJECT, status=204, needs=Permission.CREDENTIAL_WRITE),
+)
 async def log_out(request: Request, registry: str) -> Response:
     """Forget a login. Images that it pulled stay."""
     services, _, scope = await _caller(request)
     async with services.database.write() as connection:
         if _REGISTRY.fullmatch(registry) is None or not await rows.remove(connection, scope, LOGIN + registry):
             raise NotFoundError("not_found", f"The project has no login for '{registry[:128]}'.")
+        await logged(connection, services, request, scope, "registry.logout", registry)
     return Response(status_code=204)
 
 
-async def _check_quota(services: Services, project_id: str) -> None:
+async def _check_quota(services: Services, scope: Scope) -> None:
     """Raises `PaymentRequiredError` when a project's snapshots and the images that were made of them hold as much as they may."""
     if not services.settings.limits.snapshot_bytes_per_project:
+        await check_quota(services, scope)
         return
-    records = await services.host.collect("image.list", {"project_id": project_id}, ImageRecord)
+    records = await services.host.collect("image.list", {"project_id": scope.project_id}, ImageRecord)
     layers = {layer: size for one in records if not one.source and not one.shared for layer, size in one.layers}
     servers = {layer.digest for image in services.images.list() for layer in image.layers}
-    await check_quota(services, project_id, sum(size for layer, size in layers.items() if layer not in servers))
+    await check_quota(services, scope, sum(size for layer, size in layers.items() if layer not in servers))
 
 
 async def _caller(request: Request, *, one: bool = True) -> tuple[Services, Principal, Scope]:
@@ -153,8 +186,16 @@ async def _caller(request: Request, *, one: bool = True) -> tuple[Services, Prin
 
 
 async def resolve(services: Services, principal: Principal, scope: Scope, text: str, runtime: str | None) -> ResolvedImage:
-    """What a create means by an image. Raises `NotFoundError` (`image_not_found`), and `UnavailableError` (`image_not_ready`)
-    while it is being pulled."""
+    """What a create means by an image. Raises `NotFoundError`, and `UnavailableError` (`image_not_ready`) while it is being
+    pulled."""
+    try:
+        return await _resolved(services, principal, scope, text, runtime)
+    except NotFoundError as error:
+        # The vendor's code for whatever a create names and nobody has.
+        raise NotFoundError("not_found", error.message) from error
+
+
+async def _resolved(services: Services, principal: Principal, scope: Scope, text: str, runtime: str | None) -> ResolvedImage:
     try:
         return _found(services.images.resolve(text, runtime))
     except NotFoundError:

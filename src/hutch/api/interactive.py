@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -21,10 +20,12 @@ from hutch.api.body import read
 from hutch.api.commands import call, open_stream
 from hutch.api.errors import error_response
 from hutch.api.responses import JsonResponse
-from hutch.api.routing import PlainRoute, documented
+from hutch.api.routing import LIVE, PlainRoute, documented
 from hutch.api.services import Services, services_of, stopped
+from hutch.control import answers, strict_json
+from hutch.control.permissions import Permission
 from hutch.control.requests import OpenInteractive, PtyStart, clamp_size, parse
-from hutch.errors import HutchError, InternalError, UnauthorizedError
+from hutch.errors import HutchError, InternalError, NotReadyError, RateLimitedError, UnauthorizedError
 from hutch.host.protocol import PtyOpen, SessionRecord, SessionRef, SessionStatus
 from hutch.wire import Stream
 from hutch.wire.connection import Data
@@ -38,13 +39,20 @@ EXIT_WITHOUT_START = 127
 """Exit code of a terminal whose program never ran, as shells report a command that does not exist."""
 
 
-@router.post("/v2/sandboxes/sessions/{session_id}/interactive", openapi_extra=documented(OpenInteractive))
+@router.post(
+    "/v2/sandboxes/sessions/{session_id}/interactive",
+    openapi_extra=documented(OpenInteractive, answer=answers.Terminal, errors=LIVE, needs=Permission.COMMAND_RUN),
+)
 async def open_interactive(request: Request, session_id: str) -> Response:
     """Where to connect a terminal: `{url, token}`. The token is good for one connection within a minute."""
     services = services_of(request)
     await services.auth.session(request, session_id)
     await read(request, OpenInteractive)
     session = await call(services, "session.get", SessionRef(session_id), SessionRecord)
+    if session.status is SessionStatus.SNAPSHOTTING:
+        raise NotReadyError("sandbox_snapshotting", "Sandbox is saving its files and no longer accepts commands.")
+    if session.status is SessionStatus.STOPPING:
+        raise NotReadyError("sandbox_stopping", "Sandbox is stopping and no longer accepts commands.")
     if session.status is not SessionStatus.RUNNING:
         raise stopped()
     return JsonResponse({"url": _socket_base(request, services) + TERMINAL_PATH, "token": services.tickets.issue(session_id)})
@@ -61,9 +69,12 @@ async def terminal(socket: WebSocket) -> None:
     services: Services = socket.app.state.services
     session_id = services.tickets.redeem(socket.query_params.get("token", ""))
     if session_id is None:
-        await _refuse(
-            socket, UnauthorizedError("unauthorized", "The terminal's token is unknown, used or expired. Open another.")
-        )
+        refusal: HutchError = UnauthorizedError("unauthorized", "The terminal's token is unknown, used or expired. Open another.")
+        try:
+            services.auth.count_unauthorized(socket)
+        except RateLimitedError as limited:
+            refusal = limited
+        await _refuse(socket, refusal)
         return
     await socket.accept()
     try:
@@ -159,7 +170,7 @@ async def _type(socket: WebSocket, stream: Stream) -> None:
 
 def _resize(text: str) -> tuple[int, int] | None:
     try:
-        message: Any = json.loads(text)
+        message = strict_json.load(text.encode())
     except (ValueError, RecursionError):
         return None
     if not isinstance(message, dict) or message.get("type") != "resize":

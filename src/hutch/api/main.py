@@ -28,8 +28,10 @@ from hutch.api.app import create_app
 from hutch.api.http_protocol import bounded_protocol
 from hutch.api.interactive import MAX_MESSAGE_BYTES
 from hutch.api.services import Images, Services
+from hutch.api.socket_protocol import bounded_socket
 from hutch.api.startup import Loaded, identity, started
 from hutch.api.system import ready
+from hutch.api.transports import Limits
 from hutch.errors import HutchError
 from hutch.serving import confine, eager
 from hutch.serving.logs import configure_logging
@@ -37,7 +39,6 @@ from hutch.settings import Settings
 
 log = logging.getLogger(__name__)
 
-KEEP_ALIVE_S = 75
 BACKLOG = 2048
 READY_POLL_S = 0.05
 
@@ -58,11 +59,12 @@ class ApiServer(uvicorn.Server):
 
 def server_config(services: Services) -> uvicorn.Config:
     """uvicorn's configuration over started services."""
-    limits = services.settings.server
+    server = services.settings.server
+    limits = Limits.of(server)
     return uvicorn.Config(
         create_app(services),
-        http=bounded_protocol(limits.max_header_bytes, limits.max_connections),
-        ws="websockets-sansio",
+        http=bounded_protocol(limits),
+        ws=bounded_socket(limits),
         ws_max_size=MAX_MESSAGE_BYTES,
         loop="uvloop",
         lifespan="off",
@@ -72,8 +74,8 @@ def server_config(services: Services) -> uvicorn.Config:
         date_header=True,
         proxy_headers=False,
         backlog=BACKLOG,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=limits.shutdown_grace_s,
+        timeout_keep_alive=server.keep_alive_s,
+        timeout_graceful_shutdown=server.shutdown_grace_s,
     )
 
 
@@ -131,4 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     # A signal before the server has its own handlers ends the process at once.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    sys.exit(main())
+    code = main()
+    # All is closed and written. What an interpreter does besides as it ends can take for ever where clients were cut off in the
+    # middle.
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(code)

@@ -21,20 +21,23 @@ from dataclasses import dataclass
 
 import msgspec
 from fastapi import APIRouter
+from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
 from starlette.responses import Response
 
 from hutch.api import network_policy
-from hutch.api.auth import Principal
 from hutch.api.body import read_body
 from hutch.api.responses import JsonResponse
 from hutch.api.routing import PlainRoute, documented
 from hutch.api.services import Services, services_of
-from hutch.control.records import Scope, SessionRow, TokenRole
+from hutch.control import answers
+from hutch.control.permissions import Permission
+from hutch.control.records import Scope, SessionRow
 from hutch.control.requests import PolicyBody
 from hutch.egress.policy import PolicyWarning, within
-from hutch.errors import ForbiddenError, HutchError, UnavailableError
+from hutch.errors import HutchError, UnavailableError
 from hutch.host.protocol import NetworkApplied
+from hutch.storage import audit_log
 from hutch.storage import network_bounds as rows
 from hutch.storage import sessions as session_rows
 from hutch.wire.connection import ConnectionClosed
@@ -60,70 +63,73 @@ class Place:
     outer: tuple[str, ...]
 
 
-@router.put("/hutch/v1/teams/{team}/network-policy", openapi_extra=documented(PolicyBody))
+@router.put(
+    "/hutch/v1/teams/{team}/network-policy",
+    openapi_extra=documented(PolicyBody, answer=answers.BoundsWritten, needs=Permission.POLICY_WRITE),
+)
 async def put_team_policy(request: Request, team: str) -> Response:
     """Bound the network policies of a team's sandboxes; answers when that is enforced."""
-    return await _put(request, await _team(request, team, manage=True))
+    return await _put(request, await _team(request, team))
 
 
-@router.get("/hutch/v1/teams/{team}/network-policy", openapi_extra=documented())
+@router.get(
+    "/hutch/v1/teams/{team}/network-policy", openapi_extra=documented(answer=answers.BoundsRead, needs=Permission.POLICY_READ)
+)
 async def get_team_policy(request: Request, team: str) -> Response:
     """What bounds a team's sandboxes; null: nothing."""
     return await _get(request, await _team(request, team))
 
 
-@router.delete("/hutch/v1/teams/{team}/network-policy", status_code=204, openapi_extra=documented(status=204))
+@router.delete(
+    "/hutch/v1/teams/{team}/network-policy", status_code=204, openapi_extra=documented(status=204, needs=Permission.POLICY_WRITE)
+)
 async def delete_team_policy(request: Request, team: str) -> Response:
     """Bound a team's sandboxes no more. Idempotent."""
-    return await _delete(request, await _team(request, team, manage=True))
+    return await _delete(request, await _team(request, team))
 
 
-@router.put("/hutch/v1/projects/{project}/network-policy", openapi_extra=documented(PolicyBody, query=_TEAM))
+@router.put(
+    "/hutch/v1/projects/{project}/network-policy",
+    openapi_extra=documented(PolicyBody, query=_TEAM, answer=answers.BoundsWritten, needs=Permission.POLICY_WRITE),
+)
 async def put_project_policy(request: Request, project: str) -> Response:
     """Bound the network policies of a project's sandboxes; answers when that is enforced."""
-    return await _put(request, await _project(request, project, manage=True))
+    return await _put(request, await _project(request, project))
 
 
-@router.get("/hutch/v1/projects/{project}/network-policy", openapi_extra=documented(query=_TEAM))
+@router.get(
+    "/hutch/v1/projects/{project}/network-policy",
+    openapi_extra=documented(query=_TEAM, answer=answers.BoundsRead, needs=Permission.POLICY_READ),
+)
 async def get_project_policy(request: Request, project: str) -> Response:
     """What bounds a project's sandboxes besides its team's policy; null: nothing."""
     return await _get(request, await _project(request, project))
 
 
-@router.delete("/hutch/v1/projects/{project}/network-policy", status_code=204, openapi_extra=documented(query=_TEAM, status=204))
+@router.delete(
+    "/hutch/v1/projects/{project}/network-policy",
+    status_code=204,
+    openapi_extra=documented(query=_TEAM, status=204, needs=Permission.POLICY_WRITE),
+)
 async def delete_project_policy(request: Request, project: str) -> Response:
     """Bound a project's sandboxes no more than its team's. Idempotent."""
-    return await _delete(request, await _project(request, project, manage=True))
+    return await _delete(request, await _project(request, project))
 
 
-async def _team(request: Request, reference: str, *, manage: bool = False) -> Place:
+async def _team(request: Request, reference: str) -> Place:
     services = services_of(request)
     principal = await services.auth.principal(request)
     team = await services.auth.named_team(request, principal, reference)
-    if manage:
-        _require_manager(principal)
     outer = [services.operator_policy] if services.operator_policy is not None else []
     return Place(Scope(team.id), f"the team '{team.slug}'", tuple(outer))
 
 
-async def _project(request: Request, reference: str, *, manage: bool = False) -> Place:
+async def _project(request: Request, reference: str) -> Place:
     services = services_of(request)
     principal = await services.auth.principal(request)
     project = await services.auth.named_project(request, principal, reference)
-    if manage:
-        _require_manager(principal)
     outer = await services.bounds(Scope(project.team_id))
     return Place(Scope(project.team_id, project.id), f"the project '{project.slug}'", tuple(outer.texts()))
-
-
-def _require_manager(principal: Principal) -> None:
-    """An owner of the whole team, or an administrator: an owner of one project is among those whom bounds are for."""
-    if principal.is_admin or (principal.role is TokenRole.OWNER and principal.project_id is None):
-        return
-    raise ForbiddenError(
-        "forbidden",
-        "This token may not change what bounds network policies; that takes an administrator's, or an owner's of the whole team.",
-    )
 
 
 async def _put(request: Request, place: Place) -> Response:
@@ -132,6 +138,7 @@ async def _put(request: Request, place: Place) -> Response:
     policy = await network_policy.compiled(raw, None, "bounds", within(services.boundaries, place.outer))
     async with services.database.write() as connection:
         await rows.put(connection, place.scope, policy.text)
+        await _logged(connection, services, request, place, "policy.changed")
     applied = await _announce(services, place)
     warnings = [*policy.warnings, ALLOWS_NOTHING] if policy.empty else policy.warnings
     own = {
@@ -154,8 +161,14 @@ async def _delete(request: Request, place: Place) -> Response:
     services = services_of(request)
     async with services.database.write() as connection:
         await rows.put(connection, place.scope, None)
+        await _logged(connection, services, request, place, "policy.removed")
     await _announce(services, place)
     return Response(status_code=204)
+
+
+async def _logged(connection: AsyncConnection, services: Services, request: Request, place: Place, action: str) -> None:
+    subject = place.scope.project_id or place.scope.team_id
+    await audit_log.append(connection, place.scope.team_id, await services.auth.actor(request), action, subject, services.clock())
 
 
 # -- telling the host -------------------------------------------------------------------------------

@@ -33,11 +33,12 @@ from hutch.api.auth import SessionOwner
 from hutch.api.body import read_body
 from hutch.api.commands import host_errors
 from hutch.api.responses import JsonResponse
-from hutch.api.routing import PlainRoute, documented
+from hutch.api.routing import LIVE, PlainRoute, documented
 from hutch.api.services import Services, services_of, stopped
 from hutch.api.sessions import load
-from hutch.control import shapes
+from hutch.control import answers, shapes
 from hutch.control.lifecycle import Merged, is_live
+from hutch.control.permissions import Permission
 from hutch.control.records import NetworkPolicy, Scope, SessionRow, Unconfirmed, generation_of
 from hutch.control.requests import PolicyBody, SandboxFields, parse, raw_policy
 from hutch.egress.policy import Boundaries, CheckedPolicy, Role, check, outside_warnings, within
@@ -57,18 +58,35 @@ IF_MATCH = {"If-Match": "The generation that the policy is replaced at; with any
 B = TypeVar("B", bound=SandboxFields)
 
 
-@router.post("/v2/sandboxes/sessions/{session_id}/network-policy", openapi_extra=documented(PolicyBody, headers=IF_MATCH))
+@router.post(
+    "/v2/sandboxes/sessions/{session_id}/network-policy",
+    openapi_extra=documented(
+        PolicyBody,
+        headers=IF_MATCH,
+        answer=answers.SessionPolicy,
+        errors=(412, *LIVE),
+        example={"allow": ["example.com"]},
+        needs=Permission.SANDBOX_WRITE,
+    ),
+)
 async def set_network_policy(request: Request, session_id: str) -> Response:
     """Replace the network policy of a running session; answers when the new one is enforced."""
     services = services_of(request)
     owner = await services.auth.session(request, session_id)
     raw = await read_body(request, services.settings.server.max_body_bytes)
-    async with services.turn(session_id):
-        row = await _replace(services, owner, raw, request)
-        applied = await _enforce(services, row)
+    row, applied = await replaced(services, owner, raw, request)
     bounded = owner.project_id in await services.bounded(owner.team_id)
     session = shapes.session(row, applied, bounded=bounded)
     return JsonResponse({"session": session, "hutch": session["networkPolicy"]["hutch"]})
+
+
+async def replaced(
+    services: Services, owner: SessionOwner, raw: bytes, request: Request | None = None
+) -> tuple[SessionRow, NetworkApplied]:
+    """Replace the policy of a running session. Returns when the new one is enforced. Raises `HutchError`."""
+    async with services.turn(owner.session_id):
+        row = await _replace(services, owner, raw, request)
+        return row, await _enforce(services, row)
 
 
 async def read_with_policy(request: Request, model: type[B]) -> tuple[B, bytes | None]:
@@ -162,13 +180,14 @@ async def _push(services: Services, scope: Scope, name: str) -> None:
         log.warning("the host did not take the credential %s of project %s: %s", name, scope.project_id, error.message)
 
 
-async def _replace(services: Services, owner: SessionOwner, raw: bytes, request: Request) -> SessionRow:
+async def _replace(services: Services, owner: SessionOwner, raw: bytes, request: Request | None) -> SessionRow:
     """Check a policy and write it beside the one that it replaces; the session as it is then."""
     while True:
         seen, _ = await load(services, owner)
         if not is_live(seen.status):
             raise stopped()
-        require_generation(request, seen.network_policy)
+        if request is not None:
+            require_generation(request, seen.network_policy)
         policy = await checked(services, owner.scope, raw, seen.network_policy)
         async with services.database.write() as connection:
             row = await session_rows.find(connection, owner.scope, owner.session_id, services.sealer, lock=True)

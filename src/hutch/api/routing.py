@@ -2,30 +2,35 @@
 
 `VersionedPaths` lets one set of routes serve `/api/...` and `/...`, and versions 2 to 4 of the sandbox API, which differ only
 in defaults. `PlainRoute` is a FastAPI route without its dependency machinery: the endpoint gets the request and its path
-parameters, and returns a response; FastAPI only documents it. That keeps a command start lean.
+parameters, and returns a response. That keeps a command start lean. What it takes and answers is said beside it, with
+`documented`: from that come the OpenAPI document (`hutch.api.openapi`) and the check of every answer in the tests. So is the
+permission that it needs: a route without one can't be made, and no endpoint is called before its caller was found to have it.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from hutch import __version__
-from hutch.api.errors import error_response, fault_response
+from hutch.api.errors import error_response, fault
+from hutch.api.services import services_of
+from hutch.control.names import RESERVED_NAMES
+from hutch.control.permissions import Permission
 from hutch.errors import HutchError
 
 log = logging.getLogger(__name__)
 
 VERSION_KEY = "hutch.api_version"
+_SANDBOX = "/v2/sandboxes/{name}"
 
 
 class VersionedPaths:
@@ -51,20 +56,31 @@ def api_version(request: Request) -> int:
 
 
 class PlainRoute(APIRoute):
-    """A route whose endpoint is called directly: `endpoint(request, **path_parameters) -> Response`."""
+    """A route whose endpoint is called directly: `endpoint(request, **path_parameters) -> Response`. `documentation` says what it
+    takes and answers, and who may call it. Raises `TypeError` where that is not said."""
+
+    documentation: Documented
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(path, endpoint, **options)
+        given = self.openapi_extra
+        if not isinstance(given, Documented):
+            raise TypeError(f"{path} has no `documented(...)`")
+        self.documentation = given
+        needs = given.needs
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            request = Request(scope, receive, send)
             try:
-                response = await endpoint(Request(scope, receive, send), **scope["path_params"])
+                if needs is not None:
+                    await services_of(request).auth.admit(request, needs)
+                response = await endpoint(request, **scope["path_params"])
             except HutchError as error:
-                response = error_response(error)
+                response = self.refusal(error)
             except ClientDisconnect:
                 return
             except Exception as error:  # noqa: BLE001 - the one place where faults become answers
-                response = fault_response(error)
+                response = self.refusal(fault(error))
             try:
                 await response(scope, receive, send)
             except HutchError as error:
@@ -74,77 +90,116 @@ class PlainRoute(APIRoute):
 
         self.app = app
 
+    @staticmethod
+    def refusal(error: HutchError) -> Response:
+        """How an error is answered."""
+        return error_response(error)
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, found = super().matches(scope)
+        if self.path == _SANDBOX and match is not Match.NONE and found["path_params"]["name"] in RESERVED_NAMES:
+            # A method that, say, the list of snapshots does not take is none of a sandbox of that name, which can't be.
+            return Match.NONE, {}
+        return match, found
+
+
+class WorkerRoute(PlainRoute):
+    """A route of the Workers door: errors have the vendor's fields as well."""
+
+    @staticmethod
+    def refusal(error: HutchError) -> Response:
+        return error_response(error, named=True)
+
 
 # -- documentation ----------------------------------------------------------------------------------
+
+JSON = "application/json"
+NDJSON = "application/x-ndjson"
+FORM = "application/x-www-form-urlencoded"
+ALWAYS = (400, 401, 403, 421, 429, 500, 503)
+"""What anything that needs a token may be answered: a query that can't be meant, a token that is none or not for this, a name of
+a sandbox's port, too many requests, a fault of ours, a part that is away."""
+LIVE = (409, 410, 422)
+"""What is answered besides about a session that is over, going down, or busy."""
+
+Parameters = Mapping[str, str | tuple[str, dict[str, Any]]]
+"""Names of parameters → what they are for, with a JSON schema where they are not any text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A success. `kind` is a type of `hutch.control.answers`: of the whole answer or, for NDJSON, of each record. None: bytes, or
+    nothing at all with 204."""
+
+    status: int
+    content: str
+    kind: Any
+
+
+class Documented(dict[str, Any]):
+    """What an endpoint takes and answers. A dict, because FastAPI wants one; there is nothing in it."""
+
+    __slots__ = ("body", "content", "errors", "example", "headers", "needs", "public", "query", "successes")
+
+    def __init__(
+        self,
+        body: type[BaseModel] | None,
+        content: str,
+        example: object,
+        query: Parameters,
+        headers: Parameters,
+        successes: tuple[Answer, ...],
+        errors: frozenset[int],
+        *,
+        needs: Permission | None,
+        public: bool,
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.content = content
+        self.example = example
+        self.query = query
+        self.headers = headers
+        self.successes = successes
+        self.errors = errors
+        self.needs = needs
+        self.public = public
 
 
 def documented(
     body: type[BaseModel] | None = None,
     *,
-    query: dict[str, str] | None = None,
-    headers: dict[str, str] | None = None,
-    content: str = "application/json",
+    answer: Any = None,
+    query: Parameters | None = None,
+    headers: Parameters | None = None,
+    content: str = JSON,
     status: int = 200,
+    more: Sequence[Answer] = (),
+    errors: Sequence[int] = (),
+    upload: str = JSON,
+    example: object = None,
+    needs: Permission | None = None,
     public: bool = False,
-) -> dict[str, Any]:
-    """The `openapi_extra` of an endpoint: its body, its query parameters and headers (name → description), what it answers."""
-    extra: dict[str, Any] = {}
-    parameters = [
-        {"name": name, "in": place, "required": False, "description": text, "schema": {"type": "string"}}
-        for place, named in (("query", query), ("header", headers))
-        for name, text in (named or {}).items()
-    ]
-    if parameters:
-        extra["parameters"] = parameters
-    if body is not None:
-        schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
-        extra["requestBody"] = {"content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{body.__name__}"}}}}
-        extra["x-hutch-schemas"] = schema.pop("$defs", {}) | {body.__name__: schema}
-    extra["responses"] = {str(status): {"description": "Success"} | ({"content": {content: {}}} if status != 204 else {})}
-    if not public:
-        extra["responses"]["default"] = {"$ref": "#/components/responses/Error"}
-        extra["security"] = [{"token": []}]
-    return extra
+) -> Documented:
+    """The `openapi_extra` of an endpoint.
 
-
-_ERROR = {
-    "description": "What was wrong, with a stable code.",
-    "content": {
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "required": ["error"],
-                "properties": {
-                    "error": {
-                        "type": "object",
-                        "required": ["code", "message"],
-                        "properties": {"code": {"type": "string"}, "message": {"type": "string"}},
-                    }
-                },
-            }
-        }
-    },
-}
-
-
-def openapi(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, made once."""
-    if app.openapi_schema is None:
-        document = get_openapi(
-            title="Hutch",
-            version=__version__,
-            description="Sandboxes for code that nobody trusts. Every path is served below `/api` and at the root; "
-            "versions 2, 3 and 4 of the sandbox API differ only in defaults.",
-            routes=app.routes,
-            servers=[{"url": "/api"}],
-        )
-        components = document.setdefault("components", {})
-        components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}}
-        components["responses"] = {"Error": _ERROR}
-        schemas = components.setdefault("schemas", {})
-        for path in document["paths"].values():
-            for operation in path.values():
-                schemas.update(operation.pop("x-hutch-schemas", {}))
-        app.openapi_schema = json.loads(json.dumps(document))
-    assert app.openapi_schema is not None
-    return app.openapi_schema
+    It takes a JSON `body`, or bytes of the content type `upload`; `query` parameters and `headers` besides those that all take.
+    It answers `status` with the object `answer` (of `hutch.control.answers`), or one of `more`; or one of the statuses `errors`,
+    or of those that every endpoint has. Its caller `needs` a permission, unless it is `public`: one of the two has to be said.
+    """
+    if (needs is None) is not public:
+        raise TypeError("an endpoint needs a permission or is public")
+    statuses = {500, 503, *errors} if public else {*ALWAYS, *errors}
+    if body is not None or upload != JSON:
+        statuses |= {408, 413, 415}
+    return Documented(
+        body,
+        upload,
+        example,
+        query or {},
+        headers or {},
+        (Answer(status, content, answer), *more),
+        frozenset(statuses),
+        needs=needs,
+        public=public,
+    )

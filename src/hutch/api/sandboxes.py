@@ -1,8 +1,4 @@
-"""Sandboxes: named records, each with at most one live session.
-
-Creating takes the name in the database first, so that of several creates of one name exactly one goes on; then asks the host for
-a machine; and frees the name again when the host refuses.
-"""
+"""Sandboxes: named records, each with at most one live session (`starts` begins them)."""
 
 from __future__ import annotations
 
@@ -10,55 +6,50 @@ import asyncio
 import contextlib
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter
-from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
 from starlette.responses import Response
 
 from hutch import ids
-from hutch.api import drives, images, network_policy, paging
+from hutch.api import budgets, drives, images, paging, sources, storage_budgets
 from hutch.api.auth import Principal
 from hutch.api.network_policy import IF_MATCH, checked, kept, read_with_policy, require_generation
 from hutch.api.responses import JsonResponse
-from hutch.api.routing import PlainRoute, api_version, documented
+from hutch.api.routing import LIVE, PlainRoute, api_version, documented
 from hutch.api.services import ResolvedImage, Services, services_of, stopped
 from hutch.api.sessions import routes, stop
-from hutch.api.snapshots import check_quota, usable
-from hutch.control import shapes
-from hutch.control.lifecycle import is_live, sandbox_status
-from hutch.control.names import generate_name, is_name
-from hutch.control.records import FIRST_GENERATION, Route, SandboxConfig, SandboxRecord, Scope, SessionRow, Snapshot
+from hutch.api.snapshots import LATER_EXPIRATION_MS, NO_SNAPSHOT, check_quota, require_region, usable
+from hutch.api.starts import Start, assigned_routes, boot, check_concurrency, pending, used
+from hutch.control import answers, shapes
+from hutch.control.lifecycle import is_live
+from hutch.control.names import check_region, is_name
+from hutch.control.permissions import Permission
+from hutch.control.records import FIRST_GENERATION, SandboxConfig, SandboxRecord, Scope, SessionRow, Snapshot
 from hutch.control.requests import (
-    DAY_MS,
     MEMORY_MB_PER_VCPU,
     CreateSandbox,
     ForkSandbox,
     SandboxFields,
     UpdateSandbox,
 )
+from hutch.control.sources import read as read_source
 from hutch.errors import BadRequestError, ConflictError, GoneError, HutchError, NotFoundError, NotReadyError
 from hutch.host.protocol import (
-    DriveMode,
-    DriveMount,
-    NetworkSpec,
     PersistRequest,
     SessionRecord,
     SessionRef,
-    SessionSpec,
     SessionStatus,
     SnapshotRequest,
     SnapshotTaken,
-    StopRequest,
 )
-from hutch.storage import drives as drive_rows
+from hutch.storage import ingress as ingress_rows
 from hutch.storage import sandboxes as rows
 from hutch.storage import sessions as session_rows
 from hutch.storage import snapshots as snapshot_rows
 from hutch.storage.sandboxes import SORT_COLUMNS, SandboxQuery
-from hutch.wire.connection import ConnectionClosed
 
 router = APIRouter(route_class=PlainRoute, tags=["sandboxes"])
 
@@ -66,39 +57,43 @@ log = logging.getLogger(__name__)
 
 DEFAULT_RUNTIME = "node22"
 """What hosted sandboxes report even for the default image."""
-DEFAULT_EXPIRATION_MS = {2: 30 * DAY_MS, 3: 30 * DAY_MS, 4: 7 * DAY_MS}
 FORKS_AT_ONCE = 4
+STATUSES = ("running", "stopping", "stopped")
 RESUME_WAIT_S = 60.0
 RESUME_POLL_S = 0.05
 
 
-@router.post("/v2/sandboxes", openapi_extra=documented(CreateSandbox))
+@router.post(
+    "/v2/sandboxes",
+    openapi_extra=documented(
+        CreateSandbox,
+        answer=answers.SandboxStarted,
+        query={"projectId": "Id or slug; the body's comes first"},
+        errors=(402, 404, *LIVE),
+        example={"ports": [3000], "timeout": 300000},
+        needs=Permission.SANDBOX_WRITE,
+    ),
+)
 async def create_sandbox(request: Request) -> Response:
     """Create a sandbox and start its first session; answers when a command would succeed."""
     services = services_of(request)
     principal = await services.auth.principal(request)
     body, policy = await read_with_policy(request, CreateSandbox)
     scope = await services.auth.scope(request, principal, body.projectId or request.query_params.get("projectId"))
-    snapshot = None
-    if body.source is not None:
-        if body.source.type != "snapshot":
-            raise BadRequestError(
-                "not_supported",
-                f"A `source` of type {body.source.type} is not supported by this server yet. Run `git clone` or `curl` in the "
-                "sandbox instead.",
-            )
+    snapshot = source = None
+    if body.source is not None and body.source.type != "snapshot":
+        source = read_source(body.source)
+        await sources.require_allowed(services, source, (await services.bounds(scope)).texts())
+    elif body.source is not None:
         async with services.database.read() as connection:
             snapshot = await usable(connection, scope, body.source.snapshotId or "", services.clock())
+        require_region(snapshot, body.region)
     limits = services.settings.sandbox
     vcpus = limits.default_vcpus
     with_memory = body.source is not None and body.source.memory
     if snapshot is not None and snapshot.memory_bytes and with_memory:
         vcpus = snapshot.vcpus
     version = api_version(request)
-    keep = body.keepLastSnapshots.stored() if body.keepLastSnapshots is not None else None
-    persistent = body.persistent if body.persistent is not None else True
-    if version == 4 and persistent and "keepLastSnapshots" not in body.model_fields_set:
-        keep = {"count": 1, "deleteEvicted": True}
     base = SandboxConfig(
         image=body.image or limits.default_image,
         timeout_ms=limits.default_timeout_ms,
@@ -106,12 +101,13 @@ async def create_sandbox(request: Request) -> Response:
         memory_mb=vcpus * MEMORY_MB_PER_VCPU,
         persistent=True,
         runtime=body.runtime or DEFAULT_RUNTIME,
-        region=limits.region,
+        region=snapshot.region if snapshot is not None else limits.region,
         cwd="",
-        snapshot_expiration_ms=DEFAULT_EXPIRATION_MS[version] if version == 4 else None,
+        snapshot_expiration_ms=LATER_EXPIRATION_MS if version == 4 else None,
+        keep_last_snapshots={"count": 1, "deleteEvicted": True} if version == 4 and body.persistent is not False else None,
         disk_bytes=body.disk_bytes,
     )
-    config = replace(configured(services, base, body), keep_last_snapshots=keep)
+    config = configured(services, base, body)
     if policy is not None:
         config = replace(config, network_policy=kept(await checked(services, scope, policy), FIRST_GENERATION))
     if snapshot is None:
@@ -119,11 +115,23 @@ async def create_sandbox(request: Request) -> Response:
     else:
         image = await images.resolve_exact(services, snapshot.image)
     ports = body.ports or []
-    made = await boot(services, scope, body.name, config, ports, image=image, snapshot=snapshot, with_memory=with_memory)
+    made = await boot(
+        services, scope, body.name, config, ports, image=image, snapshot=snapshot, with_memory=with_memory, source=source
+    )
     return JsonResponse(made)
 
 
-@router.post("/v2/sandboxes/{name}/fork", openapi_extra=documented(ForkSandbox, query={"projectId": "Id or slug"}))
+@router.post(
+    "/v2/sandboxes/{name}/fork",
+    openapi_extra=documented(
+        ForkSandbox,
+        query={"projectId": "Id or slug"},
+        answer=answers.SandboxForked,
+        errors=(402, *LIVE),
+        example={},
+        needs=Permission.SANDBOX_WRITE,
+    ),
+)
 async def fork_sandbox(request: Request, name: str) -> Response:
     """A new sandbox with another's configuration, from its current snapshot; each field that is given replaces the copied one.
     With `memory` it goes on where the running session is, with all its processes. With `memory` or `count` the answer has all
@@ -131,9 +139,12 @@ async def fork_sandbox(request: Request, name: str) -> Response:
     services = services_of(request)
     principal, scope = await _caller(request, services)
     body, policy = await read_with_policy(request, ForkSandbox)
+    services.auth.count_more_creates(request, principal, len(body.names()) - 1)
     source = await find(services, scope, name)
     # What the source has mounted it still has.
     config = configured(services, replace(source.config, mounts=None), body)
+    if api_version(request) > 2 and config.snapshot_expiration_ms is None:
+        config = replace(config, snapshot_expiration_ms=LATER_EXPIRATION_MS)
     copied = source.config.network_policy
     if policy is not None:
         config = replace(config, network_policy=kept(await checked(services, scope, policy, copied), FIRST_GENERATION))
@@ -153,6 +164,8 @@ async def fork_sandbox(request: Request, name: str) -> Response:
             elif source.current_snapshot_id is not None:
                 async with services.database.read() as connection:
                     snapshot = await usable(connection, scope, source.current_snapshot_id, services.clock())
+            if snapshot is not None:
+                require_region(snapshot, body.region)
             image = await images.resolve_exact(services, snapshot.image if snapshot is not None else config.image)
         forks = await _fork(services, scope, body.names(), config, ports, image, snapshot, with_memory=body.memory)
     finally:
@@ -165,7 +178,7 @@ async def fork_sandbox(request: Request, name: str) -> Response:
 
 async def _memory_of(services: Services, scope: Scope, source: SandboxRecord) -> Snapshot:
     """A snapshot of the running session of a sandbox, for forks only. Raises `HutchError`."""
-    await check_quota(services, source.project_id)
+    await check_quota(services, Scope(source.team_id, source.project_id))
     async with services.database.read() as connection:
         session = await session_rows.find(connection, scope, source.current_session_id, services.sealer)
     if session is None or not is_live(session.status):
@@ -219,7 +232,7 @@ async def _fork(
         for fork in forks:
             try:
                 record, session = await find_with_session(services, scope, fork["sandbox"]["name"])
-                await _delete(services, scope, record, session)
+                await delete(services, scope, record, session)
             except HutchError as error:
                 # Somebody else deleted it, or the host is away; the others go all the same.
                 log.warning("fork %s could not be deleted: %s", fork["sandbox"]["name"], error.message)
@@ -234,12 +247,14 @@ async def _fork(
             "project": "Id or slug",
             "limit": "1 to 100, default 20",
             "cursor": "`pagination.next` of the page before",
-            "sortBy": "createdAt, name, statusUpdatedAt or currentSnapshotId",
+            "sortBy": ("Default: createdAt", {"enum": list(SORT_COLUMNS)}),
             "sortOrder": "desc or asc",
             "namePrefix": "only with sortBy=name",
-            "tags": "key:value",
-            "status": "running, stopping or stopped; only with sortBy=createdAt",
-        }
+            "tags": ("key:value", {"type": "string", "pattern": "^[^:]+:", "maxLength": 1024}),
+            "status": ("Only with sortBy=createdAt", {"enum": list(STATUSES)}),
+        },
+        answer=answers.SandboxPage,
+        needs=Permission.SANDBOX_READ,
     ),
 )
 async def list_sandboxes(request: Request) -> Response:
@@ -253,7 +268,7 @@ async def list_sandboxes(request: Request) -> Response:
     prefix, tag = paging.name_prefix(request, sort_by), paging.text(request, "tags", 1024)
     status = None
     if request.query_params.get("status"):
-        status = paging.choice(request, "status", "", ("running", "stopping", "stopped"))
+        status = paging.choice(request, "status", "", STATUSES)
         if sort_by != "createdAt":
             raise BadRequestError("bad_request", "Invalid request: `status` is only valid when `sortBy` is `createdAt`.")
     key, separator, value = (tag or "").partition(":")
@@ -283,13 +298,20 @@ async def list_sandboxes(request: Request) -> Response:
 
 @router.get(
     "/v2/sandboxes/{name}",
-    openapi_extra=documented(query={"projectId": "Id or slug", "resume": "`true` starts a new session if none is alive"}),
+    openapi_extra=documented(
+        query={"projectId": "Id or slug", "resume": "`true` starts a new session if none is alive"},
+        answer=answers.SandboxRead,
+        errors=(402, *LIVE),
+        needs=Permission.SANDBOX_READ,
+    ),
 )
 async def get_sandbox(request: Request, name: str) -> Response:
     """A sandbox, its current session and its routes."""
     services = services_of(request)
     principal, scope = await _caller(request, services)
     resume = paging.flag(request, "resume")
+    if resume:
+        principal.require(Permission.SANDBOX_WRITE)
     record, session = await find_with_session(services, scope, name)
     resumed = False
     if resume:
@@ -302,14 +324,23 @@ async def get_sandbox(request: Request, name: str) -> Response:
 
 @router.patch(
     "/v2/sandboxes/{name}",
-    openapi_extra=documented(UpdateSandbox, query={"projectId": "Id or slug", "resume": "as in get"}, headers=IF_MATCH),
+    openapi_extra=documented(
+        UpdateSandbox,
+        query={"projectId": "Id or slug", "resume": "as in get"},
+        headers=IF_MATCH,
+        answer=answers.SandboxUpdated,
+        errors=(402, 412, *LIVE),
+        example={"tags": {"stage": "test"}},
+        needs=Permission.SANDBOX_WRITE,
+    ),
 )
 async def update_sandbox(request: Request, name: str) -> Response:
     """Change a sandbox's configuration. Ports and tags change at once, the rest with the next session."""
     services = services_of(request)
-    scope = await scope_of(request, services)
+    principal, scope = await _caller(request, services)
     resume = paging.flag(request, "resume")
     body, raw = await read_with_policy(request, UpdateSandbox)
+    record: SandboxRecord | None
     session: SessionRow | None
     while True:
         known = (await find(services, scope, name)).config
@@ -326,6 +357,7 @@ async def update_sandbox(request: Request, name: str) -> Response:
             if record.config.network_policy != seen:
                 continue
             config = configured(services, record.config, body)
+            budgets.require_tighter(principal, record.config.budget, config.budget)
             if policy is not None:
                 config = replace(config, network_policy=kept(policy, await rows.next_generation(connection, record.id)))
             record = _updated(record, config, body, services.clock())
@@ -335,7 +367,11 @@ async def update_sandbox(request: Request, name: str) -> Response:
             await rows.save(connection, record, services.sealer)
             session = await session_rows.find(connection, scope, record.current_session_id, services.sealer)
         break
-    if body.persistent is not None and session is not None and is_live(session.status):
+    if {"ports", "portsPrivate", "wakeOnRequest"} & body.model_fields_set:
+        await services.announcer.sandbox(record.id)
+    if "budget" in body.model_fields_set:
+        await budgets.announce(services, record.id)
+    if body.persistent is not None and session is not None and is_live(session.status) and not session.fetching:
         await _tell_persistence(services, session.id, persistent=body.persistent)
     if resume:
         record, session, resumed = await _resumed(services, scope, record, session)
@@ -345,7 +381,13 @@ async def update_sandbox(request: Request, name: str) -> Response:
 
 
 @router.delete(
-    "/v2/sandboxes/{name}", openapi_extra=documented(query={"projectId": "Id or slug", "deleteOrphanSnapshots": "true or false"})
+    "/v2/sandboxes/{name}",
+    openapi_extra=documented(
+        query={"projectId": "Id or slug", "deleteOrphanSnapshots": "true or false"},
+        answer=answers.SandboxDeleted,
+        errors=LIVE,
+        needs=Permission.SANDBOX_WRITE,
+    ),
 )
 async def delete_sandbox(request: Request, name: str) -> Response:
     """Stop a sandbox's session if it is alive, and delete the record."""
@@ -355,11 +397,11 @@ async def delete_sandbox(request: Request, name: str) -> Response:
     record, session = await find_with_session(services, scope, name)
     bounded = record.project_id in await services.bounded(record.team_id)
     answer = {"sandbox": shapes.sandbox(record, session, bounded=bounded)}
-    await _delete(services, scope, record, session, orphans_too=orphans_too)
+    await delete(services, scope, record, session, orphans_too=orphans_too)
     return JsonResponse(answer)
 
 
-async def _delete(
+async def delete(
     services: Services, scope: Scope, record: SandboxRecord, session: SessionRow | None, *, orphans_too: bool = False
 ) -> None:
     if session is not None and is_live(session.status):
@@ -372,6 +414,20 @@ async def _delete(
         if orphans_too:
             await snapshot_rows.delete_orphans(connection, record.id, services.clock())
     services.snapshots_due.set()
+    if record.routes:
+        await services.announcer.later(record.id)
+
+
+async def wake(services: Services, sandbox_id: str) -> None:
+    """Resume a sandbox for a request to one of its ports, unless it runs. Raises `HutchError`."""
+    async with services.database.read() as connection:
+        found = await ingress_rows.named(connection, sandbox_id)
+    if found is None:
+        raise NotFoundError("not_found", "The sandbox is deleted.")
+    scope, name = found
+    record, session = await find_with_session(services, scope, name)
+    if record.config.wake_on_request:
+        await _resumed(services, scope, record, session)
 
 
 async def _tell_persistence(services: Services, session_id: str, *, persistent: bool) -> None:
@@ -433,7 +489,7 @@ async def _resumed(
     while True:
         if session is not None and is_live(session.status) and session.id not in services.starting:
             session = await _confirmed(services, session)
-            if is_live(session.status) and sandbox_status(session.status) == "running":
+            if session.status is SessionStatus.RUNNING:
                 return record, session, False
         if session is None or not is_live(session.status):
             begun = await _begin(services, scope, record.name, with_memory=with_memory)
@@ -457,6 +513,8 @@ async def _begin(services: Services, scope: Scope, name: str, *, with_memory: bo
     """Make a new session a sandbox's current one, from its snapshot. None when somebody else just did."""
     now = services.clock()
     seen = (await find(services, scope, name)).config
+    if seen.persistent:
+        storage_budgets.require_lately(services, scope)
     # Before the transaction: the host may have to make one.
     mounts = await drives.resolved(services, scope, seen)
     async with services.database.write() as connection:
@@ -469,22 +527,23 @@ async def _begin(services: Services, scope: Scope, name: str, *, with_memory: bo
         if former is not None and is_live(former.status):
             return None
         if record.current_snapshot_id is None:
-            raise BadRequestError("snapshot_not_found", "Cannot resume sandbox: no snapshot available.")
-        snapshot = await usable(connection, scope, record.current_snapshot_id, now)
+            raise BadRequestError("snapshot_not_found", NO_SNAPSHOT)
+        snapshot = await usable(connection, scope, record.current_snapshot_id, now, to_resume=True)
+        await check_concurrency(services, connection, scope)
         policy = record.config.network_policy
         if policy is not None:
             # What the former session was told last may have been another one.
             policy = replace(policy, generation=await rows.next_generation(connection, record.id))
         record = replace(record, config=replace(record.config, image=snapshot.image, network_policy=policy), updated_at=now)
-        session = _pending(record, ids.session_id(), snapshot, mounts, now)
-        record = replace(record, current_session_id=session.id, status="pending", status_updated_at=now)
+        session = pending(record, ids.session_id(), snapshot, mounts, now)
+        record = replace(record, current_session_id=session.id, status="running", status_updated_at=now)
         services.starting.add(session.id)
         try:
             await session_rows.add(connection, session, services.sealer)
             await rows.save(connection, record, services.sealer)
             await rows.set_session(connection, record)
             await snapshot_rows.used(connection, snapshot, now)
-            await _used(connection, mounts, now)
+            await used(connection, mounts, now)
         except BaseException:
             services.starting.discard(session.id)
             raise
@@ -512,6 +571,11 @@ def configured(services: Services, base: SandboxConfig, body: SandboxFields) -> 
         raise BadRequestError("bad_request", f"Invalid request: `timeout` should be <= {limits.max_timeout_ms}.")
     if body.resources is not None and body.resources.vcpus > limits.max_vcpus:
         raise BadRequestError("bad_request", f"Invalid request: `resources.vcpus` should be <= {limits.max_vcpus}.")
+    known = limits.known_regions()
+    if body.region is not None:
+        check_region("region", body.region, known)
+    for index, name in enumerate(body.failoverRegions or ()):
+        check_region(f"failoverRegions[{index}]", name, known)
     region = body.region if body.region is not None else base.region
     failover = tuple(body.failoverRegions) if body.failoverRegions is not None else base.failover_regions
     if region in failover:
@@ -520,6 +584,9 @@ def configured(services: Services, base: SandboxConfig, body: SandboxFields) -> 
     if mounts and failover:
         raise BadRequestError("bad_request", "Invalid request: `failoverRegions` can't be used together with `mounts`.")
     vcpus = body.resources.vcpus if body.resources is not None else base.vcpus
+    keep = base.keep_last_snapshots
+    if "keepLastSnapshots" in body.model_fields_set:
+        keep = body.keepLastSnapshots.stored() if body.keepLastSnapshots is not None else None
     return replace(
         base,
         timeout_ms=body.timeout if body.timeout is not None else base.timeout_ms,
@@ -529,197 +596,21 @@ def configured(services: Services, base: SandboxConfig, body: SandboxFields) -> 
         region=region,
         failover_regions=failover,
         mounts=mounts or None,
+        ports_private=body.portsPrivate if "portsPrivate" in body.model_fields_set else base.ports_private,
+        wake_on_request=body.wakeOnRequest if body.wakeOnRequest is not None else base.wake_on_request,
+        budget=(body.budget.stored() if body.budget else None) if "budget" in body.model_fields_set else base.budget,
         env=body.env if body.env is not None else base.env,
         tags=body.tags if body.tags is not None else base.tags,
         snapshot_expiration_ms=body.snapshotExpiration if body.snapshotExpiration is not None else base.snapshot_expiration_ms,
-        keep_last_snapshots=body.keepLastSnapshots.stored() if body.keepLastSnapshots is not None else base.keep_last_snapshots,
+        keep_last_snapshots=keep,
     )
 
 
 def _updated(record: SandboxRecord, config: SandboxConfig, body: UpdateSandbox, now: int) -> SandboxRecord:
     """`record` with a new configuration and what only an update can say."""
-    if "keepLastSnapshots" in body.model_fields_set:
-        config = replace(config, keep_last_snapshots=body.keepLastSnapshots.stored() if body.keepLastSnapshots else None)
     if body.runtime is not None:
         config = replace(config, runtime=body.runtime)
-    changed_routes = _routes(body.ports, record.routes) if body.ports is not None else record.routes
-    return replace(record, config=config, routes=changed_routes, updated_at=now)
-
-
-def _routes(ports: list[int], known: tuple[Route, ...] = ()) -> tuple[Route, ...]:
-    """One route per port; a port that had one keeps it."""
-    by_port = {route.port: route for route in known}
-    return tuple(by_port.get(port) or Route(port, ids.subdomain()) for port in ports)
-
-
-# -- starting ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """A session that is written and not started yet; its id is in `services.starting`. Without its `is_first` session there is no
-    sandbox."""
-
-    record: SandboxRecord
-    session: SessionRow
-    snapshot: Snapshot | None
-    mounts: list[DriveMount]
-    is_first: bool
-    with_memory: bool = True
-
-    def spec(self, network: NetworkSpec) -> SessionSpec:
-        config = self.record.config
-        return SessionSpec(
-            session_id=self.session.id,
-            sandbox_name=self.record.name,
-            project_id=self.record.project_id,
-            image=config.image,
-            vcpus=config.vcpus,
-            memory_mb=config.memory_mb,
-            timeout_ms=config.timeout_ms,
-            env=config.env,
-            hostname=_hostname(self.record.name),
-            disk_bytes=config.disk_bytes,
-            persistent=config.persistent,
-            sandbox_id=self.record.id,
-            team_id=self.record.team_id,
-            network=network,
-            source_snapshot=self.snapshot.id if self.snapshot is not None else None,
-            with_memory=self.with_memory,
-            mounts=self.mounts,
-        )
-
-    async def start(self, services: Services, scope: Scope) -> tuple[SandboxRecord, SessionRow]:
-        """Have the host start it; the records as they are then. Raises the host's errors; the session has failed then."""
-        policy = self.record.config.network_policy
-        report: SessionRecord | None = None
-        try:
-            network = await network_policy.spec(services, scope, policy)
-            report = await services.host.call_large("session.create", self.spec(network), SessionRecord)
-            # Bounds that changed meanwhile were told to a host that did not know the session.
-            if (await services.bounds(scope)).texts() != network.bounds:
-                await network_policy.renew(services, self.session.id)
-            else:
-                services.bounds_told.put(self.session.id, network_policy.digest(network.bounds))
-        except BaseException as error:
-            await asyncio.shield(self._fail(services, scope, error if report is None else None))
-            raise
-        finally:
-            services.starting.discard(self.session.id)
-        await network_policy.send_what_changed(services, scope, policy, network)
-        started = await services.apply(report) or self.session
-        record = replace(
-            self.record,
-            status=sandbox_status(started.status),
-            status_updated_at=started.updated_at,
-            config=replace(self.record.config, cwd=started.cwd),
-        )
-        if not is_live(started.status):
-            raise stopped()
-        return record, started
-
-    async def _fail(self, services: Services, scope: Scope, error: BaseException | None) -> None:
-        """Free the name of a sandbox that is new. Unless it was the host that refused with this error, it may have started the
-        session, and is told to stop it."""
-        if not isinstance(error, HutchError) or isinstance(error, ConnectionClosed):
-            with contextlib.suppress(HutchError):
-                await services.host.call("session.stop", StopRequest(self.session.id, "create failed"), SessionRecord)
-        await services.mark_lost(self.session.id)
-        if self.is_first:
-            async with services.database.write() as connection:
-                await rows.remove(connection, scope, self.record.id, services.clock())
-
-
-def _pending(record: SandboxRecord, session_id: str, snapshot: Snapshot | None, mounts: list[DriveMount], now: int) -> SessionRow:
-    """A new session of a sandbox, as it is now."""
-    config = record.config
-    return SessionRow(
-        id=session_id,
-        sandbox_id=record.id,
-        team_id=record.team_id,
-        project_id=record.project_id,
-        sandbox_name=record.name,
-        status=SessionStatus.PENDING,
-        image=config.image,
-        runtime=config.runtime,
-        region=config.region,
-        cwd=config.cwd,
-        vcpus=config.vcpus,
-        memory_mb=config.memory_mb,
-        timeout_ms=config.timeout_ms,
-        requested_at=now,
-        created_at=now,
-        updated_at=now,
-        source_snapshot_id=snapshot.id if snapshot is not None else None,
-        network_policy=config.network_policy,
-        mounts=[{"path": mount.path, "drive_id": mount.drive_id, "mode": str(mount.mode)} for mount in mounts] or None,
-    )
-
-
-async def _used(connection: AsyncConnection, mounts: list[DriveMount], now: int) -> None:
-    """A session begins with these drives."""
-    written = [mount.drive_id for mount in mounts if mount.mode is DriveMode.READ_WRITE]
-    if written:
-        await drive_rows.used(connection, written, now)
-
-
-async def boot(
-    services: Services,
-    scope: Scope,
-    name: str | None,
-    config: SandboxConfig,
-    ports: list[int],
-    *,
-    image: ResolvedImage,
-    snapshot: Snapshot | None,
-    with_memory: bool = True,
-    snapshot_stays: bool = True,
-) -> dict[str, Any]:
-    """Take the name and start a session; the answer. Raises `ConflictError` for a taken name, and the host's errors."""
-    assert scope.project_id is not None
-    config = replace(config, image=image.pinned, cwd=image.cwd)
-    if snapshot is not None:
-        config = replace(config, image=snapshot.image, runtime=snapshot.runtime)
-    mounts = await drives.resolved(services, scope, config)
-    now = services.clock()
-    session_id, sandbox_name = ids.session_id(), name or generate_name()
-    record = SandboxRecord(
-        id=ids.sandbox_id(),
-        team_id=scope.team_id,
-        project_id=scope.project_id,
-        name=sandbox_name,
-        config=config,
-        routes=_routes(ports),
-        status="pending",
-        status_updated_at=now,
-        created_at=now,
-        updated_at=now,
-        current_session_id=session_id,
-        current_snapshot_id=snapshot.id if snapshot is not None and snapshot_stays else None,
-    )
-    start = Start(
-        record, _pending(record, session_id, snapshot, mounts, now), snapshot, mounts, is_first=True, with_memory=with_memory
-    )
-    services.starting.add(session_id)
-    try:
-        async with services.database.write() as connection:
-            await rows.add(connection, record, services.sealer)
-            await session_rows.add(connection, start.session, services.sealer)
-            if snapshot is not None:
-                await snapshot_rows.used(connection, snapshot, now)
-            await _used(connection, mounts, now)
-    except BaseException:
-        services.starting.discard(session_id)
-        raise
-    record, started = await start.start(services, scope)
-    bounded = record.project_id in await services.bounded(record.team_id)
-    answer = {
-        "sandbox": shapes.sandbox(record, started, bounded=bounded, created=True),
-        "session": shapes.session(started, bounded=bounded),
-    }
-    return answer | {"routes": routes(services, record)}
-
-
-def _hostname(name: str) -> str:
-    """A sandbox's name as a host name: letters, digits and hyphens, at most 63."""
-    return name.lower().replace("_", "-").strip("-")[:63].rstrip("-") or "sandbox"
+    changed_routes = assigned_routes(body.ports, record.routes) if body.ports is not None else record.routes
+    # Whoever says anew who may, says it for those with a link as well.
+    epoch = record.link_epoch + ("portsPrivate" in body.model_fields_set)
+    return replace(record, config=config, routes=changed_routes, link_epoch=epoch, updated_at=now)

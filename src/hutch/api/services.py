@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import ssl
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,8 @@ from hutch.control.records import NetworkBounds, Scope, SessionRow
 from hutch.egress.policy import Boundaries
 from hutch.errors import GoneError, HutchError, NotFoundError
 from hutch.host.client import HostClient
-from hutch.host.protocol import HostInfo, SessionRecord
+from hutch.host.protocol import HostInfo, IngressState, SessionRecord
+from hutch.metering.prices import DEFAULT, PriceTable
 from hutch.settings import Settings
 from hutch.storage import network_bounds, reports, sessions
 from hutch.storage.database import Database
@@ -29,6 +31,12 @@ from hutch.storage.sealing import Sealer
 
 if TYPE_CHECKING:
     from hutch.api.forwarding import ForwardingSigner
+    from hutch.api.ingress import Announcer, LinkSigner
+    from hutch.api.usage import ReceiptSigner
+    from hutch.login.provider import Provider
+    from hutch.workers.jobs import Jobs
+    from hutch.workers.rates import WorkerRates
+    from hutch.workers.warm import WarmRuns
 
 IMAGE_CACHE_S = 5.0
 BOUNDS_TOLD_ENTRIES = 65_536
@@ -75,10 +83,16 @@ class Services:
     auth: Authenticator
     images: Any
     clock: Clock = now_ms
-    ingress_domain: str = "localhost"
     issuer: str = ""
     """This server's base URL, as tokens of forwarded requests name it."""
     forwarding: ForwardingSigner | None = None
+    links: LinkSigner | None = None
+    receipts: ReceiptSigner | None = None
+    provider: Provider | None = None
+    """Who knows the people that log in; None: nobody does."""
+    prices: PriceTable = DEFAULT
+    announcer: Announcer = field(default_factory=lambda: importlib.import_module("hutch.api.ingress").Announcer())
+    """Tells the host which names the ingress serves."""
     default_team_id: str = ""
     default_project_id: str = ""
     draining: bool = False
@@ -86,6 +100,8 @@ class Services:
     """Sessions whose create has not been answered: the host need not know them yet."""
     importing: set[str] = field(default_factory=set)
     """Snapshots that are being imported: the host has some of them before they are written down."""
+    storage_full: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Keys of teams and projects that are known to hold as much as their budgets allow: how much that is, and what they hold."""
     over_quota: set[str] = field(default_factory=set)
     """Projects whose snapshots are known to hold more than they may."""
     boundaries: Boundaries = field(default_factory=Boundaries)
@@ -98,8 +114,23 @@ class Services:
     """Set when the host could not be told of bounds (`api.network_bounds`)."""
     snapshots_due: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when snapshots were deleted whose files the host should remove (`api.snapshots`)."""
+    webhooks_due: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when there are events that may have a webhook (`api.webhooks`)."""
+    deletions_due: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a team or project is to be removed with all that it has (`api.teardown`)."""
+    syncs_due: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a sync of a worker may be due (`hutch.workers.scheduler`)."""
     turns: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     tickets: Tickets = field(default_factory=Tickets)
+    trust: ssl.SSLContext = field(default_factory=ssl.create_default_context)
+    """Whom certificates of strangers' servers have to be of."""
+    warm: WarmRuns | None = None
+    """Runs of workers that wait for their input."""
+    jobs: Jobs | None = None
+    """What workers are to do."""
+    worker_rates: WorkerRates | None = None
+    verifications: set[asyncio.Task[Any]] = field(default_factory=set)
+    """Requests of webhooks that a worker looks at now."""
     metrics: Metrics = field(default_factory=Metrics)
 
     async def apply(self, report: SessionRecord, *, expiration_ms: int | None = None) -> SessionRow | None:
@@ -132,6 +163,20 @@ class Services:
 
     async def host_info(self) -> HostInfo:
         return await self.host.call("host.info", {}, HostInfo)
+
+    async def ingress_state(self) -> IngressState:
+        return await self.host.call("ingress.state", {}, IngressState)
+
+    async def refresh_metrics(self) -> None:
+        """Have the metrics say what the host and the ingress say now."""
+        try:
+            self.metrics.set_host(await self.host_info())
+        except HutchError:
+            self.metrics.set_host(None)
+        try:
+            self.metrics.ingress.state = await self.ingress_state()
+        except HutchError:
+            self.metrics.ingress.state = None
 
 
 def services_of(request: Request) -> Services:

@@ -13,10 +13,11 @@ from hutch.api.auth import SessionOwner
 from hutch.api.body import read, read_body
 from hutch.api.commands import call
 from hutch.api.responses import JsonResponse
-from hutch.api.routing import PlainRoute, documented
+from hutch.api.routing import LIVE, PlainRoute, documented
 from hutch.api.services import Services, services_of, stopped
-from hutch.control import shapes
+from hutch.control import answers, shapes
 from hutch.control.lifecycle import Merged, is_live
+from hutch.control.permissions import Permission
 from hutch.control.records import SandboxRecord, SessionRow
 from hutch.control.requests import Body, ExtendTimeout, parse
 from hutch.errors import BadRequestError, GoneError, NotFoundError
@@ -31,7 +32,9 @@ router = APIRouter(route_class=PlainRoute, tags=["sessions"])
 @router.get(
     "/v2/sandboxes/sessions",
     openapi_extra=documented(
-        query={"project": "Id or slug", "name": "Sandbox", "limit": "", "cursor": "", "sortOrder": "desc or asc"}
+        query={"project": "Id or slug", "name": "Sandbox", "limit": "", "cursor": "", "sortOrder": "desc or asc"},
+        answer=answers.SessionPage,
+        needs=Permission.SANDBOX_READ,
     ),
 )
 async def list_sessions(request: Request) -> Response:
@@ -58,7 +61,9 @@ async def list_sessions(request: Request) -> Response:
     return JsonResponse(shapes.page("sessions", items, paging.next_cursor(end, query)))
 
 
-@router.get("/v2/sandboxes/sessions/{session_id}", openapi_extra=documented())
+@router.get(
+    "/v2/sandboxes/sessions/{session_id}", openapi_extra=documented(answer=answers.SessionRead, needs=Permission.SANDBOX_READ)
+)
 async def get_session(request: Request, session_id: str) -> Response:
     """One session, and the routes of its sandbox."""
     services = services_of(request)
@@ -68,7 +73,10 @@ async def get_session(request: Request, session_id: str) -> Response:
     return JsonResponse({"session": shapes.session(row, bounded=bounded), "routes": routes(services, sandbox)})
 
 
-@router.post("/v2/sandboxes/sessions/{session_id}/stop", openapi_extra=documented())
+@router.post(
+    "/v2/sandboxes/sessions/{session_id}/stop",
+    openapi_extra=documented(answer=answers.SessionStopped, errors=LIVE, needs=Permission.SANDBOX_WRITE),
+)
 async def stop_session(request: Request, session_id: str) -> Response:
     """Stop a session; answers when it is down and, if its sandbox is persistent, its snapshot is made. Idempotent."""
     services = services_of(request)
@@ -90,7 +98,12 @@ async def stop_session(request: Request, session_id: str) -> Response:
     return JsonResponse(answer)
 
 
-@router.post("/v2/sandboxes/sessions/{session_id}/extend-timeout", openapi_extra=documented(ExtendTimeout))
+@router.post(
+    "/v2/sandboxes/sessions/{session_id}/extend-timeout",
+    openapi_extra=documented(
+        ExtendTimeout, answer=answers.SessionExtended, errors=LIVE, example={"duration": 60000}, needs=Permission.SANDBOX_WRITE
+    ),
+)
 async def extend_timeout(request: Request, session_id: str) -> Response:
     """Let a session live `duration` milliseconds longer."""
     services = services_of(request)
@@ -141,4 +154,4 @@ async def stop(services: Services, row: SessionRow, reason: str = "stop") -> Ses
 
 
 def routes(services: Services, sandbox: SandboxRecord | None) -> list[shapes.Json]:
-    return [shapes.route(route, services.ingress_domain) for route in sandbox.routes] if sandbox is not None else []
+    return [shapes.route(route, services.settings.ingress_netloc()) for route in sandbox.routes] if sandbox is not None else []

@@ -21,7 +21,8 @@ from hutch.api.sandboxes import DEFAULT_RUNTIME
 from hutch.api.services import Services, services_of
 from hutch.api.snapshots import check_quota, existing, usable
 from hutch.blobs.jobs import Verified
-from hutch.control import shapes
+from hutch.control import answers, shapes
+from hutch.control.permissions import Permission
 from hutch.control.records import Scope
 from hutch.errors import HutchError
 from hutch.host.protocol import SnapshotExport, SnapshotImport, SnapshotRecord, SnapshotRef
@@ -35,7 +36,10 @@ TAR = b"application/x-tar"
 FORMATS = ("tar", "oci")
 
 
-@router.post("/hutch/v1/snapshots/{snapshot_id}/verify", openapi_extra=documented())
+@router.post(
+    "/hutch/v1/snapshots/{snapshot_id}/verify",
+    openapi_extra=documented(answer=answers.SnapshotVerified, errors=(409, 410), needs=Permission.SNAPSHOT_READ),
+)
 async def verify_snapshot(request: Request, snapshot_id: str) -> Response:
     """Read the copy that a snapshot has in the blob store, and compare it with the files on the machine where they are there."""
     services = services_of(request)
@@ -47,7 +51,12 @@ async def verify_snapshot(request: Request, snapshot_id: str) -> Response:
 
 @router.get(
     "/hutch/v1/snapshots/{snapshot_id}/export",
-    openapi_extra=documented(query={"format": "tar: the layer alone; oci: in an OCI image layout"}, content="application/x-tar"),
+    openapi_extra=documented(
+        query={"format": ("tar: the layer alone; oci: in an OCI image layout", {"enum": list(FORMATS)})},
+        content="application/x-tar",
+        errors=(409, 410),
+        needs=Permission.FILE_READ,
+    ),
 )
 async def export_snapshot(request: Request, snapshot_id: str) -> Response:
     """What was written over the image, as a tar laid out as the layers of OCI images are."""
@@ -81,7 +90,12 @@ async def _contents(stream: Stream) -> AsyncIterator[bytes]:
     "/hutch/v1/snapshots",
     status_code=201,
     openapi_extra=documented(
-        query={"projectId": "Id or slug", "image": "What it lies over; by default what sandboxes begin with"}, status=201
+        query={"projectId": "Id or slug", "image": "What it lies over; by default what sandboxes begin with"},
+        status=201,
+        answer=answers.SnapshotRead,
+        upload=TAR.decode(),
+        errors=(402, 404, 409),
+        needs=Permission.SNAPSHOT_WRITE,
     ),
 )
 async def import_snapshot(request: Request) -> Response:
@@ -91,7 +105,7 @@ async def import_snapshot(request: Request) -> Response:
     principal = await services.auth.principal(request)
     scope = await services.auth.scope(request, principal, request.query_params.get("projectId"))
     assert scope.project_id is not None
-    await check_quota(services, scope.project_id)
+    await check_quota(services, scope)
     reference = paging.text(request, "image") or services.settings.sandbox.default_image
     image = await images.resolve(services, principal, scope, reference, None)
     limits = services.settings.sandbox

@@ -16,18 +16,20 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
 from starlette.responses import Response
 
-from hutch.api import paging
+from hutch.api import paging, storage_budgets
 from hutch.api.body import read
 from hutch.api.commands import call
 from hutch.api.responses import JsonResponse
-from hutch.api.routing import PlainRoute, documented
+from hutch.api.routing import LIVE, PlainRoute, api_version, documented
 from hutch.api.services import Services, services_of, stopped
-from hutch.control import shapes
+from hutch.control import answers, shapes
 from hutch.control.lifecycle import is_live
-from hutch.control.records import Scope, Snapshot, SnapshotStatus
-from hutch.control.requests import TakeSnapshot
-from hutch.errors import GoneError, HutchError, NotFoundError, PaymentRequiredError
+from hutch.control.permissions import Permission
+from hutch.control.records import Scope, SessionRow, Snapshot, SnapshotStatus
+from hutch.control.requests import DAY_MS, TakeSnapshot
+from hutch.errors import GoneError, HutchError, NotFoundError, NotReadyError, PaymentRequiredError
 from hutch.host.protocol import SessionStatus, SnapshotRecord, SnapshotRef, SnapshotRequest, SnapshotTaken
+from hutch.storage import sandboxes as sandbox_rows
 from hutch.storage import sessions as session_rows
 from hutch.storage import snapshots as rows
 
@@ -38,9 +40,19 @@ log = logging.getLogger(__name__)
 TIDY_EVERY_S = 60.0
 RETRY_S = 2.0
 TREE_LIMIT = 10
+LATER_EXPIRATION_MS = 7 * DAY_MS
+"""Where neither a request nor its sandbox says anything: in versions of the API after those that clients use today."""
+NO_SNAPSHOT = "Cannot resume sandbox: no snapshot available."
+"""What the vendor answers to a resume, whether there never was a snapshot (400) or it is gone (410)."""
 
 
-@router.post("/v2/sandboxes/sessions/{session_id}/snapshot", status_code=201, openapi_extra=documented(TakeSnapshot, status=201))
+@router.post(
+    "/v2/sandboxes/sessions/{session_id}/snapshot",
+    status_code=201,
+    openapi_extra=documented(
+        TakeSnapshot, status=201, answer=answers.SnapshotTaken, errors=(402, *LIVE), needs=Permission.SNAPSHOT_WRITE
+    ),
+)
 async def take_snapshot(request: Request, session_id: str) -> Response:
     """Save the files of a session, which ends with that. With `keepRunning` it goes on, and the snapshot has the files of one
     moment, as after a power cut. With `memory` it has the processes too, which go on where they were."""
@@ -53,14 +65,17 @@ async def take_snapshot(request: Request, session_id: str) -> Response:
         raise NotFoundError("not_found", f"Session '{session_id[:128]}' not found.")
     if not is_live(session.status):
         raise stopped()
-    await check_quota(services, owner.project_id)
+    await check_quota(services, owner.scope)
+    expiration_ms = body.expiration
+    if expiration_ms is None and api_version(request) > 2:
+        expiration_ms = await _later_default(services, owner.scope, session)
     wanted = SnapshotRequest(session_id=session_id, keep_running=body.keepRunning, memory=body.memory)
     taken = await call(services, "session.snapshot", wanted, SnapshotTaken)
-    session = await services.apply(taken.session, expiration_ms=body.expiration) or session
+    session = await services.apply(taken.session, expiration_ms=expiration_ms) or session
     if body.keepRunning:
         async with services.database.write() as connection:
             await session_rows.find(connection, owner.scope, session_id, services.sealer, lock=True)
-            await rows.reported(connection, session, taken.snapshot, services.clock(), expiration_ms=body.expiration)
+            await rows.reported(connection, session, taken.snapshot, services.clock(), expiration_ms=expiration_ms)
     else:
         # What the vendor answers, although it is down already.
         session = replace(session, status=SessionStatus.SNAPSHOTTING, stopped_at=None)
@@ -74,9 +89,24 @@ async def take_snapshot(request: Request, session_id: str) -> Response:
     return JsonResponse(answer, status=201)
 
 
+async def _later_default(services: Services, scope: Scope, session: SessionRow) -> int | None:
+    """How long a snapshot is kept that was asked for by a later version of the API; None: as its sandbox says."""
+    async with services.database.read() as connection:
+        sandbox = await sandbox_rows.find(connection, scope, session.sandbox_name, services.sealer)
+    if sandbox is None or sandbox.id != session.sandbox_id:
+        return LATER_EXPIRATION_MS
+    kept = sandbox.config.keep_last_snapshots or {}
+    says_nothing = sandbox.config.snapshot_expiration_ms is None and "expiration" not in kept
+    return LATER_EXPIRATION_MS if says_nothing else None
+
+
 @router.get(
     "/v2/sandboxes/snapshots",
-    openapi_extra=documented(query={"project": "Id or slug", "name": "Sandbox", "limit": "", "cursor": "", "sortOrder": ""}),
+    openapi_extra=documented(
+        query={"project": "Id or slug", "name": "Sandbox", "limit": "", "cursor": "", "sortOrder": ""},
+        answer=answers.SnapshotPage,
+        needs=Permission.SNAPSHOT_READ,
+    ),
 )
 async def list_snapshots(request: Request) -> Response:
     """Snapshots of a project or of one sandbox, newest first; deleted ones stay listed."""
@@ -105,7 +135,10 @@ async def list_snapshots(request: Request) -> Response:
             "snapshotId": "Where to start",
             "limit": "1 to 10",
             "sortOrder": "desc: what it came from; asc: what came from it",
-        }
+        },
+        answer=answers.SnapshotTree,
+        errors=(404,),
+        needs=Permission.SNAPSHOT_READ,
     ),
 )
 async def snapshot_tree(request: Request) -> Response:
@@ -119,9 +152,12 @@ async def snapshot_tree(request: Request) -> Response:
         anchor = await rows.find(connection, scope, snapshot_id) if snapshot_id is not None else None
         if snapshot_id is not None and anchor is None:
             raise unknown_snapshot(snapshot_id)
-        nodes = [await _node(connection, scope, one) async for one in _line(connection, scope, anchor, order, limit)]
+        line = [one async for one in _line(connection, scope, anchor, order, limit + 1)]
+        nodes = [await _node(connection, scope, one) for one in line[:limit]]
         anchored = {"anchor": await _node(connection, scope, anchor)} if anchor is not None else {}
-    return JsonResponse(shapes.page("snapshots", nodes, None, **anchored))
+    # The next page is asked for with the last one of this as its `snapshotId`.
+    following = line[limit - 1].id if len(line) > limit else None
+    return JsonResponse(shapes.page("snapshots", nodes, following, **anchored))
 
 
 async def _line(
@@ -147,7 +183,9 @@ async def _node(connection: AsyncConnection, scope: Scope, snapshot: Snapshot) -
     return {"snapshot": shapes.snapshot(snapshot), "siblings": siblings, "count": count}
 
 
-@router.get("/v2/sandboxes/snapshots/{snapshot_id}", openapi_extra=documented())
+@router.get(
+    "/v2/sandboxes/snapshots/{snapshot_id}", openapi_extra=documented(answer=answers.SnapshotRead, needs=Permission.SNAPSHOT_READ)
+)
 async def get_snapshot(request: Request, snapshot_id: str) -> Response:
     """One snapshot."""
     services = services_of(request)
@@ -156,7 +194,10 @@ async def get_snapshot(request: Request, snapshot_id: str) -> Response:
         return JsonResponse({"snapshot": shapes.snapshot(await existing(connection, scope, snapshot_id))})
 
 
-@router.delete("/v2/sandboxes/snapshots/{snapshot_id}", openapi_extra=documented())
+@router.delete(
+    "/v2/sandboxes/snapshots/{snapshot_id}",
+    openapi_extra=documented(answer=answers.SnapshotRead, needs=Permission.SNAPSHOT_WRITE),
+)
 async def delete_snapshot(request: Request, snapshot_id: str) -> Response:
     """Delete a snapshot. Sandboxes that would go on from it can't be resumed any more; those that run are not touched."""
     services = services_of(request)
@@ -187,20 +228,34 @@ async def existing(connection: AsyncConnection, scope: Scope, snapshot_id: str) 
     return found
 
 
-async def usable(connection: AsyncConnection, scope: Scope, snapshot_id: str, now: int) -> Snapshot:
-    """A snapshot that a session can begin with. Raises `NotFoundError`, and `GoneError` for one that was deleted or expired."""
+async def usable(connection: AsyncConnection, scope: Scope, snapshot_id: str, now: int, *, to_resume: bool = False) -> Snapshot:
+    """A snapshot that a session can begin with. Raises `NotFoundError`, and `GoneError` for one that was deleted or expired; who
+    wants `to_resume` is told that in the vendor's words."""
     found = await existing(connection, scope, snapshot_id)
     if found.status is not SnapshotStatus.CREATED or (found.expires_at is not None and found.expires_at <= now):
-        raise GoneError("snapshot_not_found", f"Snapshot '{snapshot_id}' was deleted or has expired.")
+        gone = f"Snapshot '{snapshot_id}' was deleted or has expired."
+        raise GoneError("snapshot_not_found", NO_SNAPSHOT if to_resume else gone)
     return found
+
+
+def require_region(snapshot: Snapshot, region: str | None) -> None:
+    """Raises `NotReadyError` for a snapshot that is asked to begin a sandbox in another region (None: in its own)."""
+    if region not in (None, snapshot.region):
+        raise NotReadyError(
+            "snapshot_region_mismatch",
+            f"The snapshot '{snapshot.id}' is in region '{snapshot.region}', and the sandbox would be in '{region}'.",
+        )
 
 
 def unknown_snapshot(snapshot_id: str) -> NotFoundError:
     return NotFoundError("not_found", f"Snapshot '{snapshot_id[:128]}' not found.")
 
 
-async def check_quota(services: Services, project_id: str, more_bytes: int = 0) -> None:
+async def check_quota(services: Services, scope: Scope, more_bytes: int = 0) -> None:
     """Raises `PaymentRequiredError` when a project's snapshots, with `more_bytes`, hold as much as they may."""
+    await storage_budgets.require(services, scope, more_bytes)
+    project_id = scope.project_id
+    assert project_id is not None
     most = services.settings.limits.snapshot_bytes_per_project
     if not most:
         return
@@ -235,6 +290,7 @@ async def keep_tidy(services: Services) -> None:
         try:
             await tidy(services)
             await note_quotas(services)
+            await storage_budgets.note(services)
             if services.settings.blobs.url:
                 # Copies are made when everybody has gone, and no session tells of it.
                 await reconcile(services)

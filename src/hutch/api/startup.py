@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
+import ssl
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from hutch.api import network_bounds, snapshots
+from hutch.api import events, ingress, network_bounds, snapshots, sources, teardown, telemetry, token_uses, webhooks, windows
 from hutch.api.auth import Authenticator, TokenSigner, new_token
 from hutch.api.forwarding import ForwardingSigner
 from hutch.api.host_events import follow_host
+from hutch.api.rates import RequestRates
 from hutch.api.services import Images, Services
+from hutch.api.usage import ReceiptSigner
 from hutch.clock import Clock, now_ms
-from hutch.control.records import Project, Team, TokenRecord, TokenRole
+from hutch.control.permissions import TokenRole
+from hutch.control.records import Project, Team, TokenRecord
 from hutch.egress.policy import Boundaries, operator_policy
+from hutch.errors import HutchError
 from hutch.host.client import HostClient
+from hutch.login.provider import Provider
+from hutch.metering.prices import DEFAULT, PriceTable
+from hutch.metering.prices import load as load_table
 from hutch.settings import Settings
 from hutch.storage import tenants, tokens
 from hutch.storage.database import Database
 from hutch.storage.migrate import Migrations
 from hutch.storage.sealing import KeyFile, Sealer
+from hutch.workers import builds, jobs, scheduler
+from hutch.workers.rates import WorkerRates
+from hutch.workers.warm import WarmRuns
 
 DEFAULT_TEAM = "default"
 DEFAULT_PROJECT = "default"
@@ -35,11 +47,19 @@ class Loaded:
     migrations: Migrations
     operator_policy: str | None = None
     """The network policy that bounds all others, checked."""
+    prices: PriceTable = DEFAULT
+    trust: ssl.SSLContext = field(default_factory=ssl.create_default_context)
+    """The certificates of this machine."""
+    exporter: telemetry.Exporting | None = None
+    """What sends metrics to a collector; None: there is none, and nothing of what sends is imported."""
 
 
 def load(settings: Settings) -> Loaded:
-    """Read the installation. Raises `SettingsError` for a policy that is none."""
-    return Loaded(Migrations(), operator_policy(settings))
+    """Read the installation. Raises `SettingsError` for a policy that is none, `BadRequestError` for such prices."""
+    exporter = None
+    if settings.telemetry.otlp_endpoint is not None:
+        exporter = importlib.import_module("hutch.api.otlp").Exporter(settings.telemetry)
+    return Loaded(Migrations(), operator_policy(settings), load_table(settings.billing.prices), exporter=exporter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +78,9 @@ async def started(settings: Settings, loaded: Loaded, images: Images, clock: Clo
     database = Database(settings.database_url())
     host = HostClient(settings.host_socket)
     tasks: list[asyncio.Task[None]] = []
+    uses: token_uses.TokenUses | None = None
+    warm: WarmRuns | None = None
+    provider: Provider | None = None
     try:
         await database.open(loaded.migrations)
         signer = TokenSigner(settings.control_dir / "token.key")
@@ -66,23 +89,56 @@ async def started(settings: Settings, loaded: Loaded, images: Images, clock: Clo
             database=database,
             sealer=Sealer(KeyFile(settings.control_dir / "secrets.key")),
             host=host,
-            auth=Authenticator(database, signer, clock),
+            auth=Authenticator(database, signer, RequestRates(settings.limits), clock),
             images=images,
             clock=clock,
             boundaries=Boundaries.of(settings),
             operator_policy=loaded.operator_policy,
             issuer=settings.server.public_url or f"http://{settings.server.listen}",
             forwarding=ForwardingSigner(settings.control_dir / "forwarding.key"),
+            links=ingress.LinkSigner(settings.control_dir / "ingress.key"),
+            prices=loaded.prices,
+            trust=loaded.trust,
+            receipts=ReceiptSigner(settings.control_dir / "receipts.key"),
+            provider=Provider(settings.sso, loaded.trust, clock) if settings.sso.enabled else None,
         )
+        services.warm = WarmRuns(services)
+        services.jobs, services.worker_rates = jobs.Jobs(services), WorkerRates(settings.workers)
+        uses, warm, provider = services.auth.uses, services.warm, services.provider
         team, project = await _default_tenant(services)
         services.default_team_id, services.default_project_id = team.id, project.id
-        endless = (follow_host, network_bounds.keep_told, snapshots.keep_tidy)
+        await sources.give_up(services)
+        left = await builds.give_up(services)
+        endless = (
+            follow_host,
+            windows.follow,
+            events.follow,
+            webhooks.keep_sending,
+            network_bounds.keep_told,
+            snapshots.keep_tidy,
+            teardown.keep_removing,
+            ingress.announce,
+            ingress.follow_wakes,
+            jobs.follow,
+            scheduler.keep_syncing,
+        )
         tasks = [asyncio.create_task(work(services)) for work in endless]
+        tasks.append(asyncio.create_task(builds.end_leftovers(services, left)))
+        tasks.append(asyncio.create_task(token_uses.keep_written(services.auth.uses, database)))
+        if loaded.exporter is not None:
+            tasks.append(asyncio.create_task(telemetry.keep_sending(services, loaded.exporter)))
         yield services
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if warm is not None:
+            await warm.close()
+        if uses is not None:
+            with contextlib.suppress(HutchError):
+                await uses.write(database)
+        if provider is not None:
+            await provider.aclose()
         await host.close()
         await database.close()
 
@@ -114,6 +170,8 @@ def _reusable(record: TokenRecord, project_id: str, now: int) -> bool:
         record.name == SERVER_TOKEN_NAME
         and record.role is TokenRole.ADMIN
         and record.project_id == project_id
+        and record.scopes is None
+        and record.member_id is None
         and record.revoked_at is None
         and now < (record.created_at + record.expires_at) // 2
     )

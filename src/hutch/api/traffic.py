@@ -12,15 +12,17 @@ from hutch.api.responses import JsonResponse
 from hutch.api.routing import PlainRoute, documented
 from hutch.api.sandboxes import find, scope_of
 from hutch.api.services import services_of
-from hutch.host.protocol import SessionRef, Tally, Traffic
+from hutch.control import answers
+from hutch.control.permissions import Permission
+from hutch.host.protocol import RULE, SessionRef, Tally, Traffic
 
 router = APIRouter(route_class=PlainRoute, tags=["audit"])
 
-RULE = "rule:"
-"""What the gateway's keys of rules begin with; the others are names and addresses."""
 
-
-@router.get("/hutch/v1/sandboxes/{name}/traffic", openapi_extra=documented(query={"projectId": "Id or slug"}))
+@router.get(
+    "/hutch/v1/sandboxes/{name}/traffic",
+    openapi_extra=documented(query={"projectId": "Id or slug"}, answer=answers.Traffic, needs=Permission.EGRESS_READ),
+)
 async def read_traffic(request: Request, name: str) -> Response:
     """What passed for the current session of a sandbox until now, or until its end; 404 a day after that."""
     services = services_of(request)

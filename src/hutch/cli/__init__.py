@@ -2,7 +2,7 @@
 
     app.py         the commands, put together
     serve.py, token.py, env.py, run.py, create.py, sandboxes.py, execute.py, copy.py, logs.py, image.py, config.py, doctor.py,
-    policy.py, credential.py, audit.py, traffic.py, snapshot.py, drive.py
+    policy.py, credential.py, audit.py, traffic.py, snapshot.py, drive.py, login.py
                    one file per noun: options in, one call of `hutch.client` (or of the server's own modules), lines out
     build.py       the steps of `hutch image build`; context.py: what COPY may take
     options.py     options that several commands share

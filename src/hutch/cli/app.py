@@ -12,6 +12,7 @@ import typer
 from hutch import __version__
 from hutch.cli import (
     audit,
+    audit_log,
     config,
     copy,
     create,
@@ -23,13 +24,19 @@ from hutch.cli import (
     execute,
     fork,
     image,
+    login,
     logs,
+    member,
     policy,
+    project,
     sandboxes,
     serve,
     snapshot,
+    team,
     token,
     traffic,
+    usage,
+    worker,
 )
 from hutch.cli import run as run_program
 
@@ -69,17 +76,28 @@ app.command("cp")(copy.copy)
 app.command()(logs.logs)
 app.command()(audit.audit)
 app.command()(traffic.traffic)
+app.command()(usage.usage)
 app.command()(sandboxes.stop)
 app.command()(sandboxes.rm)
 app.command()(serve.serve)
 app.command()(doctor.doctor)
 app.command()(env.env)
+app.command()(login.login)
+app.command()(login.logout)
+app.command()(login.whoami)
 app.add_typer(policy.app, name="policy")
 app.add_typer(credential.app, name="credential")
 app.add_typer(snapshot.app, name="snapshot")
 app.add_typer(drive.app, name="drive")
+app.add_typer(worker.app, name="worker")
 app.add_typer(token.app, name="token")
+app.add_typer(team.app, name="team")
+app.add_typer(project.app, name="project")
+app.add_typer(member.app, name="member")
+app.add_typer(audit_log.app, name="audit-log")
 app.add_typer(image.app, name="image")
+app.add_typer(usage.receipt_app, name="receipt")
+app.add_typer(usage.budget_app, name="budget")
 app.add_typer(config.app, name="config")
 
 

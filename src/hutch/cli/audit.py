@@ -9,7 +9,7 @@ import typer
 
 from hutch.cli import options, output
 from hutch.cli.connection import with_client
-from hutch.client import Client
+from hutch.client import AsyncClient
 
 
 def audit(
@@ -21,7 +21,7 @@ def audit(
 ) -> None:
     """Write the audit of a sandbox, oldest record first; with --json one record per line."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         async for record in client.audit.all(name, after=after, follow=follow):
             if as_json:
                 print(json.dumps(record), flush=follow)

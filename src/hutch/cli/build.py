@@ -20,9 +20,8 @@ from typing import Any
 
 from hutch.cli import errors, output, stdio
 from hutch.cli.context import Context
-from hutch.cli.copy import chunks_of
-from hutch.client import Client, Created, Finished, Output
-from hutch.client.models import Image
+from hutch.client import AsyncClient, Finished, Output
+from hutch.client.models import Created, Image
 from hutch.control import dockerfile
 from hutch.control.dockerfile import Copy, Dockerfile, Ignored, Instruction, Run, Stage, User, Workdir
 from hutch.errors import BadRequestError, HutchError, NotFoundError
@@ -68,7 +67,7 @@ def read_dockerfile(path: Path) -> Dockerfile:
     return dockerfile.parse(text)
 
 
-async def build(client: Client, wanted: Build) -> Image:
+async def build(client: AsyncClient, wanted: Build) -> Image:
     """The image. Raises `StepFailed` and `HutchError`; nothing is left then."""
     wanted.file.check(wanted.given)
     image = wanted.file.base(wanted.given)
@@ -85,7 +84,7 @@ async def build(client: Client, wanted: Build) -> Image:
         await asyncio.shield(_clean_up(client, name, creating))
 
 
-async def _clean_up(client: Client, name: str, creating: asyncio.Future[Created]) -> None:
+async def _clean_up(client: AsyncClient, name: str, creating: asyncio.Future[Created]) -> None:
     try:
         async with asyncio.timeout(CLEAN_UP_S):
             with contextlib.suppress(HutchError):
@@ -102,7 +101,7 @@ async def _clean_up(client: Client, name: str, creating: asyncio.Future[Created]
 class _Steps:
     """The steps of one build, in its sandbox."""
 
-    def __init__(self, client: Client, created: Created, wanted: Build) -> None:
+    def __init__(self, client: AsyncClient, created: Created, wanted: Build) -> None:
         self._client = client
         self._session_id = created.session.id
         self._cwd = created.session.cwd
@@ -226,7 +225,7 @@ class _Steps:
                 await self._client.files.mkdir(self._session_id, target, recursive=True, sudo=True)
                 made.append(target)
             if made:
-                await self._client.files.write_archive(self._session_id, chunks_of(archive), sudo=True)
+                await self._client.files.write_archive(self._session_id, stdio.chunks_of(archive), sudo=True)
         if owner is not None:
             for start in range(0, len(made), OWNED_AT_ONCE):
                 argv = ["chown", "-h", f"{owner.uid}:{owner.gid}", "--", *made[start : start + OWNED_AT_ONCE]]

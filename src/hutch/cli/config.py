@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import typer
+from pydantic import BaseModel
 
 from hutch.cli import errors, options, output
 from hutch.errors import HutchError
@@ -48,5 +49,5 @@ def show(config_file: options.ConfigFile = None, data_dir: options.DataDir = Non
 def _plain(value: Any) -> Any:
     """A setting as JSON has it."""
     if isinstance(value, tuple):
-        return list(value)
+        return [item.model_dump() if isinstance(item, BaseModel) else item for item in value]
     return value if value is None or isinstance(value, (bool, int, float)) else str(value)

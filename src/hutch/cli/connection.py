@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from hutch.cli import errors
-from hutch.client import Client, find_server
+from hutch.client import AsyncClient, find_server
 from hutch.errors import HutchError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-Work = Callable[[Client], Awaitable[int | None]]
+Work = Callable[[AsyncClient], Awaitable[int | None]]
 
 
 def with_client(work: Work, *, data_dir: Path | None, as_json: bool, runs_program: bool = False) -> int:
     """Run `work` with a client of the server that is meant; the exit code. Errors are reported here."""
     try:
         server = find_server(data_dir)
-        return asyncio.run(_interruptible(lambda: _connected(work, Client(server))))
+        return asyncio.run(_interruptible(lambda: _connected(work, AsyncClient(server))))
     except HutchError as error:
         errors.report(error, as_json=as_json)
         return errors.exit_code(error, runs_program=runs_program)
@@ -34,7 +34,18 @@ def with_client(work: Work, *, data_dir: Path | None, as_json: bool, runs_progra
         return 128 + signal.SIGPIPE
 
 
-async def _connected(work: Work, client: Client) -> int:
+def interruptible(work: Callable[[], Awaitable[int]], *, as_json: bool) -> int:
+    """Run what needs no client; the exit code. Errors are reported here."""
+    try:
+        return asyncio.run(_interruptible(work))
+    except HutchError as error:
+        errors.report(error, as_json=as_json)
+        return errors.exit_code(error, runs_program=False)
+    except BrokenPipeError:
+        return 128 + signal.SIGPIPE
+
+
+async def _connected(work: Work, client: AsyncClient) -> int:
     async with client:
         return await work(client) or 0
 

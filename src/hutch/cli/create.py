@@ -9,7 +9,8 @@ import typer
 
 from hutch.cli import drive, options, output
 from hutch.cli.connection import with_client
-from hutch.client import Client
+from hutch.cli.usage import limits_of
+from hutch.client import AsyncClient
 
 
 def fields(
@@ -46,13 +47,16 @@ def create(
     mount: Annotated[
         list[str] | None, typer.Option("--mount", help="DRIVE:PATH, or DRIVE:PATH:ro for a drive as it is now. Repeatable.")
     ] = None,
+    budget: Annotated[
+        list[str] | None, typer.Option("--budget", help="LIMIT=NUMBER, such as active_cpu_us=60000000. Repeatable.")
+    ] = None,
     persistent: Annotated[bool, typer.Option("--persistent/--ephemeral", help="Whether its files outlive a session.")] = True,
     data_dir: options.DataDir = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Create a sandbox and print its name."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         created = await client.sandboxes.create(
             **fields(image, runtime, vcpus, timeout, env, network_policy),
             name=name,
@@ -60,6 +64,7 @@ def create(
             ports=port or None,
             disk_bytes=disk,
             persistent=persistent,
+            budget=limits_of(budget or []) or None,
             mounts=drive.mounts(mount),
             source={"type": "snapshot", "snapshotId": snapshot} if snapshot is not None else None,
         )

@@ -11,7 +11,7 @@ import typer
 
 from hutch.cli import errors, options, output
 from hutch.cli.connection import with_client
-from hutch.client import Client
+from hutch.client import AsyncClient
 from hutch.errors import BadRequestError, HutchError
 
 app = typer.Typer(no_args_is_help=True, help="Stored credentials of a project, which network policies name.")
@@ -37,7 +37,7 @@ def set_value(
         errors.report(error, as_json=as_json)
         raise typer.Exit(errors.FAILED) from None
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         await client.credentials.put(name, value)
         if as_json:
             output.write_json({"name": name})
@@ -49,7 +49,7 @@ def set_value(
 def ls(data_dir: options.DataDir = None, as_json: options.AsJson = False) -> None:
     """List the project's credentials; their values are never shown."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         found = await client.credentials.list()
         if as_json:
             output.write_json({"credentials": found})
@@ -68,7 +68,7 @@ def rm(
 ) -> None:
     """Delete credentials. Rules that name them are closed from now on."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         for name in names:
             await client.credentials.delete(name)
         if as_json:

@@ -9,7 +9,7 @@ import typer
 
 from hutch.cli import options, output
 from hutch.cli.connection import with_client
-from hutch.client import Client
+from hutch.client import AsyncClient
 from hutch.client.models import Drive
 from hutch.errors import BadRequestError
 
@@ -56,7 +56,7 @@ def create(
 ) -> None:
     """Make a drive and print its name; one that there is stays as it is."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         made = await client.drives.get_or_create(name, max_size_bytes=size_bytes(size), region=region)
         _print(made, as_json)
 
@@ -67,7 +67,7 @@ def create(
 def ls(data_dir: options.DataDir = None, as_json: options.AsJson = False) -> None:
     """List the project's drives, newest first, and which sandbox writes to them."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         found = [drive async for drive in client.drives.all()]
         if as_json:
             output.write_json({"drives": found})
@@ -81,7 +81,7 @@ def ls(data_dir: options.DataDir = None, as_json: options.AsJson = False) -> Non
 def get(name: Name, data_dir: options.DataDir = None, as_json: options.AsJson = False) -> None:
     """Show a drive and how much it holds."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         drive = await client.drives.get(name)
         if as_json:
             output.write_json(drive)
@@ -101,7 +101,7 @@ def fork(
 ) -> None:
     """Make a drive that begins with what another one holds now, and print its name."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         _print(await client.drives.fork(source, name), as_json)
 
     raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
@@ -115,7 +115,7 @@ def rm(
 ) -> None:
     """Delete drives and what they hold. Refused while a sandbox has them."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         for name in names:
             await client.drives.delete(name)
         if as_json:

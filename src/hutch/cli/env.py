@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 from collections.abc import Mapping
-from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hutch.cli import errors, options
+from hutch.cli.env_formats import Format, rendered
 from hutch.client import Server, find_server
 from hutch.errors import HutchError
-from hutch.glue import PYTHON_PATH, REDIRECT_MODULE
-
-
-class Format(StrEnum):
-    SH = "sh"
-    FISH = "fish"
-    JSON = "json"
-    DOTENV = "dotenv"
+from hutch.glue import PYTHON_PATH, REDIRECT_MODULE, write_npm_package
 
 
 def variables(server: Server, environment: Mapping[str, str]) -> dict[str, str]:
@@ -32,6 +24,7 @@ def variables(server: Server, environment: Mapping[str, str]) -> dict[str, str]:
     found = {
         "HUTCH_URL": server.url,
         "HUTCH_TOKEN": server.token,
+        "HUTCH_INGRESS_URL": server.ingress_url,
         # The SDKs take a token of ours for what their platform injects: it carries team and project.
         "VERCEL_OIDC_TOKEN": server.token,
         "VERCEL_TOKEN": server.token,
@@ -50,31 +43,24 @@ def variables(server: Server, environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def rendered(values: Mapping[str, str], form: Format) -> str:
-    """The variables in a form that a shell or program reads back exactly."""
-    if form is Format.JSON:
-        return json.dumps(dict(values), indent=2)
-    if form is Format.FISH:
-        return "\n".join(f"set -gx {name} {_fish(value)};" for name, value in values.items())
-    if form is Format.DOTENV:
-        return "\n".join(f"{name}={json.dumps(value)}" for name, value in values.items())
-    return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in values.items())
-
-
-def _fish(value: str) -> str:
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
-
-
 def env(
     form: Annotated[Format, typer.Option("--format", help="What reads it.")] = Format.SH,
+    npm_package: Annotated[
+        Path | None, typer.Option("--npm-package", metavar="DIR", help="Write the npm package @hutch/redirect there instead.")
+    ] = None,
     data_dir: options.DataDir = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Print variables for the vendor's clients. Use: eval "$(hutch env)"."""
+    if npm_package is not None:
+        try:
+            write_npm_package(npm_package)
+        except OSError as error:
+            raise typer.BadParameter(f"can't write there: {error.strerror}", param_hint="--npm-package") from None
+        return
     try:
-        server = find_server(data_dir)
+        text = rendered(variables(find_server(data_dir), os.environ), Format.JSON if as_json else form)
     except HutchError as error:
         errors.report(error, as_json=as_json)
         raise typer.Exit(errors.FAILED) from None
-    print(rendered(variables(server, os.environ), Format.JSON if as_json else form))
+    print(text)

@@ -10,7 +10,7 @@ import typer
 from hutch.cli import options, output
 from hutch.cli.connection import with_client
 from hutch.cli.program import Program, check, run_program
-from hutch.client import Client
+from hutch.client import AsyncClient
 
 
 def execute(
@@ -31,7 +31,7 @@ def execute(
     # The parser leaves the `--` after NAME where it is.
     words = argv[1:] if argv[0] == "--" else argv
 
-    async def work(client: Client) -> int:
+    async def work(client: AsyncClient) -> int:
         variables = options.pairs(env, "--env", dict(os.environ))
         limit = options.duration_ms(timeout, "--timeout")
         program = Program(words, cwd, variables, sudo, limit, interactive, tty, as_json)

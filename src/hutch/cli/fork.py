@@ -8,7 +8,7 @@ import typer
 
 from hutch.cli import options, output
 from hutch.cli.connection import with_client
-from hutch.client import Client
+from hutch.client import AsyncClient
 
 
 def fork(
@@ -23,7 +23,7 @@ def fork(
 ) -> None:
     """Fork a sandbox, from its current snapshot or with its memory, and print the names of the forks."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         made = await client.sandboxes.fork(name, fork_name, memory=memory, count=count)
         if as_json:
             output.write_json({"forks": made})

@@ -13,7 +13,7 @@ from hutch.cli import errors, options, output
 from hutch.cli.connection import with_client
 from hutch.cli.context import Context
 from hutch.cli.credential import read_secret
-from hutch.client import Client, find_server
+from hutch.client import AsyncClient, find_server
 from hutch.client.models import Image
 from hutch.errors import HutchError
 
@@ -38,7 +38,7 @@ def pull(
 ) -> None:
     """Fetch an image from a registry, so that sandboxes can start from it. A tag keeps its meaning until it is pulled again."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         pulled = await client.images.pull(reference, name=name, shared=shared)
         if as_json:
             output.write_json(pulled)
@@ -65,7 +65,7 @@ def build(
 ) -> None:
     """Build an image from a Dockerfile: its steps run in a sandbox. A step that fails ends the build with its exit code."""
 
-    async def work(client: Client) -> int:
+    async def work(client: AsyncClient) -> int:
         wanted = building.Build(
             context=Context(directory),
             file=building.read_dockerfile(file if file is not None else directory / "Dockerfile"),
@@ -95,7 +95,7 @@ def build(
 def ls(config_file: options.ConfigFile = None, data_dir: options.DataDir = None, as_json: options.AsJson = False) -> None:
     """List images: the project's, where there is a server; without one, those that `make setup` built on this machine."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         _show(await client.images.list(), as_json=as_json)
 
     try:
@@ -155,7 +155,7 @@ def rm(
 ) -> None:
     """Forget names of images. With its last name an image goes, unless a session or a snapshot needs it."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         for name in names:
             await client.images.remove(name, shared=shared)
         if as_json:
@@ -181,7 +181,7 @@ def login(
         errors.report(error, as_json=as_json)
         raise typer.Exit(errors.FAILED) from None
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         await client.images.log_in(registry, username, password)
         if as_json:
             output.write_json({"registry": registry})
@@ -193,7 +193,7 @@ def login(
 def logout(registry: Registry, data_dir: options.DataDir = None, as_json: options.AsJson = False) -> None:
     """Forget a login. Images that it pulled stay."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         await client.images.log_out(registry)
         if as_json:
             output.write_json({"registry": registry})

@@ -9,7 +9,7 @@ import typer
 from hutch.cli import options, output
 from hutch.cli.connection import with_client
 from hutch.cli.program import write_output
-from hutch.client import Client
+from hutch.client import AsyncClient
 from hutch.errors import NotFoundError
 
 
@@ -22,7 +22,7 @@ def logs(
 ) -> None:
     """Write a command's output from its start, and follow it until it ends."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         session_id = (await client.sandboxes.get(name)).session.id
         wanted = command
         if list_them or wanted is None:

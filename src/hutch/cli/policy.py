@@ -11,7 +11,7 @@ import typer
 
 from hutch.cli import errors, options, output
 from hutch.cli.connection import with_client
-from hutch.client import Client
+from hutch.client import AsyncClient
 from hutch.errors import BadRequestError, HutchError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def check(
 def get(name: options.Name, data_dir: options.DataDir = None, as_json: options.AsJson = False) -> None:
     """Write the network policy of a sandbox's current session as JSON; secret values are <redacted>."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         _write((await client.sandboxes.get(name)).session.network_policy or {"mode": "allow-all"}, as_json=as_json)
 
     raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
@@ -112,7 +112,7 @@ def apply(
 ) -> None:
     """Replace the network policy of a running sandbox; done when it is enforced."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         policy = options.policy_to_send(text)
         session = (await client.sandboxes.get(name)).session
         changed = await client.sandboxes.set_network_policy(session.id, policy, generation=generation)
@@ -141,7 +141,7 @@ def learn(
 ) -> None:
     """Write the smallest policy that allows what a sandbox did, from its audit. What it can't say is remarked."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         from hutch.egress.learn import Learner
 
         learner = Learner(include_denied=include_denied)
@@ -168,7 +168,7 @@ def set_policy(
 ) -> None:
     """Bound the policies of a team's or project's sandboxes; done when all that run are held to it."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         _require_place(team, project)
         done = await client.bounds.put(options.policy_to_send(text), team=team, project=project)
         if as_json:
@@ -184,7 +184,7 @@ def set_policy(
 def show(team: Team = None, project: Project = None, data_dir: options.DataDir = None, as_json: options.AsJson = False) -> None:
     """Write what bounds a team's or project's sandboxes as JSON; null where nothing does."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         _require_place(team, project)
         _write(await client.bounds.get(team=team, project=project), as_json=as_json)
 
@@ -195,7 +195,7 @@ def show(team: Team = None, project: Project = None, data_dir: options.DataDir =
 def rm(team: Team = None, project: Project = None, data_dir: options.DataDir = None, as_json: options.AsJson = False) -> None:
     """Remove what bounds a team's or project's sandboxes."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         _require_place(team, project)
         await client.bounds.delete(team=team, project=project)
         if as_json:

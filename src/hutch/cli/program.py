@@ -10,11 +10,9 @@ from dataclasses import dataclass, field
 
 from hutch.cli import output, stdio
 from hutch.cli.terminal import run_in_terminal
-from hutch.client import Client, Finished, Output, Started
-from hutch.client.commands import STDIN_CHUNK_BYTES
+from hutch.client import AsyncClient, AsyncCommand, Finished, Output, Started
+from hutch.client.wire import STDIN_CHUNK_BYTES
 from hutch.errors import BadRequestError, HutchError
-
-STDIN_RETRY_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +37,7 @@ def check(program: Program) -> None:
         raise BadRequestError("not_a_terminal", "--tty needs a terminal as standard input. Use -i alone to pass a pipe on.")
 
 
-async def run_program(client: Client, session_id: str, program: Program) -> int:
+async def run_program(client: AsyncClient, session_id: str, program: Program) -> int:
     """Run to the end; the program's exit code. Cancelling kills the program."""
     if program.tty:
         return await run_in_terminal(client, session_id, program.argv, program.cwd, program.env, program.sudo)
@@ -48,7 +46,7 @@ async def run_program(client: Client, session_id: str, program: Program) -> int:
     return await _streamed(client, session_id, program)
 
 
-async def _streamed(client: Client, session_id: str, program: Program) -> int:
+async def _streamed(client: AsyncClient, session_id: str, program: Program) -> int:
     command_id = ""
     pump: asyncio.Task[None] | None = None
     try:
@@ -57,7 +55,7 @@ async def _streamed(client: Client, session_id: str, program: Program) -> int:
                 if isinstance(event, Started):
                     command_id = event.command.id
                     if program.interactive:
-                        pump = asyncio.create_task(_feed(client, session_id, command_id))
+                        pump = asyncio.create_task(_feed(AsyncCommand(client, event.command)))
                 elif isinstance(event, Output):
                     await write_output(event)
                 else:
@@ -74,7 +72,7 @@ async def _streamed(client: Client, session_id: str, program: Program) -> int:
     raise AssertionError("follow ends with Finished or raises")
 
 
-async def _collected(client: Client, session_id: str, program: Program) -> int:
+async def _collected(client: AsyncClient, session_id: str, program: Program) -> int:
     """As `_streamed`, but the output becomes one JSON document: for scripts."""
     parts: dict[str, list[str]] = {"stdout": [], "stderr": []}
     command_id = ""
@@ -97,7 +95,7 @@ async def _collected(client: Client, session_id: str, program: Program) -> int:
     raise AssertionError("follow ends with Finished or raises")
 
 
-def _events(client: Client, session_id: str, program: Program) -> AsyncGenerator[Started | Output | Finished, None]:
+def _events(client: AsyncClient, session_id: str, program: Program) -> AsyncGenerator[Started | Output | Finished, None]:
     return client.commands.follow(
         session_id,
         program.argv,
@@ -115,31 +113,16 @@ async def write_output(event: Output) -> None:
     await stdio.write_all(stream.fileno(), event.text.encode("utf-8", "surrogatepass"))
 
 
-async def _feed(client: Client, session_id: str, command_id: str) -> None:
+async def _feed(command: AsyncCommand) -> None:
     """Pass standard input on until it ends; then the program sees end of file."""
-    offset = 0
-    async for chunk in stdio.chunks(sys.stdin.fileno(), STDIN_CHUNK_BYTES):
-        rest = chunk
-        while rest:
-            try:
-                accepted = await client.commands.write_stdin(session_id, command_id, rest, offset=offset)
-            except HutchError as error:
-                if error.code == "command_stdin_stalled":
-                    accepted = int(str(error.details.get("bytesWritten", offset)))
-                    await asyncio.sleep(STDIN_RETRY_S)
-                elif error.retryable:
-                    await asyncio.sleep(STDIN_RETRY_S)
-                    continue
-                else:
-                    # The program has ended or closed its input, as `head` does: nobody wants the rest.
-                    return
-            rest = rest[accepted - offset :]
-            offset = accepted
+    # The program may have ended or closed its input, as `head` does: then nobody wants the rest.
     with contextlib.suppress(HutchError):
-        await client.commands.write_stdin(session_id, command_id, b"", offset=offset, close=True)
+        async for chunk in stdio.chunks(sys.stdin.fileno(), STDIN_CHUNK_BYTES):
+            await command.write_stdin(chunk)
+        await command.close_stdin()
 
 
-async def _kill(client: Client, session_id: str, command_id: str) -> None:
+async def _kill(client: AsyncClient, session_id: str, command_id: str) -> None:
     """End the program because we were told to leave. It may be gone already."""
     with contextlib.suppress(HutchError, TimeoutError):
         async with asyncio.timeout(5):

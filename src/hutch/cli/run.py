@@ -11,7 +11,7 @@ import typer
 from hutch.cli import create, options, output
 from hutch.cli.connection import with_client
 from hutch.cli.program import Program, check, run_program
-from hutch.client import Client
+from hutch.client import AsyncClient
 from hutch.errors import HutchError, NotFoundError
 
 CLEAN_UP_S = 30.0
@@ -36,7 +36,7 @@ def run(
     """Run a program in a new sandbox, pass its output and exit code on, and delete the sandbox."""
     program = Program(argv, cwd, {}, sudo, None, interactive, tty, as_json)
 
-    async def work(client: Client) -> int:
+    async def work(client: AsyncClient) -> int:
         check(program)
         wanted = create.fields(image, runtime, vcpus, timeout, env, network_policy)
         # Shielded: a sandbox whose name never arrived here could not be deleted.
@@ -63,7 +63,7 @@ def run(
     raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json, runs_program=True))
 
 
-async def _clean_up(client: Client, name: str) -> None:
+async def _clean_up(client: AsyncClient, name: str) -> None:
     try:
         async with asyncio.timeout(CLEAN_UP_S):
             await _delete(client, name)
@@ -72,6 +72,6 @@ async def _clean_up(client: Client, name: str) -> None:
         output.note(f"the sandbox {name} could not be deleted and ends with its timeout: {error}")
 
 
-async def _delete(client: Client, name: str) -> None:
+async def _delete(client: AsyncClient, name: str) -> None:
     with contextlib.suppress(NotFoundError):
         await client.sandboxes.delete(name)

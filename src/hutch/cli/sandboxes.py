@@ -9,7 +9,7 @@ import typer
 
 from hutch.cli import errors, options, output
 from hutch.cli.connection import with_client
-from hutch.client import Client
+from hutch.client import AsyncClient
 from hutch.errors import HutchError
 
 
@@ -20,7 +20,7 @@ def ls(
 ) -> None:
     """List sandboxes, newest first."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         query = {} if everything else {"status": "running"}
         found = [sandbox async for sandbox in client.sandboxes.all(**query)]
         if as_json:
@@ -44,7 +44,7 @@ def ls(
 def get(name: options.Name, data_dir: options.DataDir = None, as_json: options.AsJson = False) -> None:
     """Show a sandbox and its current session."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         found = await client.sandboxes.get(name)
         if as_json:
             output.write_json(found)
@@ -75,7 +75,7 @@ def get(name: options.Name, data_dir: options.DataDir = None, as_json: options.A
 def stop(names: options.Names, data_dir: options.DataDir = None, as_json: options.AsJson = False) -> None:
     """Stop the sessions of sandboxes; the sandboxes stay."""
 
-    async def one(client: Client, name: str) -> None:
+    async def one(client: AsyncClient, name: str) -> None:
         session = await client.sandboxes.stop((await client.sandboxes.get(name)).session.id)
         if as_json:
             output.write_json(session)
@@ -83,7 +83,7 @@ def stop(names: options.Names, data_dir: options.DataDir = None, as_json: option
             used = f", {session.active_cpu_duration_ms} ms of CPU" if session.active_cpu_duration_ms is not None else ""
             output.write_line(f"{name}: {session.status}{used}")
 
-    async def work(client: Client) -> int:
+    async def work(client: AsyncClient) -> int:
         return await _each(client, names, one, as_json)
 
     raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
@@ -97,7 +97,7 @@ def rm(
 ) -> None:
     """Delete sandboxes, running or not."""
 
-    async def one(client: Client, name: str) -> None:
+    async def one(client: AsyncClient, name: str) -> None:
         try:
             await client.sandboxes.delete(name)
         except HutchError as error:
@@ -106,7 +106,7 @@ def rm(
         if not as_json:
             output.write_line(name)
 
-    async def work(client: Client) -> int:
+    async def work(client: AsyncClient) -> int:
         failed = await _each(client, names, one, as_json)
         if as_json and not failed:
             output.write_json({"deleted": names})
@@ -115,7 +115,7 @@ def rm(
     raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
 
 
-async def _each(client: Client, names: list[str], one: Callable[[Client, str], Awaitable[None]], as_json: bool) -> int:
+async def _each(client: AsyncClient, names: list[str], one: Callable[[AsyncClient, str], Awaitable[None]], as_json: bool) -> int:
     """Do `one` for every name, also after one of them failed; the exit code."""
     code = 0
     for name in names:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from contextlib import aclosing
 from enum import StrEnum
@@ -13,15 +12,14 @@ import typer
 
 from hutch.cli import options, output, stdio
 from hutch.cli.connection import with_client
-from hutch.cli.copy import CHUNK_BYTES, chunks_of, write_file
-from hutch.client import Client
+from hutch.client import AsyncClient
 from hutch.client.models import Snapshot
-from hutch.errors import BadRequestError
 
 app = typer.Typer(no_args_is_help=True, help="Snapshots of sandboxes' files, which other sandboxes can begin with.")
 
 COLUMNS = ("ID", "SANDBOX", "STATUS", "SIZE", "MEMORY", "MADE", "CREATED", "EXPIRES", "STORED")
 DAY_MS = 86_400_000
+CHUNK_BYTES = 256 * 1024
 
 
 class ArchiveFormat(StrEnum):
@@ -45,7 +43,7 @@ def take(
 ) -> None:
     """Make a snapshot of a running sandbox, which stops with that, and print its id."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         found = await client.sandboxes.get(name)
         expiration = days * DAY_MS if days is not None else None
         taken = await client.snapshots.take(found.session.id, expiration_ms=expiration, keep_running=keep_running, memory=memory)
@@ -66,7 +64,7 @@ def ls(
 ) -> None:
     """List the project's snapshots, newest first."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         found = [one async for one in client.snapshots.all(name) if deleted or one.status != "deleted"]
         if as_json:
             output.write_json({"snapshots": found})
@@ -85,7 +83,7 @@ def tree(
 ) -> None:
     """Show what a snapshot came from, nearest first."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         found = await client.snapshots.tree(snapshot_id, descendants=descendants)
         if as_json:
             output.write_json(found)
@@ -103,7 +101,7 @@ def rm(
 ) -> None:
     """Delete snapshots. Sandboxes that began with them are not touched."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         for snapshot_id in ids:
             await client.snapshots.delete(snapshot_id)
         if as_json:
@@ -116,7 +114,7 @@ def rm(
 def verify(snapshot_id: Id, data_dir: options.DataDir = None, as_json: options.AsJson = False) -> None:
     """Read a snapshot's copy in the blob store, and compare it with the files on the machine. 0 when it is whole, else 1."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         found = await client.snapshots.verify(snapshot_id)
         if as_json:
             output.write_json(found)
@@ -137,14 +135,13 @@ def export(
 ) -> None:
     """Write what a snapshot holds over its image as a tar, laid out as the layers of OCI images are."""
 
-    async def work(client: Client) -> None:
-        content = client.snapshots.export(snapshot_id, form)
+    async def work(client: AsyncClient) -> None:
         if file != "-":
-            count = await write_file(Path(file), content)
+            count = await (await client.get_snapshot(snapshot_id)).export_to(file, form.value)
             if as_json:
                 output.write_json({"bytes": count})
             return
-        async with aclosing(content):
+        async with aclosing(client.snapshots.export(snapshot_id, form)) as content:
             async for chunk in content:
                 await stdio.write_all(sys.stdout.fileno(), chunk)
 
@@ -160,16 +157,9 @@ def load(
 ) -> None:
     """Make a snapshot out of a tar, and print its id."""
 
-    async def work(client: Client) -> None:
-        if file == "-":
-            made = await client.snapshots.load(stdio.chunks(sys.stdin.fileno(), CHUNK_BYTES), image)
-        else:
-            try:
-                opened = await asyncio.to_thread(Path(file).open, "rb")
-            except OSError as error:
-                raise BadRequestError("not_readable", f"{file} can't be read: {error.strerror}.") from error
-            with opened as archive:
-                made = await client.snapshots.load(chunks_of(archive), image)
+    async def work(client: AsyncClient) -> None:
+        archive = stdio.chunks(sys.stdin.fileno(), CHUNK_BYTES) if file == "-" else Path(file)
+        made = (await client.import_snapshot(archive, image=image)).record
         if as_json:
             output.write_json(made)
         else:

@@ -10,7 +10,9 @@ import asyncio
 import os
 import select
 from collections.abc import AsyncIterator
+from typing import IO
 
+FILE_CHUNK_BYTES = 256 * 1024
 STEP_BYTES = select.PIPE_BUF
 """What a pipe that polls writable takes without blocking."""
 
@@ -37,6 +39,12 @@ async def chunks(descriptor: int, size: int) -> AsyncIterator[bytes]:
         chunk = os.read(descriptor, size)
         if not chunk:
             return
+        yield chunk
+
+
+async def chunks_of(file: IO[bytes]) -> AsyncIterator[bytes]:
+    """What a local file holds."""
+    while chunk := await asyncio.to_thread(file.read, FILE_CHUNK_BYTES):
         yield chunk
 
 

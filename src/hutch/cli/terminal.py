@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import sys
 import termios
@@ -14,8 +13,7 @@ import tty
 from collections.abc import Iterator, Sequence
 
 from hutch.cli import stdio
-from hutch.client import Client
-from hutch.client.terminal import Size, TerminalSession, open_terminal
+from hutch.client import AsyncClient, AsyncInteractiveSession
 from hutch.errors import HutchError
 
 READ_BYTES = 64 * 1024
@@ -24,16 +22,16 @@ EXTEND_BEFORE_S = 60.0
 
 
 async def run_in_terminal(
-    client: Client, session_id: str, argv: Sequence[str], cwd: str | None, env: dict[str, str], sudo: bool
+    client: AsyncClient, session_id: str, argv: Sequence[str], cwd: str | None, env: dict[str, str], sudo: bool
 ) -> int:
     """Run `argv` with a terminal of this one's size until it ends; its exit code.
 
     The session is extended for as long as somebody sits there.
     """
-    where = await client.sandboxes.terminal(session_id)
+    columns, rows = _size()
     variables = {"TERM": os.environ.get("TERM", "xterm-256color"), **env}
-    program = ["sudo", *argv] if sudo else list(argv)
-    async with open_terminal(where, program, _size(), env=variables, cwd=cwd) as session:
+    running = await client.get_session(session_id)
+    async with running.open_interactive(argv[0], argv[1:], cwd=cwd, env=variables, sudo=sudo, cols=columns, rows=rows) as session:
         with _raw(sys.stdin.fileno()):
             loop = asyncio.get_running_loop()
             resized = asyncio.Event()
@@ -50,12 +48,16 @@ async def run_in_terminal(
                 raise group.exceptions[0] from None
             finally:
                 loop.remove_signal_handler(signal.SIGWINCH)
-    return session.exit_code or 0
+    return session.returncode or 0
 
 
-def _size() -> Size:
-    columns, rows = shutil.get_terminal_size((80, 24))
-    return Size(columns, rows)
+def _size() -> tuple[int, int]:
+    # Not `shutil`'s: it believes COLUMNS and LINES, which stay as they are when the window changes.
+    with contextlib.suppress(OSError):
+        columns, rows = os.get_terminal_size(sys.stdout.fileno())
+        if columns and rows:
+            return columns, rows
+    return 80, 24
 
 
 @contextlib.contextmanager
@@ -70,19 +72,19 @@ def _raw(descriptor: int) -> Iterator[None]:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
-async def _type(session: TerminalSession) -> None:
+async def _type(session: AsyncInteractiveSession) -> None:
     async for typed in stdio.chunks(sys.stdin.fileno(), READ_BYTES):
-        await session.write(typed)
+        await session.send(typed)
 
 
-async def _follow_size(session: TerminalSession, resized: asyncio.Event) -> None:
+async def _follow_size(session: AsyncInteractiveSession, resized: asyncio.Event) -> None:
     while True:
         await resized.wait()
         resized.clear()
-        await session.resize(_size())
+        await session.resize(*_size())
 
 
-async def _keep_alive(client: Client, session_id: str) -> None:
+async def _keep_alive(client: AsyncClient, session_id: str) -> None:
     """Extend the session before it ends, up to what the server allows."""
     while True:
         session = await client.sandboxes.session(session_id)

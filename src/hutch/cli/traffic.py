@@ -8,7 +8,7 @@ import typer
 
 from hutch.cli import options, output
 from hutch.cli.connection import with_client
-from hutch.client import Client
+from hutch.client import AsyncClient
 from hutch.client.models import Tally, Traffic
 
 COLUMNS = ("about", "up", "down", "connections", "requests", "denied", "injected")
@@ -17,7 +17,7 @@ COLUMNS = ("about", "up", "down", "connections", "requests", "denied", "injected
 def traffic(name: options.Name, data_dir: options.DataDir = None, as_json: options.AsJson = False) -> None:
     """Show what passed for the current session of a sandbox, until now or its end, by name and by rule of its policy."""
 
-    async def work(client: Client) -> None:
+    async def work(client: AsyncClient) -> None:
         found = await client.audit.traffic(name)
         if as_json:
             output.write_json(found)

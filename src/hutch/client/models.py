@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import base64
+import contextlib
+from typing import Any, Protocol
 
 import msgspec
 
@@ -31,6 +33,15 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     mounts: dict[str, dict[str, str]] = {}
     total_active_cpu_duration_ms: int | None = None
     total_duration_ms: int | None = None
+    total_egress_bytes: int | None = None
+    total_ingress_bytes: int | None = None
+    region: str = ""
+    status_updated_at: int | None = None
+    snapshot_expiration: int | None = None
+    keep_last_snapshots: Json | None = None
+    budget: dict[str, int] | None = None
+    cgroup: str | None = None
+    """Where its processes are counted: for administrators."""
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -44,6 +55,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     vcpus: int
     requested_at: int
     source_sandbox_name: str = ""
+    source_snapshot_id: str | None = None
+    region: str = ""
     started_at: int | None = None
     stopped_at: int | None = None
     stop_reason: str | None = None
@@ -60,10 +73,18 @@ class Route(msgspec.Struct, frozen=True):
 
 
 class Created(msgspec.Struct, frozen=True, kw_only=True):
-    """A sandbox, its current session and its routes: the answer to create and get."""
+    """A sandbox, its current session and its routes: the answer to create and get. `resumed`: this request began the session."""
 
     sandbox: Sandbox
     session: Session
+    routes: list[Route] = []
+    resumed: bool = False
+
+
+class Updated(msgspec.Struct, frozen=True, kw_only=True):
+    """A sandbox after a change."""
+
+    sandbox: Sandbox
     routes: list[Route] = []
 
 
@@ -191,6 +212,198 @@ class Pagination(msgspec.Struct, frozen=True):
     next: str | None
 
 
+class SessionPage(msgspec.Struct, frozen=True, kw_only=True):
+    """One page of a list; `next` is the cursor of the following one."""
+
+    sessions: list[Session]
+    pagination: Pagination
+
+
+class Named(msgspec.Struct, frozen=True, kw_only=True):
+    """A team or project: id and slug."""
+
+    id: str
+    slug: str
+
+
+class WhoMember(msgspec.Struct, frozen=True, kw_only=True):
+    """The member whose token it is."""
+
+    id: str
+    identity: str
+    name: str = ""
+    email: str = ""
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose token it is, and the server's version."""
+
+    token_id: str
+    role: str
+    version: str
+    team: Named | None = None
+    project: Named | None = None
+    permissions: list[str] = []
+    member: WhoMember | None = None
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """A server that can start sandboxes: `isolation` is what they run in."""
+
+    status: str
+    isolation: str
+    version: str
+
+
+class Quantities(msgspec.Struct, frozen=True, kw_only=True):
+    """What was used. CPU and wall time in microseconds, memory, disk and snapshots in byte-seconds; `startup_cpu_us` and
+    `gateway_cpu_us` cost nothing."""
+
+    active_cpu_us: int
+    startup_cpu_us: int
+    wall_us: int
+    memory_byte_seconds: int
+    memory_peak_bytes: int
+    ingress_bytes: int
+    egress_bytes: int
+    snapshot_byte_seconds: int
+    creations: int
+    gateway_cpu_us: int = 0
+    disk_byte_seconds: int = 0
+    disk_peak_bytes: int = 0
+
+
+class RuleUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """Payload that passed the gateway under one rule; None: without one, `*`: those that are too many."""
+
+    rule: str | None
+    sent_bytes: int
+    received_bytes: int
+    connections: int
+    requests: int
+
+
+class Usage(Quantities, frozen=True, kw_only=True):
+    """What a sandbox used until now, in all when `final`, and what that costs in nano-units of the currency."""
+
+    final: bool
+    amount_nano: int
+    currency: str
+    price_table: str
+    network: list[RuleUsage] = []
+
+
+class ReceiptKey(msgspec.Struct, frozen=True, kw_only=True):
+    key_id: str
+    public_key: str
+
+
+class ReceiptKeys(msgspec.Struct, frozen=True, kw_only=True):
+    keys: list[ReceiptKey]
+
+    def raw(self) -> dict[str, bytes]:
+        """The public keys by id. One that is none is left out: it verifies nothing."""
+        found = {}
+        for key in self.keys:
+            with contextlib.suppress(ValueError):
+                found[key.key_id] = base64.urlsafe_b64decode(key.public_key + "=" * (-len(key.public_key) % 4))
+        return found
+
+
+class UsageGroup(msgspec.Struct, frozen=True, kw_only=True):
+    key: str | None
+    usage: Quantities
+    amount_nano: int
+    sandbox_id: str | None = None
+
+
+class UsageReport(msgspec.Struct, frozen=True, kw_only=True, rename={"start": "from", "end": "to"}):
+    """What a project or team used from `start` to `end` (milliseconds since 1970)."""
+
+    start: int
+    end: int
+    groups: list[UsageGroup]
+    total: Quantities
+    amount_nano: int
+    currency: str
+    price_table: str
+
+
+class Webhook(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a budget's events are sent: scheme, host and port. `secret`, with which they are signed, is only in the answer to the
+    request that set it."""
+
+    origin: str
+    secret: str | None = None
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits of a period, what is spent in the one that lasts now, and what counts now (`concurrency` and so on). `soft` limits
+    stop nothing; they and the percentages `notify_at` make events."""
+
+    period: str
+    limits: dict[str, int]
+    spent: Quantities
+    spent_money_nano: int
+    counts: dict[str, int] = {}
+    notify_at: list[int] = []
+    soft: dict[str, int] = {}
+    webhook: Webhook | None = None
+
+
+class BudgetList(msgspec.Struct, frozen=True, kw_only=True):
+    budgets: list[Budget]
+
+
+class BudgetOf(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose budget: `of` is `team`, `project` or `sandbox`; `span` the day or month in UTC, empty for all time."""
+
+    of: str
+    id: str
+    period: str
+    span: str
+
+
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a webhook is: `none`, `pending`, `delivered` or `given_up`."""
+
+    state: str
+    attempts: int
+    failure: str | None = None
+
+
+class BudgetEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """`percent` of the limit `bound` was reached: `budget.threshold`, `budget.soft_limit` or `budget.exceeded`."""
+
+    seq: int
+    id: str
+    type: str
+    at: int
+    team_id: str
+    budget: BudgetOf
+    limit: str
+    bound: int
+    percent: int
+    used: int
+    session_ids: list[str]
+    delivery: Delivery
+    project_id: str | None = None
+
+
+class EventPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Events, oldest first; `next` is what to ask for events after."""
+
+    events: list[BudgetEvent]
+    next: int
+
+
+class Paged(Protocol):
+    """A page of whatever list."""
+
+    @property
+    def pagination(self) -> Pagination: ...
+
+
 class Token(msgspec.Struct, frozen=True, kw_only=True):
     """A token as it is listed; `token` itself is only in the answer to its creation."""
 
@@ -202,7 +415,91 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
     project_id: str | None = None
     name: str = ""
     revoked: bool = False
+    member_id: str | None = None
+    scopes: list[str] | None = None
+    use_count: int = 0
+    last_used_at: int | None = None
+    last_used_address: str | None = None
     token: str | None = None
+
+
+class BegunLogin(msgspec.Struct, frozen=True, kw_only=True):
+    """A login that waits for somebody at `url`. `code` is what it is ended with, where it was begun without a port."""
+
+    url: str
+    expires_at: int
+    user_code: str = ""
+    code: str = ""
+    interval_s: int = 3
+
+
+class EndedLogin(msgspec.Struct, frozen=True, kw_only=True):
+    """What a login gave; no `token`: nobody has decided yet. `project` is the one to begin with."""
+
+    token: str = ""
+    id: str = ""
+    role: str = ""
+    expires_at: int = 0
+    project_id: str | None = None
+    team: Named | None = None
+    project: Named | None = None
+    identity: str = ""
+    email: str = ""
+    ingress_url: str = ""
+    interval_s: int = 3
+
+    def __repr__(self) -> str:
+        # Never the token.
+        return f"EndedLogin({self.id!r}, {self.identity!r})"
+
+
+class Team(msgspec.Struct, frozen=True, kw_only=True):
+    """A team. Its id stays when it is renamed."""
+
+    id: str
+    slug: str
+    created_at: int
+
+
+class Project(msgspec.Struct, frozen=True, kw_only=True):
+    """A project of a team."""
+
+    id: str
+    team_id: str
+    slug: str
+    created_at: int
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """Who belongs to a team. `identity` is an address, or issuer and subject of a provider. `by_provider`: its claims say
+    what the role is."""
+
+    id: str
+    team_id: str
+    identity: str
+    role: str
+    created_at: int
+    name: str = ""
+    email: str = ""
+    by_provider: bool = False
+    last_login_at: int | None = None
+    disabled: bool = False
+    disabled_at: int | None = None
+
+
+class LogHead(msgspec.Struct, frozen=True, kw_only=True):
+    """The last entry of an audit log; `seq` 0: none."""
+
+    seq: int
+    hash: str
+
+
+class LogPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Entries of a team's audit log as they are kept, and where to read on."""
+
+    entries: list[dict[str, Any]]
+    next: int
+    head: LogHead
 
 
 class Credential(msgspec.Struct, frozen=True, kw_only=True):
@@ -211,6 +508,42 @@ class Credential(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     created_at: int
     updated_at: int
+
+
+class Worker(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A worker. `space_id` is its project; times are ISO 8601."""
+
+    worker_id: str
+    name: str
+    space_id: str
+    created_at: str
+    updated_at: str
+
+
+class WorkerRun(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """One execution of a worker; `ended_at` and `exit_code` None while it goes on."""
+
+    worker_id: str
+    space_id: str
+    run_id: str
+    name: str
+    started_at: str
+    ended_at: str | None = None
+    exit_code: int | None = None
+
+
+class WorkerTool(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A tool of a worker. `name` is what agents call it by; `confirm`: a person agrees to each call over MCP."""
+
+    key: str
+    name: str
+    title: str
+    description: str
+    read_only: bool
+    enabled: bool
+    confirm: bool
+    input_schema: dict[str, Any]
+    output_schema: dict[str, Any] | None = None
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,6 +29,7 @@ _RANK = {
 }
 
 UNKNOWN_TO_HOST = "The host does not know this session any more."
+SOURCE_MISSING = "The server was restarted before the source of the sandbox was there."
 
 
 def is_live(status: SessionStatus) -> bool:
@@ -36,9 +37,9 @@ def is_live(status: SessionStatus) -> bool:
 
 
 def sandbox_status(status: SessionStatus) -> str:
-    """The status of a sandbox whose current session has `status`: `pending`, `running`, `stopping` or `stopped`."""
+    """The status of a sandbox whose current session has `status`: `running` (or about to), `stopping` or `stopped`."""
     if status in (SessionStatus.PENDING, SessionStatus.RUNNING):
-        return str(status)
+        return "running"
     return "stopping" if status in LIVE else "stopped"
 
 
@@ -57,9 +58,10 @@ def merge(session: SessionRow, report: SessionRecord, now: int) -> Merged:
         return Merged(session, changed=False, ended=False)
     ended = not is_live(report.status)
     stopped_at = report.stopped_at if report.stopped_at is not None else (now if ended else None)
+    pending = session.fetching and report.status is SessionStatus.RUNNING
     merged = replace(
         session,
-        status=report.status,
+        status=SessionStatus.PENDING if pending else report.status,
         cwd=report.cwd or session.cwd,
         timeout_ms=max(session.timeout_ms, report.timeout_ms),
         started_at=_first(report.started_at, session.started_at),
@@ -89,6 +91,11 @@ def lost(session: SessionRow, now: int, reason: str = UNKNOWN_TO_HOST) -> Merged
     aborted_at = now if status is SessionStatus.ABORTED else None
     ended = replace(session, status=status, stopped_at=now, aborted_at=aborted_at, stop_reason=reason, updated_at=now)
     return Merged(ended, changed=True, ended=True)
+
+
+def fetched(session: SessionRow, report: SessionRecord, now: int) -> Merged:
+    """`session` once its source is there."""
+    return merge(replace(session, fetching=False), report, now)
 
 
 def duration_ms(session: SessionRow) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Collection
 
 from hutch.errors import BadRequestError
 
@@ -27,6 +28,13 @@ _NOUNS = (
     "prairie quartz rain raven reef ridge river robin sage shore sky sparrow spring star stone stream thunder tiger trail "
     "valley wave willow wind wolf wren"
 ).split()
+
+
+def check_region(field: str, region: str, known: Collection[str]) -> None:
+    """Raises `BadRequestError` for a region that is not among `known`."""
+    if region not in known:
+        names = ", ".join(f'"{name}"' for name in sorted(known))
+        raise BadRequestError("bad_request", f"Invalid request: `{field}` should be equal to one of the allowed values {names}.")
 
 
 def check_name(name: str) -> str:

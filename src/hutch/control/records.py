@@ -6,19 +6,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any
 
+from hutch.control.permissions import TokenRole
 from hutch.host.protocol import SessionStatus
-
-
-class TokenRole(enum.StrEnum):
-    """What a token may do, weakest first.
-
-    MEMBER uses the sandboxes of its project (or of all projects of its team, when it names none); OWNER also manages its
-    team's tokens; ADMIN may act for every team.
-    """
-
-    MEMBER = "member"
-    OWNER = "owner"
-    ADMIN = "admin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +26,49 @@ class Project:
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """Who belongs to a team. `identity` is what is known of them outside: an address, or issuer and subject of a provider.
+    `by_provider`: the claims of their last login say what their role is. `disabled_at`: they have no tokens and get none."""
+
+    id: str
+    team_id: str
+    identity: str
+    name: str
+    role: TokenRole
+    created_at: int
+    email: str = ""
+    by_provider: bool = False
+    last_login_at: int | None = None
+    disabled_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """A login that goes on (`hutch.login`). `port`: a command line waits there; without one it asks again and again, and
+    `user_code` tells a browser which login is meant."""
+
+    id: str
+    created_at: int
+    expires_at: int
+    challenge: str
+    address: str = ""
+    port: int | None = None
+    client_state: str | None = None
+    team: str | None = None
+    project: str | None = None
+    user_code: str | None = None
+    code_hash: str | None = None
+    browser_hash: str | None = None
+    returned_at: int | None = None
+    identity: str | None = None
+    decided_at: int | None = None
+    member_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TokenRecord:
-    """A token that was issued; the token itself is not kept. `project_id` None: all projects of the team."""
+    """A token that was issued; the token itself is not kept. `project_id` None: all projects of the team. `scopes` None: all
+    permissions of its role. What a member's token may do ends where `member_role` does."""
 
     id: str
     team_id: str
@@ -48,6 +78,12 @@ class TokenRecord:
     created_at: int
     expires_at: int
     revoked_at: int | None = None
+    member_id: str | None = None
+    scopes: tuple[str, ...] | None = None
+    last_used_at: int | None = None
+    last_used_address: str | None = None
+    use_count: int = 0
+    member_role: TokenRole | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +175,12 @@ class SandboxConfig:
     disk_bytes: int | None = None
     mounts: dict[str, dict[str, str]] | None = None
     """Path → `{"drive": name, "mode": …}`."""
+    ports_private: bool | None = None
+    """Whether its ports take a token; None: as the project says."""
+    wake_on_request: bool = False
+    """A request to a port resumes it."""
+    budget: dict[str, int] | None = None
+    """What it may use in all, by limit (`hutch.metering.budgets.Limits`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +205,9 @@ class SandboxRecord:
     total_ingress_bytes: int = 0
     total_egress_bytes: int = 0
     network_generation: int = FIRST_GENERATION
+    link_epoch: int = 0
+    worker_id: str | None = None
+    """The worker that it was made for: then it is in no list."""
     number: int = 0
 
 
@@ -265,4 +310,35 @@ class SessionRow:
     isolation: str = ""
     mounts: list[dict[str, str]] | None = None
     """What it had mounted: `{"path", "drive_id", "mode"}` each."""
+    fetching: bool = False
+    """Its source is not there yet: whatever its machine does, it is pending."""
+    worker_id: str | None = None
     number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetEvent:
+    """What the owner of a budget is told. `data` is what the other fields don't say; the last five are how far delivery is."""
+
+    seq: int
+    id: str
+    team_id: str
+    project_id: str | None
+    key: str
+    period: str
+    at: int
+    data: dict[str, Any]
+    due_at: int | None
+    first_sent_at: int | None
+    attempts: int
+    delivered_at: int | None
+    failure: str | None
+
+    @property
+    def delivery(self) -> str:
+        """`none` (it has no webhook), `pending`, `delivered` or `given_up`."""
+        if self.delivered_at is not None:
+            return "delivered"
+        if self.due_at is not None:
+            return "pending"
+        return "given_up" if self.attempts else "none"

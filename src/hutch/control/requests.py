@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from json import JSONDecodeError
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from hutch.control import strict_json
 from hutch.control.mounts import MAX_MOUNT_PATH, canonical_path, mount_problem, overlap
 from hutch.control.names import MAX_DRIVE_NAME_LENGTH, MAX_NAME_LENGTH, NAME_PATTERN, RESERVED_NAMES, is_name
-from hutch.errors import BadRequestError, PayloadTooLargeError
+from hutch.control.permissions import MemberRole, Permission, Role
+from hutch.errors import BadRequestError
+from hutch.login.secrets import CHALLENGE, VERIFIER
+from hutch.metering.budgets import MAX_LIMIT, Limits
 
 DAY_MS = 86_400_000
-TEN_YEARS_MS = 3650 * DAY_MS
+MAX_EXPIRATION_MS = 365_000 * DAY_MS
+"""A thousand years: `expiresAt` stays a date that JavaScript can have."""
 MEMORY_MB_PER_VCPU = 2048
 MAX_FORKS = 100
 MAX_PORTS = 15
@@ -30,7 +36,6 @@ MAX_ARGUMENTS = 32_768
 MAX_ARGUMENT_BYTES = 131_071
 MAX_ENV_ENTRIES = 4096
 """Linux refuses a longer path (PATH_MAX) and a longer argument or environment string (MAX_ARG_STRLEN)."""
-MAX_STDIN_BYTES = 1_000_000
 MAX_CREDENTIAL_BYTES = 8192
 MIN_DISK_BYTES = 16 * 1024 * 1024
 MAX_DISK_BYTES = 64 * 1024**4
@@ -38,6 +43,10 @@ MAX_MOUNTS = 4
 MAX_DRIVE_BYTES = 16 * 1024**4
 MAX_USER_ID = 2**32 - 2
 MAX_IMAGE_FIELD_BYTES = 16 * 1024
+MAX_PERCENTAGES = 10
+MAX_WEBHOOK_LENGTH = 2048
+
+EXPIRATION_RULE = "must be 0 (no expiration) or >= 86400000 ms (1 day)"
 
 B = TypeVar("B", bound="Body")
 
@@ -105,8 +114,10 @@ def _ports(value: list[int]) -> list[int]:
 
 
 def _expiration(value: int) -> int:
-    if value != 0 and not DAY_MS <= value <= TEN_YEARS_MS:
-        raise PydanticCustomError("expiration", "must be 0 (no expiration) or >= 86400000 ms (1 day)")
+    if value != 0 and value < DAY_MS:
+        raise PydanticCustomError("expiration", EXPIRATION_RULE)
+    if value > MAX_EXPIRATION_MS:
+        raise PydanticCustomError("expiration", f"should be <= {MAX_EXPIRATION_MS}")
     return value
 
 
@@ -120,20 +131,53 @@ def _credential(value: str) -> str:
     return value
 
 
-Text = Annotated[str, AfterValidator(_no_nul)]
-Argument = Annotated[str, AfterValidator(_argument)]
-GuestPath = Annotated[str, AfterValidator(_path)]
-Env = Annotated[dict[str, str], AfterValidator(_env)]
-Tags = Annotated[dict[str, str], AfterValidator(_tags)]
+def _schema(**words: Any) -> Any:
+    """What a validator of ours checks, for the OpenAPI document."""
+    return Field(json_schema_extra=words)
+
+
+_NO_NUL = r"^[^\u0000]*$"
+_SHORT = {"type": "string", "maxLength": 256, "pattern": _NO_NUL}
+_ABSOLUTE = r"^(/(?!\.\.(/|$))[^/\u0000]*)+$"
+
+Text = Annotated[str, AfterValidator(_no_nul), _schema(pattern=_NO_NUL)]
+Argument = Annotated[str, AfterValidator(_argument), _schema(pattern=_NO_NUL)]
+GuestPath = Annotated[str, AfterValidator(_path), _schema(pattern=_NO_NUL, minLength=1)]
+AbsolutePath = Annotated[GuestPath, AfterValidator(_absolute), _schema(pattern=_ABSOLUTE, minLength=1)]
+Env = Annotated[
+    dict[str, str],
+    AfterValidator(_env),
+    _schema(
+        maxProperties=MAX_ENV_ENTRIES,
+        propertyNames={"pattern": r"^[^=\u0000]+$"},
+        additionalProperties={"type": "string", "pattern": _NO_NUL},
+    ),
+]
+Tags = Annotated[
+    dict[str, str],
+    AfterValidator(_tags),
+    _schema(maxProperties=MAX_TAGS, propertyNames=_SHORT | {"minLength": 1}, additionalProperties=_SHORT),
+]
 Port = Annotated[int, Field(ge=1024, le=65535)]
-Ports = Annotated[list[Port], Field(max_length=MAX_PORTS), AfterValidator(_ports)]
-Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^[a-zA-Z0-9_-]+\z"), AfterValidator(_name)]
+Ports = Annotated[list[Port], Field(max_length=MAX_PORTS), AfterValidator(_ports), _schema(uniqueItems=True)]
+Name = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_NAME_LENGTH, pattern=r"^[a-zA-Z0-9_-]+\z"),
+    AfterValidator(_name),
+    _schema(**{"not": {"enum": sorted(RESERVED_NAMES)}}),
+]
 DriveName = Annotated[str, Field(min_length=1, max_length=MAX_DRIVE_NAME_LENGTH, pattern=r"^[a-zA-Z0-9_-]+\z")]
 Region = Annotated[str, Field(min_length=1, max_length=32, pattern=r"^[a-z0-9-]+\z")]
+VISIBLE = r"^[^\x00-\x20\x7f-\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+\z"
+"""Neither control characters nor spaces, in words that mean the same to every reader of patterns."""
 POLICY_SCHEMA: dict[str, Any] = {"anyOf": [{"enum": ["allow-all", "deny-all"]}, {"type": "object"}]}
 NetworkPolicy = Annotated[Any, Field(json_schema_extra=POLICY_SCHEMA)]
-Expiration = Annotated[int, AfterValidator(_expiration)]
-CredentialValue = Annotated[str, AfterValidator(_credential)]
+Expiration = Annotated[
+    int, AfterValidator(_expiration), _schema(anyOf=[{"const": 0}, {"minimum": DAY_MS, "maximum": MAX_EXPIRATION_MS}])
+]
+CredentialValue = Annotated[
+    str, AfterValidator(_credential), _schema(pattern=r"^[!-~]([ -~]*[!-~])?$", maxLength=MAX_CREDENTIAL_BYTES)
+]
 Runtime = Literal["node22", "node24", "node26", "python3.13"]
 
 
@@ -152,7 +196,9 @@ class Body(BaseModel):
 
 
 class Resources(Body):
-    vcpus: int = Field(ge=1)
+    """`memory` is 2048 MB per vCPU, whether it is said or not."""
+
+    vcpus: int = Field(ge=1, json_schema_extra={"anyOf": [{"const": 1}, {"multipleOf": 2}]})
     memory: int | None = None
 
     @model_validator(mode="after")
@@ -176,6 +222,14 @@ class KeepLastSnapshots(Body):
 class SandboxSource(Body):
     """Where the file system comes from; which of the other fields are needed depends on `type`. Without `memory` (Hutch's own)
     only the files of a snapshot are used."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"type": {"const": "snapshot"}}},
+            "then": {"required": ["snapshotId"], "properties": {"snapshotId": {"type": "string", "minLength": 1}}},
+            "else": {"required": ["url"], "properties": {"url": {"type": "string", "minLength": 1}}},
+        }
+    )
 
     type: Literal["git", "tarball", "snapshot"]
     url: Text | None = None
@@ -223,13 +277,72 @@ def _mounts(value: dict[str, Mount]) -> dict[str, Mount]:
     return found
 
 
-Mounts = Annotated[dict[str, Mount], AfterValidator(_mounts)]
+Mounts = Annotated[
+    dict[str, Mount],
+    AfterValidator(_mounts),
+    _schema(maxProperties=MAX_MOUNTS, propertyNames={"pattern": _ABSOLUTE, "maxLength": MAX_MOUNT_PATH}),
+]
+
+
+Limit = Annotated[int | None, Field(None, ge=0, le=MAX_LIMIT)]
+
+
+class BudgetLimits(Body):
+    """What may be used in all; what is absent has no limit. `money_nano` is in nano-units of the price table's currency."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    active_cpu_us: Limit
+    memory_byte_seconds: Limit
+    egress_bytes: Limit
+    money_nano: Limit
+
+    def stored(self) -> dict[str, int] | None:
+        """The limits that there are; None without any."""
+        names = [name for name in Limits.__struct_fields__ if name in type(self).model_fields]
+        return {name: limit for name in names if (limit := getattr(self, name)) is not None} or None
+
+
+class TenantLimits(BudgetLimits):
+    """What may be used by all sandboxes of a team or project together."""
+
+    concurrency: Limit
+    creations_per_minute: Limit
+    storage_bytes: Limit
+
+
+def _percentages(value: list[int]) -> list[int]:
+    if len(set(value)) < len(value):
+        raise PydanticCustomError("percentages", "should NOT have duplicate items")
+    return sorted(value)
+
+
+Percentages = Annotated[
+    list[Annotated[int, Field(ge=1, le=100)]],
+    Field(max_length=MAX_PERCENTAGES),
+    AfterValidator(_percentages),
+    _schema(uniqueItems=True),
+]
+
+
+class PutBudget(TenantLimits):
+    """Body of a team's or project's budget: limits of each `period` (default: in all). Without any there is none. `soft` limits
+    stop nothing; they and the percentages `notify_at` are told of in events, which are sent to `webhook` (null: nowhere; absent:
+    where they are sent now)."""
+
+    nullable = frozenset({"webhook"})
+
+    period: Literal["day", "month", "total"] = "total"
+    soft: TenantLimits | None = None
+    notify_at: Percentages = []
+    webhook: str | None = Field(None, min_length=1, max_length=MAX_WEBHOOK_LENGTH)
 
 
 class SandboxFields(Body):
-    """What create, fork and update have in common. `networkPolicy` is read by the policy engine, from `raw_policy`."""
+    """What create, fork and update have in common. `networkPolicy` is read by the policy engine, from `raw_policy`. Hutch's
+    own: `portsPrivate` (null: as the project says), `wakeOnRequest` and `budget` (null: none)."""
 
-    nullable = frozenset({"keepLastSnapshots", "networkId"})
+    nullable = frozenset({"budget", "keepLastSnapshots", "networkId", "portsPrivate"})
 
     ports: Ports | None = None
     timeout: int | None = Field(None, ge=1000)
@@ -244,6 +357,9 @@ class SandboxFields(Body):
     mounts: Mounts | None = None
     region: Region | None = None
     failoverRegions: list[Region] | None = Field(None, max_length=16)
+    portsPrivate: bool | None = None
+    wakeOnRequest: bool | None = None
+    budget: BudgetLimits | None = None
 
 
 class CreateSandbox(SandboxFields):
@@ -300,12 +416,37 @@ class UpdateSandbox(SandboxFields):
     currentSnapshotId: Text | None = None
 
 
+class TriggerSync(Body):
+    """Body of a cycle of a worker's sync that somebody wants now."""
+
+    preview: bool = False
+    wait: bool = False
+    context: Any = None
+
+
+class LinkBody(Body):
+    """Body of a link to a private port."""
+
+    port: int = Field(ge=1, le=65535)
+    ttl_s: int | None = Field(None, ge=1)
+
+
+class ProjectIngress(Body):
+    """What holds for ports of a project's sandboxes that say nothing themselves."""
+
+    private: bool
+
+
 class ExtendTimeout(Body):
     duration: int = Field(ge=1000)
 
 
 class StartCommand(Body):
-    command: Argument = ""
+    """Without a `command` it is one that does not exist, and refused as such: so the vendor's clients know it."""
+
+    model_config = ConfigDict(json_schema_extra={"required": ["command"]})
+
+    command: Argument = Field(default_factory=str, json_schema_extra={"minLength": 1})
     args: list[Argument] = Field(default_factory=list, max_length=MAX_ARGUMENTS)
     cwd: GuestPath | None = None
     env: Env = Field(default_factory=dict)
@@ -321,23 +462,18 @@ class KillCommand(Body):
 
 
 class WriteStdin(Body):
-    data: str | None = None
+    data: str | None = Field(None, json_schema_extra={"contentEncoding": "base64"})
     offset: int | None = Field(None, ge=0, le=2**53)
     close: bool = False
 
     def decoded(self) -> bytes:
-        """The bytes of `data`. Raises `BadRequestError`, or `PayloadTooLargeError` above 1 MB."""
+        """The bytes of `data`. Raises `BadRequestError`."""
         if self.data is None:
             return b""
         try:
-            raw = base64.b64decode(self.data, validate=True)
+            return base64.b64decode(self.data, validate=True)
         except (binascii.Error, ValueError) as error:
             raise BadRequestError("bad_request", "Invalid request: `data` should be base64.") from error
-        if len(raw) > MAX_STDIN_BYTES:
-            raise PayloadTooLargeError(
-                "payload_too_large", f"`data` holds {len(raw)} bytes; at most {MAX_STDIN_BYTES} are taken at once."
-            )
-        return raw
 
 
 class ReadFile(Body):
@@ -399,12 +535,7 @@ class ImageAccount(Body):
     uid: int = Field(ge=0, le=MAX_USER_ID)
     gid: int = Field(ge=0, le=MAX_USER_ID)
     groups: list[Annotated[int, Field(ge=0, le=MAX_USER_ID)]] = Field(default_factory=list, max_length=64)
-    home: GuestPath = "/"
-
-    @field_validator("home")
-    @classmethod
-    def _home(cls, value: str) -> str:
-        return _absolute(value)
+    home: AbsolutePath = "/"
 
 
 class ImageSettings(Body):
@@ -412,16 +543,11 @@ class ImageSettings(Body):
     there."""
 
     env: Env = Field(default_factory=dict)
-    cwd: GuestPath | None = None
+    cwd: AbsolutePath | None = None
     user: ImageAccount | None = None
     labels: Env = Field(default_factory=dict)
     cmd: list[Argument] | None = None
     entrypoint: list[Argument] | None = None
-
-    @field_validator("cwd")
-    @classmethod
-    def _cwd(cls, value: str | None) -> str | None:
-        return _absolute(value) if value is not None else None
 
     @model_validator(mode="after")
     def _bounded(self) -> ImageSettings:
@@ -443,7 +569,7 @@ class BuildImage(Body):
 class LogIn(Body):
     """A login at a registry."""
 
-    username: CredentialValue
+    username: Annotated[CredentialValue, _schema(pattern=r"^[!-9;-~]([ -9;-~]*[!-9;-~])?$")]
     password: CredentialValue
 
     @field_validator("username")
@@ -459,9 +585,59 @@ class CreateToken(Body):
 
     team: Text | None = Field(None, min_length=1, max_length=64)
     project: Text | None = Field(None, min_length=1, max_length=64)
-    role: Literal["member", "owner", "admin"] = "member"
+    role: Role | None = None
     name: Text = Field("", max_length=128)
     ttl_s: int | None = Field(None, ge=60, le=2**40)
+    member: Text | None = Field(None, min_length=1, max_length=64)
+    scopes: list[Annotated[Text, Field(json_schema_extra={"enum": [str(one) for one in Permission]})]] | None = Field(
+        None, max_length=64
+    )
+
+
+class AddMember(Body):
+    """A new member of a team."""
+
+    identity: Text = Field(min_length=1, max_length=320, pattern=VISIBLE)
+    role: MemberRole
+    name: Text = Field("", max_length=128)
+
+
+class ChangeMember(Body):
+    """What changes about a member."""
+
+    role: MemberRole | None = None
+    name: Text | None = Field(None, max_length=128)
+    disabled: bool | None = None
+
+
+class BeginLogin(Body):
+    """A login of a command line: `challenge` is S256 of a verifier that it keeps (PKCE). With `port` it waits there, on the
+    machine of the browser, for what ends the login, which has `state` with it."""
+
+    challenge: str = Field(pattern=CHALLENGE)
+    port: int | None = Field(None, ge=1024, le=65_535, strict=True)
+    state: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]{16,128}$")
+    team: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    project: str | None = Field(None, pattern=r"^[A-Za-z0-9_-]{1,64}$")
+
+    @model_validator(mode="after")
+    def _port_with_state(self) -> Self:
+        if (self.port is None) is not (self.state is None):
+            raise PydanticCustomError("together", "should have `port` and `state` together")
+        return self
+
+
+class EndLogin(Body):
+    """What a login's code becomes a token with."""
+
+    code: str = Field(pattern=CHALLENGE)
+    verifier: str = Field(pattern=VERIFIER)
+
+
+class NameTeam(Body):
+    """The slug of a team or project that is made or renamed."""
+
+    slug: Text = Field(min_length=1, max_length=64)
 
 
 class PtyStart(Body):
@@ -513,11 +689,18 @@ def raw_policy(raw: bytes) -> bytes | None:
 def parse(model: type[B], raw: bytes) -> B:
     """The body `raw` as `model`; an empty body is `{}`. Raises `BadRequestError`."""
     try:
-        return model.model_validate_json(raw or b"{}")
+        return model.model_validate(strict_json.load(raw or b"{}"))
     except ValidationError as error:
-        raise BadRequestError("bad_request", f"Invalid request: {explain(error)}") from error
+        sentence = explain(error)
+        # The vendor says this one without the words before it.
+        whole = sentence if EXPIRATION_RULE in sentence else f"Invalid request: {sentence}"
+        raise BadRequestError("bad_request", whole) from error
     except RecursionError as error:
         raise BadRequestError("bad_request", "Invalid request: the body is nested too deeply.") from error
+    except (JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadRequestError("bad_request", f"Invalid request: the body is not valid JSON: {error}.") from error
+    except ValueError as error:
+        raise BadRequestError("bad_request", f"Invalid request: the body {error}.") from error
 
 
 def explain(error: ValidationError) -> str:
@@ -548,9 +731,10 @@ _BOUNDS = {
 
 def _sentence(problem: ErrorDetails) -> str:
     kind, context = problem["type"], problem.get("ctx", {})
+    if kind in ("too_long", "too_short") and context.get("field_type") == "Value":
+        # A bound of a type that has a check of its own: pydantic does not know any more that it is text.
+        kind = f"string_{kind}"
     where = _where(problem["loc"])
-    if kind == "json_invalid":
-        return f"the body is not valid JSON: {context.get('error', '')}."
     if kind == "missing":
         parent, _, name = where.rpartition(".")
         return f"{f'`{parent}` ' if parent else ''}should have required property '{name}'."

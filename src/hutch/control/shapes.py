@@ -5,16 +5,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from hutch.control.audit_log import Entry
 from hutch.control.lifecycle import duration_ms, is_live, sandbox_status
 from hutch.control.records import (
+    BudgetEvent,
     CredentialRecord,
     Drive,
     DriveHolder,
+    Member,
     NetworkPolicy,
+    Project,
     Route,
     SandboxRecord,
     SessionRow,
     Snapshot,
+    Team,
     TokenRecord,
     generation_of,
 )
@@ -62,6 +67,12 @@ def sandbox(record: SandboxRecord, session: SessionRow | None, *, bounded: bool,
         shape["keepLastSnapshots"] = config.keep_last_snapshots
     if config.mounts:
         shape["mounts"] = config.mounts
+    if config.ports_private is not None:
+        shape["portsPrivate"] = config.ports_private
+    if config.wake_on_request:
+        shape["wakeOnRequest"] = True
+    if config.budget is not None:
+        shape["budget"] = config.budget
     if not created:
         shape["totalEgressBytes"] = record.total_egress_bytes
         shape["totalIngressBytes"] = record.total_ingress_bytes
@@ -182,9 +193,13 @@ def command(record: CommandRecord) -> Json:
     return shape
 
 
-def route(value: Route, ingress_domain: str) -> Json:
-    """A route. `ingress_domain` is where the gateway serves preview URLs, such as `localhost`."""
-    return {"url": f"https://{value.subdomain}.{ingress_domain}", "subdomain": value.subdomain, "port": value.port}
+def route_url(value: Route, netloc: tuple[str, str]) -> str:
+    """Where a port is reached. `netloc` is the scheme, and what follows the subdomain, such as `localhost:7071`."""
+    return f"{netloc[0]}://{value.subdomain}.{netloc[1]}"
+
+
+def route(value: Route, netloc: tuple[str, str]) -> Json:
+    return {"url": route_url(value, netloc), "subdomain": value.subdomain, "port": value.port}
 
 
 def page(key: str, items: list[Json], next_cursor: str | None, **more: object) -> Json:
@@ -200,12 +215,53 @@ def token(record: TokenRecord) -> Json:
         "created_at": record.created_at,
         "expires_at": record.expires_at,
         "revoked": record.revoked_at is not None,
+        "use_count": record.use_count,
     }
+    optional = {
+        "member_id": record.member_id,
+        "scopes": list(record.scopes) if record.scopes is not None else None,
+        "last_used_at": record.last_used_at,
+        "last_used_address": record.last_used_address,
+    }
+    shape |= {name: value for name, value in optional.items() if value is not None}
     if record.project_id is not None:
         shape["project_id"] = record.project_id
     if record.revoked_at is not None:
         shape["revoked_at"] = record.revoked_at
     return shape
+
+
+def named_page(key: str, items: list[Json], after: str | None) -> Json:
+    """A page of what is in the order of its ids."""
+    return {key: items} | ({"next": after} if after is not None else {})
+
+
+def team(record: Team) -> Json:
+    return {"id": record.id, "slug": record.slug, "created_at": record.created_at}
+
+
+def project(record: Project) -> Json:
+    return {"id": record.id, "team_id": record.team_id, "slug": record.slug, "created_at": record.created_at}
+
+
+def member(record: Member) -> Json:
+    shape = {
+        name: getattr(record, name) for name in Member.__slots__ if getattr(record, name) not in (None, "") or name == "name"
+    }
+    return shape | {"role": str(record.role), "by_provider": record.by_provider, "disabled": record.disabled_at is not None}
+
+
+def log_entry(entry: Entry, digest: str) -> Json:
+    return {name: getattr(entry, name) for name in Entry.__slots__} | {"hash": digest}
+
+
+def budget_event(event: BudgetEvent) -> Json:
+    project = {"project_id": event.project_id} if event.project_id is not None else {}
+    delivery: Json = {"state": event.delivery, "attempts": event.attempts}
+    if event.failure is not None:
+        delivery["failure"] = event.failure
+    shape: Json = {"seq": event.seq, "id": event.id, "at": event.at, "team_id": event.team_id, **project, **event.data}
+    return shape | {"delivery": delivery}
 
 
 def credential(record: CredentialRecord) -> Json:

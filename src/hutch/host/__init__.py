@@ -3,7 +3,12 @@
     protocol.py    what the control plane and a host say to each other (values only)
     client.py      the control plane's end
     service.py     the host's end: requests → supervisor
-    supervisor.py  sessions: create, adopt, time out, stop, sweep
+    supervisor.py  sessions: create, adopt, time out, sweep; the place to start
+    sessions.py    what is known of them, written and made known
+    claims.py      how they get their machines
+    ends.py        how they end
+    saving.py      how they are saved while they run, and go on from that
+    background.py  work that nobody waits for
     machine.py     one live session: its channel, commands and logs
     commands.py    one command: output, readers, exit
     logs.py        stored output with a cap

@@ -94,6 +94,13 @@ class AuditStore:
             found += _lines_after(path, after, limit - len(found))
         return [line.decode("utf-8", "replace") for line in found], _number(found[-1]) if found else after
 
+    def forget(self, sandbox_id: str) -> None:
+        """Remove the audit of a sandbox. Blocks."""
+        file = self._file(sandbox_id)
+        for path in (file, _old(file)):
+            path.unlink(missing_ok=True)
+        self._tails.pop(sandbox_id, None)
+
     def tidy(self) -> None:
         """Remove what nothing was added to for long. Blocks."""
         oldest = time.time() - KEEP_S

@@ -18,6 +18,7 @@ CONTROLLERS = ("cpu", "cpuacct", "memory", "pids")
 
 POLL_S = 0.003
 """The kernel has no event for an empty version 1 cgroup."""
+STILL_S, STILL_TIMEOUT_S = 0.001, 0.05
 
 
 class CgroupsMissing(OSError):
@@ -79,6 +80,18 @@ class Cgroups:
             return None
         return None
 
+    def final_cpu_us(self, path: str) -> int | None:
+        """The same of a cgroup that nothing runs in any more. What dies leaves the list of processes a little before its last
+        moments are counted, so this is read until it stands still. Blocks."""
+        before, deadline = self.cpu_us(path), time.monotonic() + STILL_TIMEOUT_S
+        while before is not None and time.monotonic() < deadline:
+            time.sleep(STILL_S)
+            now = self.cpu_us(path)
+            if now == before:
+                break
+            before = now
+        return before
+
     def memory_bytes(self, path: str) -> int | None:
         """Memory that a cgroup holds now, page cache included; None when it is gone."""
         name = "memory.usage_in_bytes" if self.version == 1 else "memory.current"
@@ -86,6 +99,19 @@ class Cgroups:
             return int((self.roots["memory"] / path.lstrip("/") / name).read_text())
         except OSError:
             return None
+
+    def held_bytes(self, path: str) -> int | None:
+        """Memory that a cgroup holds now without what the kernel would give back at once: files that nobody read for a while.
+        None when it is gone."""
+        used = self.memory_bytes(path)
+        if used is None:
+            return None
+        name = "total_inactive_file " if self.version == 1 else "inactive_file "
+        with contextlib.suppress(OSError):
+            for line in (self.roots["memory"] / path.lstrip("/") / "memory.stat").read_text().splitlines():
+                if line.startswith(name):
+                    return max(0, used - int(line.removeprefix(name)))
+        return used
 
     def pids(self, path: str) -> list[int]:
         """Processes in a cgroup. They are the same in every hierarchy."""

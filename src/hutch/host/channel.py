@@ -11,12 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import os
-import socket
 from pathlib import Path
 
 from hutch.wire import Connection, Hello, Role
 from hutch.wire.connection import ConnectionClosed
+from hutch.wire.sockets import bind_unix
 
 HELLO = Hello(version=1, role=Role.HOST, window=1024 * 1024, max_streams=1)
 SOCKET_NAME = "host.sock"
@@ -58,7 +57,7 @@ async def accept_agent(directory: Path, token: str, timeout_s: float) -> Connect
                 return
         connection.close("not the machine's agent")
 
-    server = await loop.create_unix_server(accepted, sock=_listen(directory))
+    server = await loop.create_unix_server(accepted, sock=bind_unix(directory / SOCKET_NAME))
     try:
         async with asyncio.timeout(timeout_s):
             return await found
@@ -73,21 +72,3 @@ async def accept_agent(directory: Path, token: str, timeout_s: float) -> Connect
                 connection.close("another connection is the agent's")
         with contextlib.suppress(FileNotFoundError):
             (directory / SOCKET_NAME).unlink()
-
-
-def _listen(directory: Path) -> socket.socket:
-    """A listening socket named `host.sock` in `directory`, whose path may be longer than a socket address."""
-    with contextlib.suppress(FileNotFoundError):
-        (directory / SOCKET_NAME).unlink()
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        listener.bind(f"/proc/self/fd/{descriptor}/{SOCKET_NAME}")
-        (directory / SOCKET_NAME).chmod(0o600)
-        listener.listen(16)
-    except BaseException:
-        listener.close()
-        raise
-    finally:
-        os.close(descriptor)
-    return listener

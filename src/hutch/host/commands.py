@@ -12,7 +12,7 @@ import contextlib
 import logging
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +25,7 @@ from hutch.host.journal import Journal
 from hutch.host.logs import Output
 from hutch.host.machine import Machine, gone, gone_when_closed
 from hutch.host.protocol import CommandRecord, CommandStart, PtyOpen
+from hutch.metering.quantities import Quantities
 from hutch.wire import Stream
 from hutch.wire.connection import ConnectionClosed, Data, Message
 
@@ -79,6 +80,7 @@ class Command:
         # Nobody has to wait for it.
         self.finished.add_done_callback(lambda future: future.cancelled() or future.exception())
         self.stream: Stream | None = None
+        self.overlapped = record.overlapped
         self.discarding = False
         self.pump: asyncio.Task[None] | None = None
 
@@ -87,9 +89,19 @@ class Command:
         return not self.finished.done()
 
 
+async def _not_metered() -> None:
+    return None
+
+
+def _still_ran(record: CommandRecord, at: int) -> bool:
+    """Whether a command was not over at a time, as far as is known."""
+    return record.duration_ms is None or record.started_at + record.duration_ms >= at
+
+
 class Commands:
     """All commands of one session. `env` gives what every command's environment has beside its own: placeholders of
-    credentials, which may have come with a policy after the session's start."""
+    credentials, which may have come with a policy after the session's start. `used` is what the session used until it is
+    called."""
 
     def __init__(
         self,
@@ -100,8 +112,10 @@ class Commands:
         cwd: str,
         log_bytes: int,
         env: Callable[[], dict[str, str]] = dict,
+        used: Callable[[], Awaitable[Quantities | None]] = _not_metered,
     ) -> None:
         self._env = env
+        self._used = used
         self._session_id = session_id
         self._machine = machine
         self._journal = journal
@@ -109,6 +123,7 @@ class Commands:
         self._cwd = cwd.encode()
         self._log_bytes = log_bytes
         self._commands: dict[str, Command] = {}
+        self._running: set[Command] = set()
         self._hangups: set[asyncio.Task[None]] = set()
 
     def get(self, command_id: str) -> Command:
@@ -134,6 +149,7 @@ class Commands:
         record = CommandRecord(
             command_id=request.command_id, session_id=self._session_id, argv=request.argv, cwd=cwd, started_at=now_ms()
         )
+        before = self._used()
         stream = await self._machine.open(
             "command.start",
             {
@@ -147,10 +163,10 @@ class Commands:
             },
         )
         stream.manual_credit = True
-        journaled = asyncio.ensure_future(self._journal.put_command(record))
+        journaled = asyncio.ensure_future(self._begun(record, before))
         try:
             await self._machine.answer(stream.reply(Started))
-            await journaled
+            record = await journaled
         except BaseException:
             stream.cancel()
             await asyncio.shield(self._abandon(request.command_id, journaled))
@@ -159,7 +175,13 @@ class Commands:
         self._follow(command, stream)
         return command
 
-    async def _abandon(self, command_id: str, journaled: asyncio.Future[None]) -> None:
+    async def _begun(self, record: CommandRecord, before: Awaitable[Quantities | None]) -> CommandRecord:
+        """Write down that a command begins, and what was used before."""
+        record = msgspec.structs.replace(record, before=await before)
+        await self._journal.put_command(record)
+        return record
+
+    async def _abandon(self, command_id: str, journaled: asyncio.Future[CommandRecord]) -> None:
         """A start that failed, or whose caller went away: nobody was told of it, so it must not run on."""
         with contextlib.suppress(OSError):
             await journaled
@@ -206,7 +228,9 @@ class Commands:
                 if record.command_id in in_agent:
                     await self._machine.call("command.forget", {"id": record.command_id})
             elif record.command_id in in_agent:
-                await self._attach(Command(record, output))
+                found = Command(record, output)
+                found.overlapped |= any(_still_ran(other, record.started_at) for other in records if other is not record)
+                await self._attach(found)
             else:
                 await self._journal.delete_command(self._session_id, record.command_id)
 
@@ -263,6 +287,10 @@ class Commands:
 
     def _follow(self, command: Command, stream: Stream) -> None:
         command.stream = stream
+        for other in self._running:
+            other.overlapped = command.overlapped = True
+        self._running.add(command)
+        command.finished.add_done_callback(lambda _: self._running.discard(command))
         self._commands[command.record.command_id] = command
         command.pump = asyncio.get_running_loop().create_task(self._pump(command, stream))
 
@@ -283,8 +311,13 @@ class Commands:
             return
         # What the guest says about time is bounded by the host's own clock.
         longest = max(0, now_ms() - command.record.started_at)
+        before, now = command.record.before, await self._used()
         final = msgspec.structs.replace(
-            command.record, exit_code=ended.exit_code & 0xFF, duration_ms=min(max(0, ended.duration_us // 1000), longest)
+            command.record,
+            exit_code=ended.exit_code & 0xFF,
+            duration_ms=min(max(0, ended.duration_us // 1000), longest),
+            used=now.since(before) if now is not None and before is not None else None,
+            overlapped=command.overlapped,
         )
         try:
             await self._journal.put_command(final)

@@ -21,7 +21,7 @@ import logging
 import os
 import socket
 import subprocess
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from hutch.host.protocol import Tally
 from hutch.settings import Settings
 from hutch.wire import Connection, Hello, Role, connect_unix
 from hutch.wire.connection import ConnectionClosed, Message
+from hutch.wire.sockets import bind_unix
 
 log = logging.getLogger(__name__)
 
@@ -83,26 +84,38 @@ class _List(msgspec.Struct, frozen=True):
 
 
 class Counted(msgspec.Struct, frozen=True):
-    """Totals of one sandbox: payload bytes, tallies by name and by rule, and bytes that count towards limits of rules."""
+    """Totals of one sandbox: payload bytes, tallies by name and by rule and of what had none, bytes that count towards limits of
+    rules, and CPU time of the gateway."""
 
     up_bytes: int = 0
     down_bytes: int = 0
     tallies: dict[str, Tally] = {}
     rules: dict[str, tuple[int, int]] = {}
+    unruled: Tally = Tally()
+    cpu_us: int = 0
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """For a gateway: one that an older host started refuses what it does not know, and has told nothing of it."""
+        told = msgspec.to_builtins(self)
+        unknown = {name for name in ("unruled", "cpu_us") if getattr(self, name) == getattr(Counted(), name)}
+        return {name: value for name, value in told.items() if name not in unknown}
 
 
 class Counters(msgspec.Struct, frozen=True):
-    """What passed for one sandbox, and what is open. A gateway that an older host started tells nothing of `rules`."""
+    """What passed for one sandbox, and what is open. A gateway that an older host started does not tell all of it."""
 
     flows: int
     up_bytes: int
     down_bytes: int
     tallies: dict[str, Tally]
     rules: dict[str, tuple[int, int]] = {}
+    unruled: Tally = Tally()
+    cpu_us: int = 0
 
     @property
     def counted(self) -> Counted:
-        return Counted(self.up_bytes, self.down_bytes, self.tallies, self.rules)
+        return Counted(self.up_bytes, self.down_bytes, self.tallies, self.rules, self.unruled, self.cpu_us)
 
 
 @dataclass(slots=True)
@@ -134,15 +147,6 @@ class _Files:
         self.root = self.directory / "root"
         self.log = self.directory / "log"
 
-    @contextlib.contextmanager
-    def opened(self) -> Iterator[Path]:
-        """The directory by a short path: a socket's address has at most 107 bytes, a data directory's path may have more."""
-        descriptor = os.open(self.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            yield Path(f"/proc/self/fd/{descriptor}")
-        finally:
-            os.close(descriptor)
-
 
 class Gateway:
     """Keeps one gateway running and told."""
@@ -173,6 +177,11 @@ class Gateway:
         self._ready = asyncio.Event()
         self._identity: dict[str, Any] = {"issuer": "", "signing_key_pem": None, "signing_key_id": ""}
         self.restarts = 0
+
+    @property
+    def cpu_us(self) -> int:
+        """What the gateway that runs now has used since it started, in microseconds."""
+        return self._process.cpu_us() if self._process is not None else 0
 
     # -- the process -------------------------------------------------------------------------------
 
@@ -210,7 +219,7 @@ class Gateway:
         if not process.alive():
             return False
         try:
-            self._connection = await self._connect(CALL_TIMEOUT_S)
+            self._connection = await connect_unix(self._files.control, HELLO, timeout_s=CALL_TIMEOUT_S)
         except (OSError, TimeoutError, ConnectionClosed) as error:
             log.warning("the gateway of the predecessor does not answer (%s); another one takes its place", error)
             await asyncio.to_thread(self._kill, process)
@@ -222,13 +231,9 @@ class Gateway:
     async def _spawn(self) -> None:
         await asyncio.to_thread(self._start_process)
         try:
-            self._connection = await self._connect(START_TIMEOUT_S)
+            self._connection = await connect_unix(self._files.control, HELLO, timeout_s=START_TIMEOUT_S)
         except (TimeoutError, ConnectionClosed) as error:
             raise OSError(f"The gateway {self._binary} did not start.") from error
-
-    async def _connect(self, timeout_s: float) -> Connection:
-        with self._files.opened() as directory:
-            return await connect_unix(directory / self._files.control.name, HELLO, timeout_s=timeout_s)
 
     def _start_process(self) -> None:
         with contextlib.ExitStack() as stack:
@@ -241,11 +246,7 @@ class Gateway:
             datagrams.setsockopt(socket.SOL_IP, IP_RECVORIGDSTADDR, 1)
             datagrams.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, DATAGRAM_BUFFER_BYTES)
             datagrams.bind(("127.0.0.1", 0))
-            control = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            self._files.control.unlink(missing_ok=True)
-            with self._files.opened() as directory:
-                control.bind(str(directory / self._files.control.name))
-            self._files.control.chmod(0o600)
+            control = stack.enter_context(bind_unix(self._files.control))
             control.listen(16)
             ours, theirs = socket.socketpair()
             stack.enter_context(ours)
@@ -322,7 +323,7 @@ class Gateway:
             await self._call("sandbox.remove", {"address": address})
         for address, known in list(self._known.items()):
             if address not in there:
-                await self._call("sandbox.add", known.add | {"counted": msgspec.to_builtins(known.counted)})
+                await self._call("sandbox.add", known.add | {"counted": known.counted.message})
             if known.policy is not None:
                 await self._call("sandbox.policy", known.policy)
         await self._call("open", {})

@@ -67,6 +67,9 @@ Reading = contextlib.AbstractAsyncContextManager[Path]
 LetGo = Callable[[str], Awaitable[None]]
 """Sessions and snapshots that need the image with a digest."""
 
+POOL = "the pool"
+"""What machines that are kept ready are called among those that need an image."""
+
 
 class Images:
     """Owner of the pulled images of one instance on this machine. `directory` is theirs alone."""
@@ -407,14 +410,15 @@ class Images:
 
     async def remove(self, request: ImageRemove) -> None:
         """Forget a name, and with its last one the image. Raises `NotFoundError`, and `ConflictError` (`image_in_use`) while the
-        last name is that of an image which a session or a snapshot needs."""
+        last name is that of an image which a session or a snapshot needs. `request.needed` takes the name all the same, unless
+        only the pool needs it, which soon lets go."""
         wanted = _name_of(request.name)
         name = self._names.get((request.project_id, wanted))
         if name is None:
             raise NotFoundError("image_not_found", f"There is no image {request.name[:255]!r} to remove.")
         others = [other for other in self._names.values() if other.digest == name.digest and other is not name]
         users = self._needed_by(name.digest)
-        if users and not others:
+        if users and not others and not (request.needed and users != [POOL]):
             raise ConflictError(
                 "image_in_use",
                 f"{wanted} is needed by {', '.join(users[:10])}{' and others' if len(users) > 10 else ''}.",

@@ -5,8 +5,8 @@ the next one, so a busy host pays one commit for many changes. An awaited write 
 every process of ours.
 
 Only what can't be found again is here: sessions with the machine they run on, snapshots, drives, images of registries, commands,
-what holds for a session's network (sealed), and what passed there. Machines without a session (the pool) are not written down;
-after a restart they are orphans and are removed.
+what holds for a session's network (sealed), what passed there, what sessions used, budgets, and notices of them. Machines without
+a session (the pool) are not written down; after a restart they are orphans and are removed.
 """
 
 from __future__ import annotations
@@ -15,18 +15,23 @@ import asyncio
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from hutch.host.protocol import LIVE, CommandRecord, DriveRecord, SessionRecord, SnapshotRecord
+from hutch.host.protocol import LIVE, CommandRecord, DriveRecord, NumberedWindow, SessionRecord, SnapshotRecord
+from hutch.metering import budgets
+from hutch.metering.budgets import Budget, Span
+from hutch.metering.notices import NumberedNotice
+from hutch.metering.quantities import Quantities
 
 R = TypeVar("R")
-SCHEMA_VERSION = 5
+BUSY_TIMEOUT_S = 30
+SCHEMA_VERSION = 7
 _VERSION = f"pragma user_version={SCHEMA_VERSION};"
-_READABLE = (0, 1, 2, 3, 4, 5)
+_READABLE = (0, 1, 2, 3, 4, 5, 6, 7)
 _SCHEMA = """
 create table if not exists meta (key text primary key, value text not null) without rowid;
 create table if not exists sessions (
@@ -54,6 +59,26 @@ create table if not exists image_names (
     primary key (project_id, name)
 ) without rowid;
 create table if not exists traffic (session_id text primary key, totals blob not null) without rowid;
+create table if not exists meters (session_id text primary key, meter blob not null) without rowid;
+create table if not exists usage_windows (seq integer primary key, record blob not null);
+create table if not exists spending (
+    key text not null,
+    period text not null,
+    quantities blob not null,
+    primary key (key, period)
+) without rowid;
+create table if not exists budgets (
+    key text not null,
+    period text not null,
+    record blob not null,
+    primary key (key, period)
+) without rowid;
+create table if not exists notices (
+    notice_id text primary key,
+    seq integer not null unique,
+    key text not null,
+    record blob not null
+) without rowid;
 """
 
 
@@ -133,7 +158,7 @@ class Journal:
     # -- start and end -----------------------------------------------------------------------------
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=30)
+        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_S)
         connection.execute("pragma journal_mode=wal")
         connection.execute("pragma synchronous=normal")
         return connection
@@ -217,6 +242,40 @@ class Journal:
             return [msgspec.msgpack.decode(record, type=kind) for (record,) in rows]
         finally:
             connection.close()
+
+    def last_window(self) -> int:
+        """The highest number of a usage window."""
+        connection = self._connect()
+        try:
+            kept: int = connection.execute("select coalesce(max(seq), 0) from usage_windows").fetchone()[0]
+            forgotten = connection.execute("select value from meta where key = 'windows'").fetchone()
+            return max(kept, int(forgotten[0]) if forgotten else 0)
+        finally:
+            connection.close()
+
+    def meters(self, kind: type[R]) -> dict[str, R]:
+        """The meter of each session."""
+        connection = self._connect()
+        try:
+            rows = connection.execute("select session_id, meter from meters").fetchall()
+            return {session_id: msgspec.msgpack.decode(meter, type=kind) for session_id, meter in rows}
+        finally:
+            connection.close()
+
+    def spending(self) -> dict[tuple[str, Span], Quantities]:
+        """What each key used in each span, by closed windows."""
+        connection = self._connect()
+        try:
+            rows = connection.execute("select key, period, quantities from spending").fetchall()
+            return {(key, Span.parse(span)): msgspec.msgpack.decode(used, type=Quantities) for key, span, used in rows}
+        finally:
+            connection.close()
+
+    def budgets(self) -> list[Budget]:
+        return self._read_records("budgets", Budget)
+
+    def notices(self) -> list[NumberedNotice]:
+        return self._read_records("notices", NumberedNotice)
 
     def egress(self) -> dict[str, bytes]:
         """What holds for each session's network, sealed."""
@@ -306,6 +365,86 @@ class Journal:
         await self._write(lambda c: found.extend(c.execute(statement, (session_id,)).fetchall()))
         return found[0][0] if found else None
 
+    async def put_window(
+        self, numbered: NumberedWindow, meter: msgspec.Struct, spending: dict[tuple[str, Span], Quantities]
+    ) -> None:
+        """A closed window, the meter after it, and what was spent with it: all or nothing."""
+        session_id = numbered.window.session_id
+        encode = msgspec.msgpack.encode
+        sums = [(key, span.text, encode(used)) for (key, span), used in spending.items()]
+
+        def put(connection: sqlite3.Connection) -> None:
+            connection.execute("insert into usage_windows values (?, ?)", (numbered.seq, encode(numbered)))
+            connection.execute("insert or replace into meters values (?, ?)", (session_id, encode(meter)))
+            connection.executemany("insert or replace into spending values (?, ?, ?)", sums)
+
+        await self._write(put)
+
+    async def windows(self, after: int, limit: int = 1000) -> list[NumberedWindow]:
+        """The next windows with numbers above one, read by the writer: all that were acknowledged are there."""
+        found: list[tuple[bytes]] = []
+        statement = "select record from usage_windows where seq > ? order by seq limit ?"
+        await self._write(lambda c: found.extend(c.execute(statement, (after, limit)).fetchall()))
+        return [msgspec.msgpack.decode(record, type=NumberedWindow) for (record,) in found]
+
+    async def forget_windows(self, seq: int, spending: Collection[tuple[str, Span]], last: int) -> None:
+        """Forget windows up to a number, and what keys spent in these spans; numbers go on above `last`."""
+        places = [(key, span.text) for key, span in spending]
+
+        def forget(connection: sqlite3.Connection) -> None:
+            connection.execute("insert or replace into meta values ('windows', ?)", (str(last),))
+            connection.execute("delete from usage_windows where seq <= ?", (seq,))
+            connection.executemany("delete from spending where key = ? and period = ?", places)
+
+        await self._write(forget)
+
+    async def forget_usage(self, keys: Collection[str], sessions: Collection[str], last: int) -> None:
+        """Forget spending, budgets, notices and windows of the owners with these keys, and meters of these sessions; numbers go
+        on above `last`."""
+
+        def forget(connection: sqlite3.Connection) -> None:
+            connection.execute("insert or replace into meta values ('windows', ?)", (str(last),))
+            kept = connection.execute("select seq, record from usage_windows")
+            windows = [seq for seq, record in kept if not _owners(record).isdisjoint(keys)]
+            connection.executemany("delete from usage_windows where seq = ?", [(seq,) for seq in windows])
+            connection.executemany("delete from meters where session_id = ?", [(session_id,) for session_id in sessions])
+            for table in ("spending", "budgets", "notices"):
+                connection.executemany(f"delete from {table} where key = ?", [(key,) for key in keys])  # noqa: S608 - a name of ours
+
+        await self._write(forget)
+
+    async def put_budget(self, budget: Budget, *, remove: bool = False) -> None:
+        place = (budget.key, budget.period.value)
+        if remove:
+            await self._write(lambda c: _execute(c, "delete from budgets where key = ? and period = ?", place))
+        else:
+            values = (*place, msgspec.msgpack.encode(budget))
+            await self._write(lambda c: _execute(c, "insert or replace into budgets values (?, ?, ?)", values))
+
+    async def put_notices(self, notices: Sequence[NumberedNotice]) -> None:
+        """All or none."""
+        rows = [(told.notice.id, told.seq, told.notice.key, msgspec.msgpack.encode(told)) for told in notices]
+
+        def put(connection: sqlite3.Connection) -> None:
+            connection.executemany("insert or replace into notices values (?, ?, ?, ?)", rows)
+
+        await self._write(put)
+
+    async def read_notices(self, after: int, limit: int = 1000) -> list[NumberedNotice]:
+        """The next notices with numbers above one, read by the writer: all that were acknowledged are there."""
+        found: list[tuple[bytes]] = []
+        statement = "select record from notices where seq > ? order by seq limit ?"
+        await self._write(lambda c: found.extend(c.execute(statement, (after, limit)).fetchall()))
+        return [msgspec.msgpack.decode(record, type=NumberedNotice) for (record,) in found]
+
+    async def delete_notices(self, notice_ids: Collection[str]) -> None:
+        rows = [(notice_id,) for notice_id in notice_ids]
+
+        def delete(connection: sqlite3.Connection) -> None:
+            connection.executemany("delete from notices where notice_id = ?", rows)
+
+        await self._write(delete)
+
     async def put_command(self, record: CommandRecord) -> None:
         values = (record.session_id, record.command_id, msgspec.msgpack.encode(record))
         await self._write(lambda c: _execute(c, "insert or replace into session_commands values (?, ?, ?)", values))
@@ -313,6 +452,13 @@ class Journal:
     async def delete_command(self, session_id: str, command_id: str) -> None:
         values = (session_id, command_id)
         await self._write(lambda c: _execute(c, "delete from session_commands where session_id = ? and command_id = ?", values))
+
+    async def command(self, session_id: str, command_id: str) -> CommandRecord | None:
+        """A command as it was last written, also of a session that is over; read by the writer."""
+        found: list[tuple[bytes]] = []
+        statement = "select record from session_commands where session_id = ? and command_id = ?"
+        await self._write(lambda c: found.extend(c.execute(statement, (session_id, command_id)).fetchall()))
+        return msgspec.msgpack.decode(found[0][0], type=CommandRecord) if found else None
 
     async def put_meta(self, key: str, value: str) -> None:
         await self._write(lambda c: _execute(c, "insert or replace into meta values (?, ?)", (key, value)))
@@ -325,10 +471,15 @@ class Journal:
             connection.execute("delete from session_commands where session_id = ?", (session_id,))
             connection.execute("delete from egress where session_id = ?", (session_id,))
             connection.execute("delete from traffic where session_id = ?", (session_id,))
+            connection.execute("delete from meters where session_id = ?", (session_id,))
             connection.execute("delete from sessions where session_id = ?", (session_id,))
             connection.execute("insert or replace into meta values ('seq', ?)", (last,))
 
         await self._write(delete)
+
+    async def scrub(self) -> None:
+        """Rewrite the file, so that nothing of what was deleted is left in it. Raises `sqlite3.Error`."""
+        await self._write(_rewrite)
 
     async def _write(self, operation: Operation) -> None:
         assert self._loop is not None, "the journal was not started"
@@ -353,9 +504,14 @@ class Journal:
                     item = self._queue.get_nowait()
                 except queue.Empty:
                     break
+            # Rewriting is no part of a transaction.
+            rewriting = [future for operation, future in batch if operation is _rewrite]
+            batch = [(operation, future) for operation, future in batch if operation is not _rewrite]
             if batch:
                 failure = _commit(connection, [operation for operation, _ in batch])
                 loop.call_soon_threadsafe(_acknowledge, [future for _, future in batch], failure)
+            if rewriting:
+                loop.call_soon_threadsafe(_acknowledge, rewriting, _attempt(connection, _rewrite))
         connection.close()
 
 
@@ -372,6 +528,26 @@ def _commit(connection: sqlite3.Connection, operations: list[Operation]) -> Base
     return None
 
 
+def _attempt(connection: sqlite3.Connection, operation: Operation) -> BaseException | None:
+    try:
+        operation(connection)
+    except sqlite3.Error as error:
+        return error
+    return None
+
+
+def _rewrite(connection: sqlite3.Connection) -> None:
+    connection.execute("pragma temp_store=memory")
+    # Everybody's writes wait meanwhile; better to be asked again than to wait for a reader.
+    connection.execute("pragma busy_timeout=1000")
+    try:
+        connection.execute("vacuum")
+        if connection.execute("pragma wal_checkpoint(truncate)").fetchone()[0]:
+            raise sqlite3.OperationalError("somebody reads it")
+    finally:
+        connection.execute(f"pragma busy_timeout={BUSY_TIMEOUT_S * 1000}")
+
+
 def _acknowledge(futures: list[asyncio.Future[None] | None], failure: BaseException | None) -> None:
     for future in futures:
         if future is None or future.done():
@@ -380,6 +556,10 @@ def _acknowledge(futures: list[asyncio.Future[None] | None], failure: BaseExcept
             future.set_result(None)
         else:
             future.set_exception(failure)
+
+
+def _owners(window: bytes) -> set[str]:
+    return set(budgets.keys(msgspec.msgpack.decode(window, type=NumberedWindow).owner))
 
 
 def _execute(connection: sqlite3.Connection, statement: str, values: tuple[Any, ...]) -> None:

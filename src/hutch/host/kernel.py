@@ -121,6 +121,16 @@ class Process:
     def alive(self) -> bool:
         return start_ticks(self.pid) == self.start_ticks
 
+    def cpu_us(self) -> int:
+        """CPU time that all its threads ever used, in microseconds, in steps of the kernel's clock; 0 when it is gone."""
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0
+        if int(fields[19]) != self.start_ticks:
+            return 0
+        return (int(fields[11]) + int(fields[12])) * 1_000_000 // os.sysconf("SC_CLK_TCK")
+
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Signal it; nothing happens when it is gone or its id belongs to another."""
         with contextlib.suppress(ProcessLookupError), open_pidfd(self) as descriptor:
@@ -264,12 +274,23 @@ def btrfs_referenced(subvolume: Path) -> int:
     return int(last[1])
 
 
-def btrfs_has_simple_quotas(root: Path) -> bool:
-    """Whether quotas count a byte only where it was written first."""
+def btrfs_groups(root: Path) -> Path:
+    """Where the kernel shows what each subvolume holds: `0_ID/referenced` and `0_ID/exclusive`, bytes as of the last commit."""
     shown = run(["btrfs", "filesystem", "show", "--mounted", os.fspath(root)])
     uuid = shown.partition("uuid: ")[2].split()[0]
-    mode = Path("/sys/fs/btrfs") / uuid / "qgroups" / "mode"
+    return Path("/sys/fs/btrfs") / uuid / "qgroups"
+
+
+def btrfs_has_simple_quotas(groups: Path) -> bool:
+    """Whether quotas count a byte only where it was written first."""
+    mode = groups / "mode"
     return mode.exists() and mode.read_text().strip() == "squota"
+
+
+def btrfs_identifier(subvolume: Path) -> int:
+    """The number of a subvolume. Raises `OSError`."""
+    with _directory(subvolume) as descriptor:
+        return _identifier(descriptor)
 
 
 def sync_file_system(directory: Path) -> None:

@@ -77,6 +77,15 @@ class Contents:
     attachments: tuple[Attachment, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What a machine used since its claim, and holds now."""
+
+    active_cpu_us: int
+    memory_bytes: int
+    disk_bytes: int
+
+
 @dataclass(slots=True)
 class Usage:
     """Final counters of a machine since its claim."""
@@ -459,7 +468,7 @@ class Machines:
         self._isolation.kill(machine.process)
         # Stubs of the dead sentry still count for a moment; the last reading comes when all are gone.
         self.cgroups.kill_all(machine.cgroup, EMPTY_TIMEOUT_S)
-        cpu = self.cgroups.cpu_us(machine.cgroup)
+        cpu = self.cgroups.final_cpu_us(machine.cgroup)
         return Usage(
             active_cpu_us=max(0, cpu - machine.cpu_zero_us) if cpu is not None else 0,
             oom_kills=self.cgroups.oom_kills(machine.cgroup),
@@ -469,6 +478,24 @@ class Machines:
         """Active CPU of a machine that may be gone, in microseconds; 0 when its counters are."""
         cpu = self.cgroups.cpu_us(self._names.cgroup(entry.machine_id))
         return max(0, cpu - entry.cpu_zero_us) if cpu is not None else 0
+
+    async def counters(self, machines: list[Machine]) -> list[Counters | None]:
+        """What each used and holds now; None where a machine's cgroup is gone."""
+        return await self._blocking(lambda: [self._counters(machine) for machine in machines]) if machines else []
+
+    def counters_now(self, machine: Machine) -> Counters | None:
+        """The same of one machine. Blocks, for less than a way to a thread and back takes."""
+        return self._counters(machine)
+
+    def _counters(self, machine: Machine) -> Counters | None:
+        cpu, memory = self.cgroups.cpu_us(machine.cgroup), self.cgroups.held_bytes(machine.cgroup)
+        if cpu is None or memory is None:
+            return None
+        return Counters(max(0, cpu - machine.cpu_zero_us), memory, self._layers.held(machine.machine_id))
+
+    async def disk_bytes(self, identifier: str) -> int:
+        """What the layer of a machine holds, also of one that is dead; 0 when it is gone."""
+        return await self._blocking(self._layers.held, identifier)
 
     def memory_of(self, machine: Machine) -> int:
         """Bytes of memory that a machine holds, at most. Blocks."""
@@ -508,6 +535,10 @@ class Machines:
         shutil.rmtree(directory, ignore_errors=True)
         self._drives.remove_views(identifier)
         self._layers.remove(identifier)
+
+    async def scrub(self) -> None:
+        """Have the files below layers and drives hold nothing of those that were removed. Raises `OSError`."""
+        await asyncio.to_thread(self._layers.scrub)
 
     def left_behind(self) -> set[str]:
         """Ids of every machine of which something is left. Blocks."""

@@ -13,6 +13,7 @@ import grp
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ from hutch.host.drives import Drives
 from hutch.host.egress import Egress
 from hutch.host.gateway import Gateway
 from hutch.host.images import Images
+from hutch.host.ingress import Ingress
 from hutch.host.journal import Journal
 from hutch.host.machine import Machines
 from hutch.host.memory import MemoryImages
@@ -42,9 +44,11 @@ from hutch.host.service import HELLO, Service
 from hutch.host.snapshots import Snapshots
 from hutch.host.supervisor import Supervisor
 from hutch.host.traffic import TrafficMeter
+from hutch.host.usage import Usage
 from hutch.images import ImageStore
 from hutch.isolation import choose
 from hutch.isolation.protocol import Isolation
+from hutch.metering.prices import load as load_table
 from hutch.settings import Settings, load
 from hutch.storage.sealing import load_or_create_key
 from hutch.wire import serve_unix
@@ -60,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, help="configuration file")
     parser.add_argument("--data-dir", type=Path, help="directory of all state")
     parser.add_argument("--isolation", help="isolation backend")
+    parser.add_argument("--ingress-fd", type=int, help="file descriptor of the ingress's listening socket")
     options = parser.parse_args(argv)
     try:
         settings = load(options.config, flags={"server.data_dir": options.data_dir, "isolation.backend": options.isolation})
@@ -70,32 +75,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if os.geteuid() != 0:
             raise PermissionError("`hutch host` needs root: it makes namespaces, mounts and cgroups.")
-        uvloop.run(serve(settings))
+        listener = None
+        if options.ingress_fd is not None:
+            listener = socket.socket(fileno=options.ingress_fd)
+            listener.set_inheritable(False)
+        uvloop.run(serve(settings, listener))
     except (HutchError, OSError) as error:
         print(f"hutch host: {error.message if isinstance(error, HutchError) else error}", file=sys.stderr)
         return 1
     return 0
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, ingress_listener: socket.socket | None = None) -> None:
     """Run a host until SIGTERM or SIGINT. Raises `HutchError` or `OSError` when it can't start."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with running(settings) as service:
-        socket = settings.host_socket
-        server = await serve_unix(socket, HELLO, service.handle, mode=0o660)
+    # `hutch serve` blocks it for us until now: what a predecessor left running is ended as well.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    async with running(settings, ingress_listener=ingress_listener) as service:
+        path = settings.host_socket
+        server = await serve_unix(path, HELLO, service.handle, mode=0o660)
         with contextlib.suppress(KeyError):
-            os.chown(socket, 0, grp.getgrnam(settings.server.user).gr_gid)
-        log.info("serving %s", socket)
+            os.chown(path, 0, grp.getgrnam(settings.server.user).gr_gid)
+        log.info("serving %s", path)
         await stop.wait()
         log.info("stopping: ending all sandboxes")
         server.close()
-        socket.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings, *, end_all: bool = True) -> AsyncIterator[Service]:
+async def running(
+    settings: Settings, *, end_all: bool = True, ingress_listener: socket.socket | None = None
+) -> AsyncIterator[Service]:
     """A host without its socket: everything taken over and swept on entry, everything ended on exit.
 
     Without `end_all` its sandboxes run on, as after a crash.
@@ -110,14 +123,16 @@ async def running(settings: Settings, *, end_all: bool = True) -> AsyncIterator[
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BlockingIOError(f"Another `hutch host` runs with the data directory {settings.server.data_dir}.") from error
-        async with _opened(settings, directory, end_all=end_all) as service:
+        async with _opened(settings, directory, ingress_listener, end_all=end_all) as service:
             yield service
     finally:
         os.close(lock)
 
 
 @contextlib.asynccontextmanager
-async def _opened(settings: Settings, directory: Path, *, end_all: bool) -> AsyncIterator[Service]:
+async def _opened(
+    settings: Settings, directory: Path, ingress_listener: socket.socket | None, *, end_all: bool
+) -> AsyncIterator[Service]:
     names = Names.of(settings.server.data_dir)
     journal = Journal(directory / "journal.db")
     journal.open()
@@ -159,9 +174,25 @@ async def _opened(settings: Settings, directory: Path, *, end_all: bool) -> Asyn
     )
     snapshots = Snapshots(journal, layers, MemoryImages(directory / "memory"), copies)
     meter = TrafficMeter(gateway, journal)
+    usage = Usage(journal, load_table(settings.billing.prices), settings.billing.window_s * 1000)
+    usage.load()
     drives = Drives(journal, drive_store)
+    ingress = Ingress(settings, directory / "ingress", networks, gateway_path(settings), ingress_listener)
     supervisor = Supervisor(
-        settings, journal, machines, networks, images, isolation.name, gateway, egress, audit, meter, snapshots, drives
+        settings,
+        journal,
+        machines,
+        networks,
+        images,
+        isolation.name,
+        gateway,
+        egress,
+        audit,
+        meter,
+        usage,
+        snapshots,
+        drives,
+        ingress,
     )
     host_id = journal.meta("host_id") or f"host_{uuid4().hex[:20]}"
     service = Service(supervisor, settings, host_id, isolation.name)
@@ -178,6 +209,7 @@ async def _opened(settings: Settings, directory: Path, *, end_all: bool) -> Asyn
             last_first.push_async_callback(asyncio.to_thread, journal.close)
             last_first.push_async_callback(asyncio.to_thread, executor.shutdown)
             last_first.push_async_callback(gateway.close if end_all else gateway.leave)
+            last_first.push_async_callback(ingress.close if end_all else ingress.leave)
             last_first.push_async_callback(supervisor.drain if end_all else supervisor.leave)
 
 

@@ -9,7 +9,8 @@ could fill); everything else is refused at once, so that programs fail fast inst
 everything. Nothing is ever forwarded.
 
 The gateway's own user cannot reach closed addresses either (`close_addresses`), nor begin anything with a sandbox: what its
-policies deny, the kernel denies again.
+policies deny, the kernel denies again. The ingress's user is the opposite: it may begin connections with this instance's
+sandboxes, and with nobody else.
 
 Making a network costs about 30 ms, so a few are kept ready. A used one is not reused: `runsc` takes the addresses of the
 link away, and a fresh one has no history.
@@ -89,6 +90,26 @@ table inet {table} {{
   }}
 }}
 """
+_INGRESS = """
+add chain inet {table} public
+add chain inet {table} to_guests
+add chain inet {table} to_others
+add rule inet {table} public tcp flags & (syn | ack) == syn return
+add rule inet {table} public tcp flags & (ack | rst) == 0x0 return
+add rule inet {table} public fib daddr . iif type local socket transparent 0 socket wildcard 0 meta mark set {mark} accept
+add rule inet {table} to_guests meta l4proto tcp oifname . ip daddr @bound fib saddr type local return
+add rule inet {table} to_guests drop
+add rule inet {table} to_others meta l4proto != tcp drop
+add rule inet {table} to_others tcp flags & (syn | ack) == syn drop
+insert rule inet {table} divert iifname "{links}*" meta nfproto ipv4 meta l4proto tcp jump public
+insert rule inet {table} input iifname "{links}*" meta mark {mark} drop
+insert rule inet {table} input iifname "{links}*" meta mark {mark} meta skuid {user} accept
+insert rule inet {table} output oifname != "{links}*" meta skuid {user} jump to_others
+insert rule inet {table} output oifname "{links}*" meta skuid {user} jump to_guests
+"""
+"""The ingress begins connections with sandboxes, and they may answer: a packet that is no beginning, for a socket that it has at
+the link's own address. The first rules find such a socket; whose it is the kernel knows when the packet is delivered (`skuid`, by
+early demultiplexing). The gateway's sockets are transparent, those of servers that listen everywhere wildcards."""
 _NEIGHBOURS = """
 table arp {table} {{
   set bound {{ type ifname . ipv4_addr . ipv4_addr; }}
@@ -113,6 +134,10 @@ ROUTES = 0x4875_00
 """The routing table that makes packets with the mark this machine's own; the block is added."""
 PREFERENCE = 20_000
 """Of the rule that looks there, before the main table is asked; the block is added."""
+INGRESS_MARK = 0x4876_0000
+"""Of packets that answer the ingress; the block is added."""
+INGRESS_USER = 0x4876_0000
+"""The ingress's user and group id; the block is added."""
 GATEWAY_USER = 0x4875_0000
 """The gateway's user and group id: nothing else runs as it, and no user database has it. The block is added."""
 
@@ -173,7 +198,10 @@ class Networks:
         kernel.share_mounts(NAMESPACE_DIR)
         self._route()
         existing = self._existing()
-        if not existing & keep or not self._has_table():
+        ingress = _INGRESS.format(
+            table=self._names.table, links=self._names.link_prefix, mark=hex(INGRESS_MARK + self.block), user=self.ingress_user
+        )
+        if not existing & keep or not self._has("table", self._names.table):
             # With running sandboxes the table stays as it is: replacing it would open a gap.
             rules = _RULES.format(
                 table=self._names.table,
@@ -182,7 +210,10 @@ class Networks:
                 user=self.gateway_user,
                 before_reassembly=BEFORE_REASSEMBLY,
             )
-            kernel.run(["nft", "-f", "-"], stdin=rules)
+            kernel.run(["nft", "-f", "-"], stdin=rules + ingress)
+        elif not self._has("chain", self._names.table, "public"):
+            # A former release made it.
+            kernel.run(["nft", "-f", "-"], stdin=ingress)
         kernel.run(["nft", "-f", "-"], stdin=_NEIGHBOURS.format(table=self._names.table, links=self._names.link_prefix))
         for number in sorted(existing - keep):
             self._remove(self.network(number))
@@ -216,6 +247,11 @@ class Networks:
     def gateway_user(self) -> int:
         """Whom the instance's gateway runs as."""
         return GATEWAY_USER + self.block
+
+    @property
+    def ingress_user(self) -> int:
+        """Whom the instance's ingress runs as."""
+        return INGRESS_USER + self.block
 
     def hand_to(self, tcp: int, udp: int) -> None:
         """Hand guests' packets to sockets on these ports of the loopback interface, in one step. Blocks."""
@@ -266,7 +302,8 @@ class Networks:
         BLOCKS_DIR.mkdir(parents=True, exist_ok=True, mode=0o700)
         start = int(self._names.tag, 16) % BLOCKS
         order = [preferred] if preferred is not None else [(start + offset) % BLOCKS for offset in range(BLOCKS)]
-        for block in order:
+        # A dead instance that comes back wants its block again: others take one that nobody has while there is any.
+        for block, of_the_dead in [(block, of_the_dead) for of_the_dead in (False, True) for block in order]:
             descriptor = os.open(BLOCKS_DIR / str(block), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -274,7 +311,7 @@ class Networks:
                 os.close(descriptor)
                 continue
             owner = os.pread(descriptor, 64, 0).decode("ascii", "replace").strip()
-            if owner not in ("", self._names.tag) and self._alive(owner):
+            if owner not in ("", self._names.tag) and (not of_the_dead or self._alive(owner)):
                 os.close(descriptor)
                 continue
             # Never empty in between: an empty one says that whoever had the block has let go of everything.
@@ -291,9 +328,10 @@ class Networks:
             entry.name.startswith(Names(tag).namespace_prefix) for entry in NAMESPACE_DIR.iterdir()
         )
 
-    def _has_table(self) -> bool:
+    @staticmethod
+    def _has(kind: str, *name: str) -> bool:
         try:
-            kernel.run(["nft", "list", "table", "inet", self._names.table])
+            kernel.run(["nft", "list", kind, "inet", *name])
         except kernel.CommandFailed:
             return False
         return True

@@ -38,12 +38,23 @@ Methods over `hutch.wire` (client = control plane):
     credentials.change  CredentialChange        → {} (answers when every live session that names it has the new value)
     audit.read       AuditRead                  → AuditPage
     session.traffic  SessionRef                 → Traffic (of a session that runs or ended within a day)
+    usage.read       SessionRef                 → SessionUsage (likewise)
+    usage.command    CommandRef                 → CommandUsage (likewise)
+    usage.windows    {"after": seq}             → {}, then EVENT NumberedWindow …, for ever
+    usage.delivered  {"seq": seq}               → {} (all windows up to this one are written down)
+    budget.set       Budget                     → {} (answers when it holds)
+    budget.keep      Budgets                    → {} (of all budgets that were set, these hold)
+    budget.read      {"key": key}               → BudgetStates
+    budget.notices   {"after": seq}             → {}, then EVENT NumberedNotice …, for ever
+    ingress.state    {}                         → IngressState
+    session.forget   Forget                     → {} (409 `session_live` for one that is not over)
+    host.scrub       {}                         → {} (answers when the host's files hold nothing of what was forgotten)
 
 `session.create` and `session.network` may be larger than a frame (`Connection.call_large`), up to `MAX_LARGE_BYTES`.
 
 Errors: 404 `session_not_found`, `command_not_found`, `image_not_found`, `not_found` (a drive); 409 `image_in_use`,
 `drive_attached`, `drive_not_initialized`; 410 `snapshot_not_found`, `sandbox_stopped`; those of the agent protocol;
-503 `host_full`.
+503 `host_full`; 402 `budget_exceeded` (session.create).
 """
 
 from __future__ import annotations
@@ -51,6 +62,10 @@ from __future__ import annotations
 import enum
 
 import msgspec
+
+from hutch.metering.budgets import Budget, Limits, UsageOwner
+from hutch.metering.quantities import Quantities
+from hutch.metering.windows import UsageWindow
 
 MAX_LARGE_BYTES = 16 * 1024 * 1024
 """Four policies of at most 1 MiB each, the values of the credentials that they name, and a sandbox's environment."""
@@ -122,6 +137,15 @@ class DriveRef(msgspec.Struct, frozen=True):
     drive_id: str
 
 
+class Forget(msgspec.Struct, frozen=True):
+    """Sessions that are over, and sandboxes whose audit and usage nobody will read. `owners`: keys of budgets
+    (`hutch.metering.budgets`) of teams and projects whose usage nobody will read either."""
+
+    session_ids: list[str]
+    sandbox_ids: list[str]
+    owners: list[str] = []
+
+
 class DriveUsage(msgspec.Struct, frozen=True):
     used_bytes: int
 
@@ -148,6 +172,8 @@ class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     with_memory: bool = True
     """Whether it goes on from the memory of the snapshot, if that has any."""
     mounts: list[DriveMount] = []
+    budget: Limits | None = None
+    """What its sandbox may use in all."""
 
 
 class SnapshotMethod(enum.StrEnum):
@@ -218,6 +244,8 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What it left: set with the last state, and before, while it is being made (`snapshotting`), without a size."""
     mounts: list[DriveMount] = []
     """The drives that it has while it lives."""
+    sandbox_id: str = ""
+    team_id: str = ""
 
 
 class PersistRequest(msgspec.Struct, frozen=True):
@@ -336,8 +364,11 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImageRemove(msgspec.Struct, frozen=True, kw_only=True):
+    """`needed`: the name goes also while sessions or snapshots need the image, which then stays until none does."""
+
     name: str
     project_id: str = ""
+    needed: bool = False
 
 
 class SessionEvent(msgspec.Struct, frozen=True):
@@ -420,10 +451,36 @@ class Tally(msgspec.Struct, frozen=True, kw_only=True):
     down_bytes: int = 0
 
 
+RULE = "rule:"
+"""What keys of rules begin with; the others are names and addresses."""
+WITHOUT_RULE, OTHER_RULES = "", "*"
+
+
+class RuleTraffic(msgspec.Struct, frozen=True, kw_only=True):
+    """What passed under one rule: bytes of payload that the sandbox sent and received."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    connections: int = 0
+    requests: int = 0
+
+    @classmethod
+    def of(cls, tally: Tally) -> RuleTraffic:
+        return cls(
+            sent_bytes=tally.up_bytes,
+            received_bytes=tally.down_bytes,
+            connections=tally.connections,
+            requests=tally.requests,
+        )
+
+    def __add__(self, other: RuleTraffic) -> RuleTraffic:
+        return RuleTraffic(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
+
+
 class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     """What passed for a session. The gateway counts payload and open flows, the kernel what was on the session's interface:
     `egress_bytes` from the guest. `tallies` are by name or address and by `rule:ID`, those with the most bytes; `*` and `rule:*`
-    have the sum of the others.
+    have the sum of the others, and `unruled` is what passed without a rule: what nobody looked into, or what none is about.
     """
 
     up_bytes: int
@@ -432,6 +489,15 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     egress_bytes: int
     ingress_bytes: int
     tallies: dict[str, Tally]
+    unruled: Tally = Tally()
+    gateway_cpu_us: int = 0
+
+    @property
+    def network(self) -> dict[str, RuleTraffic]:
+        """What passed by rule, as `SessionUsage` has it."""
+        tallies = {key.removeprefix(RULE): tally for key, tally in self.tallies.items() if key.startswith(RULE)}
+        found = {key: RuleTraffic.of(tally) for key, tally in ({WITHOUT_RULE: self.unruled} | tallies).items()}
+        return {key: traffic for key, traffic in found.items() if traffic != RuleTraffic()}
 
 
 class CommandStart(msgspec.Struct, frozen=True, kw_only=True):
@@ -449,7 +515,11 @@ class CommandStart(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CommandRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A command. `exit_code` None while it runs."""
+    """A command. `exit_code` None while it runs.
+
+    `before` is what its session had used when it began, `used` what the session used until it was over; None where nobody read
+    it. When it is `overlapped`, other commands ran meanwhile, and their use is in it too.
+    """
 
     command_id: str
     session_id: str
@@ -458,6 +528,9 @@ class CommandRecord(msgspec.Struct, frozen=True, kw_only=True):
     started_at: int
     exit_code: int | None = None
     duration_ms: int | None = None
+    before: Quantities | None = None
+    used: Quantities | None = None
+    overlapped: bool = False
 
 
 class CommandRef(msgspec.Struct, frozen=True):
@@ -519,7 +592,8 @@ class ArchiveWrite(msgspec.Struct, frozen=True):
 
 
 class HostInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """`ready` is true once a create would succeed."""
+    """`ready` is true once a create would succeed. `platform_cpu_us` is CPU time of the platform's processes here, by component,
+    since each started."""
 
     host_id: str
     ready: bool
@@ -529,3 +603,105 @@ class HostInfo(msgspec.Struct, frozen=True, kw_only=True):
     pooled: int
     max_timeout_ms: int
     reason: str = ""
+    platform_cpu_us: dict[str, int] = {}
+
+
+class IngressRoutes(msgspec.Struct, frozen=True, kw_only=True):
+    """All names of a sandbox: subdomain and port each. None: it is deleted, or exposes nothing. `private` ports take a token of
+    this `epoch`; with `wake` a request resumes it."""
+
+    sandbox_id: str
+    routes: list[tuple[str, int]] = []
+    private: bool = False
+    wake: bool = False
+    epoch: int = 0
+
+
+class IngressUpdate(msgspec.Struct, frozen=True, kw_only=True):
+    """Names of these sandboxes; `complete`: there are no others."""
+
+    sandboxes: list[IngressRoutes]
+    complete: bool = False
+
+
+class IngressKey(msgspec.Struct, frozen=True):
+    """What tokens for private ports are verified with, in hexadecimal digits."""
+
+    key: str
+
+
+class IngressState(msgspec.Struct, frozen=True, kw_only=True):
+    """Connections of clients and names, as of now, and whether all names are known. Since the process started: answers of
+    programs by class of status (and `other`, `reset`), requests refused by code, connections closed unread (`all`, `client`:
+    whose are as many as may be), sandboxes that requests had `resumed` or whose resuming `failed`, bytes from and to clients,
+    without TLS's own."""
+
+    connections: int
+    routes: int
+    complete: bool
+    results: dict[str, int]
+    refusals: dict[str, int]
+    closed: dict[str, int]
+    wakes: dict[str, int]
+    received_bytes: int
+    sent_bytes: int
+
+
+class IngressWake(msgspec.Struct, frozen=True):
+    """A sandbox that a request asks for and that is to be resumed."""
+
+    sandbox_id: str
+
+
+class SessionUsage(msgspec.Struct, frozen=True):
+    """What a session used from its begin until `to_ms`; all that it ever will when `final`. `network` is by the id of a rule, ``
+    for what passed without one, and `*` for those that are too many."""
+
+    session_id: str
+    from_ms: int
+    to_ms: int
+    final: bool
+    quantities: Quantities
+    network: dict[str, RuleTraffic] = {}
+
+
+class CommandUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a session used while a command ran: until it was over (`final`), or until now. `overlapped`: others ran too."""
+
+    session_id: str
+    command_id: str
+    started_at: int
+    final: bool
+    overlapped: bool
+    quantities: Quantities
+
+
+class NumberedWindow(msgspec.Struct, frozen=True):
+    """A closed window as it is told to the control plane. `seq` only grows on one host; a window that is told twice has the same
+    session and number. With the final one comes what passed by rule in the whole session."""
+
+    seq: int
+    owner: UsageOwner
+    window: UsageWindow
+    network: dict[str, RuleTraffic] = {}
+
+
+class BudgetState(msgspec.Struct, frozen=True):
+    """A budget and what is spent of it in the period that lasts now."""
+
+    budget: Budget
+    spent: Quantities
+    counts: dict[str, int] = {}
+    """What counts now of `hutch.metering.budgets.COUNTS`."""
+
+
+class BudgetStates(msgspec.Struct, frozen=True):
+    """All budgets of a key."""
+
+    states: list[BudgetState]
+
+
+class Budgets(msgspec.Struct, frozen=True):
+    """All budgets that there are."""
+
+    budgets: list[Budget]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ from hutch.host.protocol import (
     ArchiveWrite,
     AuditPage,
     AuditRead,
+    Budgets,
+    BudgetStates,
     CommandGet,
     CommandKill,
     CommandRef,
@@ -26,13 +29,18 @@ from hutch.host.protocol import (
     ExtendRequest,
     FileMkdir,
     FileRead,
+    Forget,
     ForwardingKey,
     HostInfo,
     ImageBuild,
     ImagePull,
     ImageQuery,
     ImageRemove,
+    IngressKey,
+    IngressUpdate,
+    IngressWake,
     NetworkUpdate,
+    NumberedWindow,
     PersistRequest,
     PtyOpen,
     SessionEvent,
@@ -46,6 +54,8 @@ from hutch.host.protocol import (
     StopRequest,
 )
 from hutch.host.supervisor import Supervisor
+from hutch.metering.budgets import Budget
+from hutch.metering.notices import NumberedNotice
 from hutch.settings import Settings
 from hutch.wire import Hello, Role, Stream
 from hutch.wire.connection import Data
@@ -53,6 +63,7 @@ from hutch.wire.connection import Data
 HELLO = Hello(version=1, role=Role.HOST, window=1024 * 1024, max_streams=4096)
 # A file request that makes no progress for this long gets the agent checked.
 PROGRESS_TIMEOUT_S = 60.0
+MAX_ROUTES_BYTES = 48 * 1024 * 1024
 
 
 class Service:
@@ -98,7 +109,22 @@ class Service:
             "credentials.change": self._credential,
             "audit.read": self._audit,
             "session.traffic": self._traffic,
+            "usage.read": self._usage,
+            "usage.command": self._command_usage,
+            "usage.windows": self._usage_windows,
+            "usage.delivered": self._usage_delivered,
+            "budget.set": self._budget_set,
+            "budget.keep": self._budget_keep,
+            "budget.read": self._budget_read,
+            "budget.notices": self._budget_notices,
+            "session.forget": self._forget,
+            "host.scrub": self._scrub,
             "forwarding.key": self._forwarding,
+            "ingress.routes": self._ingress_routes,
+            "ingress.key": self._ingress_key,
+            "ingress.wakes": self._ingress_wakes,
+            "ingress.failed": self._ingress_failed,
+            "ingress.state": self._ingress_state,
             "file.mkdir": self._file_mkdir,
             "archive.write": self._archive_write,
         }
@@ -124,6 +150,7 @@ class Service:
                 pooled=len(supervisor.pool),
                 max_timeout_ms=self._settings.sandbox.max_timeout_ms,
                 reason=supervisor.ready_reason,
+                platform_cpu_us=supervisor.platform_cpu_us,
             )
         )
 
@@ -228,10 +255,80 @@ class Service:
     async def _traffic(self, stream: Stream) -> None:
         stream.send_reply(await self._supervisor.traffic(stream.params(SessionRef).session_id))
 
+    async def _usage(self, stream: Stream) -> None:
+        stream.send_reply(await self._supervisor.metered.read(stream.params(SessionRef).session_id))
+
+    async def _command_usage(self, stream: Stream) -> None:
+        request = stream.params(CommandRef)
+        stream.send_reply(await self._supervisor.metered.read_command(request.session_id, request.command_id))
+
+    async def _usage_windows(self, stream: Stream) -> None:
+        after = stream.params(dict[str, int]).get("after", 0)
+        stream.send_reply({})
+
+        async def send(window: NumberedWindow) -> None:
+            await stream.send_event(window)
+
+        await self._supervisor.metered.usage.windows(after, send)
+
+    async def _usage_delivered(self, stream: Stream) -> None:
+        await self._supervisor.metered.usage.delivered(stream.params(dict[str, int])["seq"])
+        stream.send_reply({})
+
+    async def _budget_set(self, stream: Stream) -> None:
+        await self._supervisor.metered.usage.budgets.put(stream.params(Budget))
+        stream.send_reply({})
+
+    async def _budget_keep(self, stream: Stream) -> None:
+        await self._supervisor.metered.usage.budgets.keep((await stream.value(Budgets, MAX_LARGE_BYTES)).budgets)
+        stream.send_reply({})
+
+    async def _budget_read(self, stream: Stream) -> None:
+        stream.send_reply(BudgetStates(self._supervisor.metered.usage.budgets.states(stream.params(dict[str, str])["key"])))
+
+    async def _budget_notices(self, stream: Stream) -> None:
+        after = stream.params(dict[str, int]).get("after", 0)
+        stream.send_reply({})
+
+        async def send(numbered: NumberedNotice) -> None:
+            await stream.send_event(numbered)
+
+        await self._supervisor.metered.usage.budgets.notices.tell(after, send)
+
+    async def _forget(self, stream: Stream) -> None:
+        await self._supervisor.forget(stream.params(Forget))
+        stream.send_reply({})
+
+    async def _scrub(self, stream: Stream) -> None:
+        await self._supervisor.scrub()
+        stream.send_reply({})
+
     async def _forwarding(self, stream: Stream) -> None:
         key = stream.params(ForwardingKey)
         await self._supervisor.set_forwarding(key)
         stream.send_reply({})
+
+    async def _ingress_routes(self, stream: Stream) -> None:
+        update = await stream.value(IngressUpdate, MAX_ROUTES_BYTES)
+        await self._supervisor.ingress.put_routes(update.sandboxes, complete=update.complete)
+        stream.send_reply({})
+
+    async def _ingress_key(self, stream: Stream) -> None:
+        await self._supervisor.ingress.verify_with(stream.params(IngressKey).key)
+        stream.send_reply({})
+
+    async def _ingress_wakes(self, stream: Stream) -> None:
+        stream.send_reply({})
+        async with contextlib.aclosing(self._supervisor.ingress.wakes()) as wakes:
+            async for sandbox_id in wakes:
+                await stream.send_event(IngressWake(sandbox_id))
+
+    async def _ingress_failed(self, stream: Stream) -> None:
+        await self._supervisor.ingress.not_waked(stream.params(IngressWake).sandbox_id)
+        stream.send_reply({})
+
+    async def _ingress_state(self, stream: Stream) -> None:
+        stream.send_reply(await self._supervisor.ingress.state())
 
     async def _events(self, stream: Stream) -> None:
         after = int(stream.params(dict[str, int]).get("after", 0))

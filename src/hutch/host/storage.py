@@ -36,7 +36,7 @@ MIN_LAYER_BYTES = 16 * 1024 * 1024
 MIN_STORE_BYTES = 256 * 1024 * 1024
 STORE_SHARE = 0.85
 BOUND_STEP_BYTES = 16 * 1024 * 1024
-COPY_TIMEOUT_S = 600.0
+COPY_TIMEOUT_S = SCRUB_TIMEOUT_S = 600.0
 TMP_MARK = ".hutch"
 NO_LAYERS = frozenset({"sealed", "drives", "views"})
 """What lies beside the layers in their file system."""
@@ -87,6 +87,10 @@ class WritableLayers(Protocol):
     def size(self, snapshot: str, inherited: int) -> int:
         """Bytes of a sealed layer, whose source had `inherited` bytes; they may lag behind until `sync`."""
 
+    def held(self, name: str) -> int:
+        """Bytes of a layer in use, as of its file system's last commit; 0 when there is none. Cheap enough to be asked for every
+        few seconds."""
+
     def bound(self) -> None:
         """Bound what all layers may grow by as free space is now; to be called every few seconds."""
 
@@ -104,6 +108,9 @@ class WritableLayers(Protocol):
 
     def remove_snapshot(self, snapshot: str) -> None:
         """Remove a snapshot; nothing happens when there is none."""
+
+    def scrub(self) -> None:
+        """Have the store's files hold nothing of layers, snapshots and drives that were removed. May take minutes."""
 
     def close(self) -> None:
         """Unmount; layers must not be in use."""
@@ -139,6 +146,8 @@ class BtrfsLayers:
         self._sealed = self.directory_for("sealed")
         self._opened = self._simple_quotas = False
         self._bound = 0
+        self._groups = Path()
+        self._held: dict[str, Path] = {}
 
     def directory_for(self, purpose: str) -> Path:
         """A directory for subvolumes that are no layers."""
@@ -161,7 +170,8 @@ class BtrfsLayers:
             kernel.btrfs_enable_quota(self._mount)
             self._ready_mark.touch()
         self._sealed.mkdir(exist_ok=True, mode=0o700)
-        self._simple_quotas = kernel.btrfs_has_simple_quotas(self._mount)
+        self._groups = kernel.btrfs_groups(self._mount)
+        self._simple_quotas = kernel.btrfs_has_simple_quotas(self._groups)
         if self._simple_quotas:
             kernel.btrfs_make_group(self._mount)
             # Those of releases that had no such group.
@@ -225,6 +235,7 @@ class BtrfsLayers:
         return self._mount / name
 
     def remove(self, name: str) -> None:
+        self._held.pop(name, None)
         if (self._mount / name).exists():
             kernel.btrfs_delete_subvolume(self._mount, name)
 
@@ -232,6 +243,7 @@ class BtrfsLayers:
         return {entry.name for entry in self._mount.iterdir() if entry.is_dir()} - NO_LAYERS
 
     def seal(self, name: str, snapshot: str) -> None:
+        self._held.pop(name, None)
         if not (self._sealed / snapshot).exists():
             (self._mount / name).rename(self._sealed / snapshot)
 
@@ -242,6 +254,16 @@ class BtrfsLayers:
 
     def size(self, snapshot: str, inherited: int) -> int:
         return self.apart(inherited) + kernel.btrfs_referenced(self._sealed / snapshot)
+
+    def held(self, name: str) -> int:
+        # Its own: what it shares with the snapshot that it began with is held by that.
+        own = "referenced" if self._simple_quotas else "exclusive"
+        try:
+            if name not in self._held:
+                self._held[name] = self._groups / f"0_{kernel.btrfs_identifier(self._mount / name)}" / own
+            return max(0, int(self._held[name].read_text()))
+        except OSError:
+            return 0
 
     def apart(self, inherited: int) -> int:
         """What of it a layer's own size does not have: simple quotas count a byte where it was first written."""
@@ -278,6 +300,14 @@ class BtrfsLayers:
     def remove_snapshot(self, snapshot: str) -> None:
         if (self._sealed / snapshot).exists():
             kernel.btrfs_delete_subvolume(self._sealed, snapshot)
+
+    def scrub(self) -> None:
+        # A removed subvolume is taken apart behind the call, and its blocks are free only in the transaction after that.
+        # This wakes up who does that; it looks for itself only every half minute.
+        kernel.run(["btrfs", "filesystem", "sync", str(self._mount)])
+        kernel.run(["btrfs", "subvolume", "sync", str(self._mount)], timeout_s=SCRUB_TIMEOUT_S)
+        kernel.sync_file_system(self._mount)
+        kernel.run(["fstrim", str(self._mount)], timeout_s=SCRUB_TIMEOUT_S)
 
     def close(self) -> None:
         kernel.unmount(self._mount)
@@ -351,6 +381,16 @@ class Ext4Layers:
     def size(self, snapshot: str, inherited: int) -> int:
         return (self._sealed / snapshot).stat().st_blocks * 512
 
+    def held(self, name: str) -> int:
+        path = self.path(name)
+        try:
+            if not os.path.ismount(path):
+                return 0
+            used = os.statvfs(path)
+        except OSError:
+            return 0
+        return (used.f_blocks - used.f_bfree) * used.f_frsize
+
     def bound(self) -> None:
         """Each image has a size of its own, of which one sandbox was given at most half of what was free."""
 
@@ -379,6 +419,9 @@ class Ext4Layers:
 
     def remove_snapshot(self, snapshot: str) -> None:
         (self._sealed / snapshot).unlink(missing_ok=True)
+
+    def scrub(self) -> None:
+        """What was removed was a file of its own."""
 
     def close(self) -> None:
         self._end_reading()

@@ -42,6 +42,8 @@ class Totals(msgspec.Struct, frozen=True):
             egress_bytes=self.egress_bytes,
             ingress_bytes=self.ingress_bytes,
             tallies=self.counted.tallies,
+            unruled=self.counted.unruled,
+            gateway_cpu_us=self.counted.cpu_us,
         )
 
 
@@ -69,6 +71,10 @@ class TrafficMeter:
         totals = self._totals(session_id, counters.counted, await _carried(network))
         await self._keep(session_id, totals)
         return totals.traffic(counters.flows)
+
+    def known(self, session_id: str) -> Totals:
+        """The totals of a running session, as they were read last."""
+        return self._live.get(session_id, Totals())
 
     async def flush(self, sessions: Sequence[tuple[str, Network]]) -> None:
         """Keep the totals of running sessions. One on whose interface nothing moved since the last two readings has no others."""

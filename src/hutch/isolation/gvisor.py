@@ -25,10 +25,11 @@ from pathlib import Path
 from hutch.host import kernel
 from hutch.host.cgroups import Cgroups
 from hutch.host.kernel import Process
-from hutch.host.names import is_machine_id
+from hutch.host.names import Names, machine_id
 from hutch.isolation import bundle
 from hutch.isolation.mount_points import make_mount_point
 from hutch.isolation.protocol import BootFailed, MachinePlan
+from hutch.wire.sockets import MAX_ADDRESS_BYTES
 
 PLATFORM = "systrap"
 BOOT_TIMEOUT_S = 60.0
@@ -36,8 +37,10 @@ DEATH_TIMEOUT_S = 10.0
 CHECKPOINT_TIMEOUT_S = 120.0
 RESUME_TRIES = 150
 RESUME_PAUSE_S = 0.1
+MAX_ROOT_BYTES = MAX_ADDRESS_BYTES - len(f"/runsc-{machine_id()}.sock")
+LINKS = Path("/run")
 _PROCESSOR = frozenset({"vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features"})
-_STATE = re.compile(r"(m[0-9a-f]{20})_sandbox:\1\.(state|lock)")
+_OF_MACHINE = re.compile(r"(?:runsc-)?(m[0-9a-f]{20})(?![0-9a-f]).*")
 
 
 class Gvisor:
@@ -49,6 +52,7 @@ class Gvisor:
         self.runsc = runsc
         self.cgroups = cgroups
         self._state = directory / "runsc"
+        self._link = LINKS / f"hutch-{Names.of(directory).tag}-runsc"
         self._images = directory / "images"
         self._image_lock = threading.Lock()
 
@@ -93,11 +97,8 @@ class Gvisor:
             file.chmod(0o644)
         # The mount point of the agent's own bind mount inside the channel's directory.
         (plan.channel_dir / "agent").touch()
-        layers = f"lowerdir={':'.join(map(str, reversed(lowers)))},upperdir={plan.layer / 'u'},workdir={plan.layer / 'w'}"
-        # A layer's files are whole, and it may lie over other images' mounts than it was made over.
-        options = f"{layers},index=off,metacopy=off,redirect_dir=off"
         try:
-            kernel.mount("overlay", root, "overlay", kernel.MS_NODEV, options)
+            _mount_overlay(root, lowers, plan.layer)
             for mount in plan.mounts:
                 make_mount_point(root, mount.path)
             (plan.directory / "config.json").write_text(json.dumps(bundle.config(plan, root, files)))
@@ -153,7 +154,16 @@ class Gvisor:
         return "; it printed: " + " | ".join(words) if words else ""
 
     def _command(self) -> list[str]:
-        return [str(self.runsc), f"--root={self._state}", f"--platform={PLATFORM}"]
+        return [str(self.runsc), f"--root={self._root()}", f"--platform={PLATFORM}"]
+
+    def _root(self) -> Path:
+        """The state's directory as `runsc` is to know it. A sandbox's socket whose path were too long there `runsc` would put
+        elsewhere, and nobody would remove it."""
+        if len(os.fsencode(self._state)) <= MAX_ROOT_BYTES:
+            return self._state
+        with contextlib.suppress(FileExistsError):
+            self._link.symlink_to(self._state)
+        return self._link
 
     def _mounted(self, image: Path) -> Path:
         """Where an EROFS image is mounted; it is, once, for all sandboxes."""
@@ -207,13 +217,12 @@ class Gvisor:
         # `runsc delete` would do the same at the cost of a tenth of a boot: what it kills dies with the cgroup, which is
         # the host's to empty and remove, and what else it removes are these files.
         for name in self._state_files():
-            if name.startswith(machine_id):
+            if _machine_of(name) == machine_id:
                 (self._state / name).unlink(missing_ok=True)
         kernel.unmount(directory / "root")
 
     def machines(self) -> set[str]:
-        found = {match.group(1) for name in self._state_files() if (match := _STATE.fullmatch(name))}
-        return found | {name[:21] for name in self._state_files() if is_machine_id(name[:21])}
+        return {machine for name in self._state_files() if (machine := _machine_of(name)) is not None}
 
     def _state_files(self) -> list[str]:
         return [entry.name for entry in self._state.iterdir()] if self._state.is_dir() else []
@@ -230,9 +239,31 @@ class Gvisor:
         for point in kernel.mounts_below(self._state.parent):
             kernel.unmount(point)
         shutil.rmtree(self._state, ignore_errors=True)
+        self._link.unlink(missing_ok=True)
         if self._images.is_dir():
             for entry in self._images.iterdir():
                 entry.rmdir()
+
+
+def _machine_of(name: str) -> str | None:
+    """Whose a file of `runsc`'s state is: `ID_sandbox:ID.state` and `.lock`, and `runsc-ID.sock`."""
+    found = _OF_MACHINE.fullmatch(name)
+    return found.group(1) if found is not None else None
+
+
+def _mount_overlay(root: Path, lowers: list[Path], layer: Path) -> None:
+    with contextlib.ExitStack() as stack:
+
+        def short(directory: Path) -> str:
+            # All options have to fit into a page, and no path's own characters may mean anything in them.
+            descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, descriptor)
+            return f"/proc/self/fd/{descriptor}"
+
+        lower = ":".join(short(directory) for directory in reversed(lowers))
+        layers = f"lowerdir={lower},upperdir={short(layer / 'u')},workdir={short(layer / 'w')}"
+        # A layer's files are whole, and it may lie over other images' mounts than it was made over.
+        kernel.mount("overlay", root, "overlay", kernel.MS_NODEV, f"{layers},index=off,metacopy=off,redirect_dir=off")
 
 
 def _direct(directory: Path) -> list[str]:

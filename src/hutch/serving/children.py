@@ -38,7 +38,7 @@ def child_environment(
             value = getattr(model, key)
             dotted = f"{section}.{key}"
             if settings.source_of(dotted)[0] is not Source.DEFAULT and value is not None and dotted not in without:
-                result[_variable(dotted)] = json.dumps(value) if isinstance(value, tuple) else str(value)
+                result[_variable(dotted)] = json.dumps(value, default=dict) if isinstance(value, tuple) else str(value)
     return result | {_variable(key): value for key, value in changed.items()}
 
 
@@ -51,33 +51,42 @@ def _prepare_child() -> None:
     kernel.die_with_parent(signal.SIGKILL)
 
 
-class Child:
-    """A child that should be running. `started` counts its starts."""
+def _prepare_patient_child() -> None:
+    """The same for a child that must not end by a signal that it does not listen to yet: it waits until it does."""
+    _prepare_child()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
-    def __init__(self, name: str, argv: Sequence[str], environment: Mapping[str, str]) -> None:
+
+class Child:
+    """A child that should be running. `started` counts its starts. A `patient` one has SIGTERM blocked until it listens to it."""
+
+    def __init__(self, name: str, argv: Sequence[str], environment: Mapping[str, str], *, patient: bool = False) -> None:
         self.name = name
+        self._patient = patient
         self._argv = tuple(argv)
         self._environment = dict(environment)
         self.process: Process | None = None
         self.started = 0
         self.quick_deaths = 0
         """Deaths in a row that came soon after a start."""
-        self._stopping = False
+        self._stopping = asyncio.Event()
+        self._starting = asyncio.Lock()
 
     async def start(self, *, extra: Sequence[str] = (), descriptors: Sequence[int] = ()) -> Process:
         """Start it, with more arguments and inherited descriptors."""
-        process = await asyncio.create_subprocess_exec(
-            *self._argv,
-            *extra,
-            stdin=asyncio.subprocess.DEVNULL,
-            env=self._environment,
-            cwd="/",
-            pass_fds=tuple(descriptors),
-            # Its own process group: Ctrl-C on our terminal is for us alone, and stopping has an order.
-            process_group=0,
-            preexec_fn=_prepare_child,
-        )
-        self.process = process
+        async with self._starting:
+            process = await asyncio.create_subprocess_exec(
+                *self._argv,
+                *extra,
+                stdin=asyncio.subprocess.DEVNULL,
+                env=self._environment,
+                cwd="/",
+                pass_fds=tuple(descriptors),
+                # Its own process group: Ctrl-C on our terminal is for us alone, and stopping has an order.
+                process_group=0,
+                preexec_fn=_prepare_patient_child if self._patient else _prepare_child,
+            )
+            self.process = process
         self.started += 1
         log.info("%s started, pid %d", self.name, process.pid)
         return process
@@ -89,19 +98,25 @@ class Child:
             began = time.monotonic()
             process = await start(self)
             code = await process.wait()
-            if self._stopping:
+            if self._stopping.is_set():
                 return
             if time.monotonic() - began > STEADY_S:
                 pause, self.quick_deaths = FIRST_PAUSE_S, 0
             self.quick_deaths += 1
             log.error("%s ended with %s; starting it again in %.1f s", self.name, _cause(code), pause)
             await asyncio.sleep(pause)
+            if self._stopping.is_set():
+                return
             pause = min(pause * 2, LONGEST_PAUSE_S)
 
-    async def stop(self, grace_s: float) -> bool:
-        """SIGTERM, and SIGKILL after `grace_s` seconds. False when it had to be killed, or could not end cleanly."""
-        self._stopping = True
-        process = self.process
+    async def stop(self, grace_s: float, start: StartChild | None = None) -> bool:
+        """SIGTERM, and SIGKILL after `grace_s` seconds. False when it had to be killed, or could not end cleanly. One that has
+        died is started once more with `start`: it has something to end."""
+        self._stopping.set()
+        async with self._starting:
+            process = self.process
+        if process is not None and process.returncode is not None and start is not None:
+            process = await start(self)
         if process is None or process.returncode is not None:
             return True
         process.terminate()

@@ -17,9 +17,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hutch.errors import BadRequestError, ConflictError
+from hutch.host import ingress
 from hutch.serving import ready
 from hutch.serving.children import Child, child_environment
-from hutch.settings import HOST_SECRETS, Settings, split_listen
+from hutch.settings import API_SECRETS, HOST_SECRETS, Settings, split_listen
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,17 @@ def listen(settings: Settings) -> socket.socket:
     return listener
 
 
+def listen_for_ingress(settings: Settings) -> socket.socket:
+    """The listening socket of the ingress: it outlives the host and the process that serves it. Raises `BadRequestError`."""
+    try:
+        return ingress.listen(settings)
+    except OSError as error:
+        hint = " Another program uses it; choose another with ingress.listen." if error.errno == errno.EADDRINUSE else ""
+        raise BadRequestError(
+            "listen_failed", f"The ingress can't listen on {settings.ingress_listen()}: {error.strerror or error}.{hint}"
+        ) from error
+
+
 def base_url(settings: Settings, listener: socket.socket) -> str:
     """The base URL for clients: the configured one, or that of the socket (a wildcard address is reached by loopback)."""
     if settings.server.public_url is not None:
@@ -89,18 +101,27 @@ class Supervisor:
     """Both children, from the first start to the end."""
 
     def __init__(
-        self, settings: Settings, listener: socket.socket, ready_file: Path | None, host_command: Sequence[str] = HOST_COMMAND
+        self,
+        settings: Settings,
+        listener: socket.socket,
+        ready_file: Path | None,
+        host_command: Sequence[str] = HOST_COMMAND,
+        ingress_listener: socket.socket | None = None,
     ) -> None:
-        self._settings = settings
+        self._ingress_listener = ingress_listener or listen_for_ingress(settings)
+        bound = _bound(self._ingress_listener)
+        self._settings = settings.model_copy(update={"ingress": settings.ingress.model_copy(update={"listen": bound})})
         self._listener = listener
         self._url = base_url(settings, listener)
         self._files = [ready.server_file(settings), *([ready_file] if ready_file is not None else [])]
         changed = {
             "server.data_dir": str(settings.server.data_dir),
             "server.listen": _bound(listener),
+            "ingress.listen": bound,
         }
-        environment = child_environment(settings, os.environ, changed)
-        self._host = Child("the host", [*host_command, "--data-dir", str(settings.server.data_dir)], environment)
+        environment = child_environment(settings, os.environ, changed, without=API_SECRETS)
+        command = [*host_command, "--data-dir", str(settings.server.data_dir)]
+        self._host = Child("the host", command, environment, patient=True)
         confined = child_environment(settings, os.environ, changed, without=HOST_SECRETS)
         self._api = Child("the API process", API_COMMAND, confined)
         self._stop = asyncio.Event()
@@ -135,7 +156,9 @@ class Supervisor:
         """From the outside in: the API answers what it has begun, then the host stops its sandboxes."""
         api = await self._api.stop(self._settings.server.shutdown_grace_s + API_STOP_MARGIN_S)
         self._listener.close()
-        host = await self._host.stop(HOST_STOP_S)
+        # Sandboxes outlive a host, and only another one can end them. One that can't start has said so.
+        host = await self._host.stop(HOST_STOP_S, self._start if self._ready else None)
+        self._ingress_listener.close()
         return api and host
 
     async def _keep(self, child: Child) -> None:
@@ -145,7 +168,8 @@ class Supervisor:
         if not self._ready and child.quick_deaths >= GIVE_UP_AFTER:
             raise RuntimeError(f"{child.name} ended {child.quick_deaths} times before the server was ready; giving up")
         if child is self._host:
-            return await child.start()
+            descriptor = self._ingress_listener.fileno()
+            return await child.start(extra=["--ingress-fd", str(descriptor)], descriptors=(descriptor,))
         reading, writing = os.pipe()
         try:
             listener = self._listener.fileno()
@@ -183,7 +207,7 @@ class Supervisor:
             team_id=said["team_id"],
             project_id=said["project_id"],
             dashboard_url=None,
-            ingress_url=None,
+            ingress_url=self._settings.ingress_url(),
             isolation=said["isolation"],
             pid=os.getpid(),
         )

@@ -6,6 +6,7 @@
     sealing.py    encryption of columns that hold secrets, with a key outside the database
     tenants.py    teams and projects
     tokens.py     issued tokens and their revocation
+    members.py    who belongs to a team; logins.py: logins that go on
     sandboxes.py  named sandboxes
     network_policies.py, credentials.py
                   what may hold secrets of tenants, in sealed columns

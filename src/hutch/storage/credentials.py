@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from hutch.control.records import CredentialRecord, Scope
 from hutch.errors import BadRequestError
 from hutch.storage.models import CredentialModel
+from hutch.storage.scoping import within
 from hutch.storage.sealing import Sealer
 
 MAX_PER_PROJECT = 1000
@@ -23,7 +24,7 @@ async def put(connection: AsyncConnection, scope: Scope, name: str, value: str, 
     overwrite = update(CredentialModel).where(*_named(scope, name)).values(**values)
     if (await connection.execute(overwrite)).rowcount:
         return
-    count = select(func.count()).select_from(CredentialModel).where(CredentialModel.project_id == scope.project_id)
+    count = select(func.count()).select_from(CredentialModel).where(*within(scope, CredentialModel))
     if (await connection.execute(count)).scalar_one() >= MAX_PER_PROJECT:
         raise BadRequestError(
             "too_many_credentials", f"The project has {MAX_PER_PROJECT} credentials, the most that are kept. Delete some."
@@ -41,7 +42,7 @@ async def list_names(connection: AsyncConnection, scope: Scope, *, prefix: str =
     """Names and times, sorted by name: of those whose names begin with `prefix`, shown without it; without one, of those that
     rules can name, which have no colon."""
     columns = (CredentialModel.name, CredentialModel.created_at, CredentialModel.updated_at)
-    query = select(*columns).where(CredentialModel.project_id == scope.project_id).order_by(CredentialModel.name)
+    query = select(*columns).where(*within(scope, CredentialModel)).order_by(CredentialModel.name)
     records = [CredentialRecord(*row) for row in await connection.execute(query)]
     if not prefix:
         return [record for record in records if ":" not in record.name]
@@ -56,13 +57,13 @@ async def remove(connection: AsyncConnection, scope: Scope, name: str) -> bool:
 async def values(connection: AsyncConnection, scope: Scope, names: Iterable[str], sealer: Sealer) -> dict[str, str]:
     """The values of those of `names` that there are."""
     query = select(CredentialModel.name, CredentialModel.value).where(
-        CredentialModel.project_id == scope.project_id, CredentialModel.name.in_(list(names))
+        *within(scope, CredentialModel), CredentialModel.name.in_(list(names))
     )
     return {name: sealer.open(sealed, _row_id(scope, name)) for name, sealed in await connection.execute(query)}
 
 
 def _named(scope: Scope, name: str) -> tuple[ColumnElement[bool], ...]:
-    return CredentialModel.project_id == scope.project_id, CredentialModel.name == name
+    return *within(scope, CredentialModel), CredentialModel.name == name
 
 
 def _row_id(scope: Scope, name: str) -> str:

@@ -71,6 +71,26 @@ class Database:
             async with self._reader.begin() as connection:
                 yield connection
 
+    async def scrub(self) -> None:
+        """Rewrite the file, so that nothing of what was deleted is left in it; writers wait meanwhile. PostgreSQL does so by
+        itself, in its own time. Raises `UnavailableError` when it has to be tried again."""
+        if self.dialect != "sqlite":
+            return
+        with _translated():
+            # A connection that begins no transaction: neither may stand in one.
+            async with self._writer.connect() as connection:
+                driver: Any = (await connection.get_raw_connection()).driver_connection
+                try:
+                    # The process may not be allowed to write files anywhere else.
+                    await driver.execute("PRAGMA temp_store=MEMORY")
+                    await driver.execute("VACUUM")
+                    cursor = await driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                    busy = (await cursor.fetchone())[0]
+                except sqlite3.OperationalError as error:
+                    raise _unavailable() from error
+        if busy:
+            raise _unavailable()
+
     async def close(self) -> None:
         await self._writer.dispose()
         if self._reader is not self._writer:

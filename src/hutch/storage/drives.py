@@ -15,6 +15,7 @@ from hutch.errors import ConflictError
 from hutch.host.protocol import DriveMode, SessionStatus
 from hutch.storage.models import DriveModel, SessionModel
 from hutch.storage.paging import by_column, with_prefix
+from hutch.storage.scoping import within
 
 _TABLE = DriveModel.__table__
 _PLAIN = tuple(name for name in Drive.__slots__ if name != "number")
@@ -43,13 +44,6 @@ def _drive(row: Row[Any]) -> Drive:
     return Drive(number=values["number"], **{name: values[name] for name in _PLAIN})
 
 
-def _scoped(scope: Scope) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = [DriveModel.team_id == scope.team_id]
-    if scope.project_id is not None:
-        conditions.append(DriveModel.project_id == scope.project_id)
-    return conditions
-
-
 async def add(connection: AsyncConnection, drive: Drive) -> None:
     """Take the name. Raises `ConflictError` when the project has a drive of that name."""
     try:
@@ -64,18 +58,26 @@ def taken(name: str) -> ConflictError:
 
 async def find(connection: AsyncConnection, scope: Scope, name: str, *, by_id: bool = False) -> Drive | None:
     """A drive, also one that is being removed; `by_id`, if no name is like that, by its id."""
-    query = select(_TABLE).where(*_scoped(scope))
+    query = select(_TABLE).where(*within(scope, DriveModel))
     row = (await connection.execute(query.where(DriveModel.name == name))).first()
     if row is None and by_id:
         row = (await connection.execute(query.where(DriveModel.id == name))).first()
     return _drive(row) if row is not None else None
 
 
+async def there(connection: AsyncConnection, key: str) -> list[str]:
+    """Drives of a team or project, by the key of its budget, that its host has."""
+    kind, _, own = key.partition(":")
+    column = DriveModel.team_id if kind == "team" else DriveModel.project_id
+    query = select(DriveModel.id).where(column == own, DriveModel.made_at.is_not(None), DriveModel.deleting_at.is_(None))
+    return list((await connection.execute(query)).scalars())
+
+
 async def page(connection: AsyncConnection, scope: Scope, query: DriveQuery) -> tuple[list[Drive], Position | None]:
     """One page, and where the next begins."""
     column = SORT_COLUMNS[query.sort_by]
     behind, order = by_column(column, DriveModel.number, descending=query.descending, after=query.after)
-    conditions = [*_scoped(scope), *behind, DriveModel.deleting_at.is_(None)]
+    conditions = [*within(scope, DriveModel), *behind, DriveModel.deleting_at.is_(None)]
     if query.name_prefix is not None:
         conditions += with_prefix(DriveModel.name, query.name_prefix)
     statement = select(_TABLE, column.label("sort_value")).where(*conditions).order_by(*order).limit(query.limit + 1)

@@ -15,6 +15,7 @@ from hutch.errors import ConflictError
 from hutch.storage import network_policies
 from hutch.storage.models import SandboxModel, SandboxTagModel, SessionModel
 from hutch.storage.paging import by_column, with_prefix
+from hutch.storage.scoping import within
 from hutch.storage.sealing import Sealer
 
 _TABLE = SandboxModel.__table__
@@ -32,6 +33,9 @@ _PLAIN_CONFIG = (
     "keep_last_snapshots",
     "disk_bytes",
     "mounts",
+    "ports_private",
+    "wake_on_request",
+    "budget",
 )
 _PLAIN = (
     "id",
@@ -49,6 +53,8 @@ _PLAIN = (
     "total_ingress_bytes",
     "total_egress_bytes",
     "network_generation",
+    "link_epoch",
+    "worker_id",
 )
 
 SORT_COLUMNS: dict[str, ColumnElement[Any]] = {
@@ -94,13 +100,6 @@ def _record(row: Row[Any], sealer: Sealer) -> SandboxRecord:
     return SandboxRecord(config=config, routes=routes, number=values["number"], **{name: values[name] for name in _PLAIN})
 
 
-def _scoped(scope: Scope) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = [SandboxModel.team_id == scope.team_id]
-    if scope.project_id is not None:
-        conditions.append(SandboxModel.project_id == scope.project_id)
-    return conditions
-
-
 async def add(connection: AsyncConnection, record: SandboxRecord, sealer: Sealer) -> None:
     """Take the name. Raises `ConflictError` when the project has a sandbox of that name."""
     values = {name: getattr(record, name) for name in _PLAIN} | config_values(record.config, record.id, sealer)
@@ -119,18 +118,24 @@ async def find(
     connection: AsyncConnection, scope: Scope, name: str, sealer: Sealer, *, lock: bool = False
 ) -> SandboxRecord | None:
     """The sandbox; with `lock` nobody else changes it until the transaction ends."""
-    query = select(_TABLE).where(*_scoped(scope), SandboxModel.name == name)
+    query = select(_TABLE).where(*within(scope, SandboxModel), SandboxModel.name == name)
     row = (await connection.execute(query.with_for_update() if lock else query)).first()
     return _record(row, sealer) if row is not None else None
+
+
+async def of_workers(connection: AsyncConnection) -> list[tuple[Scope, str]]:
+    """All that were made for workers: whose, and their names."""
+    query = select(SandboxModel.team_id, SandboxModel.project_id, SandboxModel.name).where(SandboxModel.worker_id.is_not(None))
+    return [(Scope(row[0], row[1]), row[2]) for row in await connection.execute(query)]
 
 
 async def page(
     connection: AsyncConnection, scope: Scope, query: SandboxQuery, sealer: Sealer
 ) -> tuple[list[SandboxRecord], Position | None]:
-    """One page, and where the next begins."""
+    """One page, without those of workers, and where the next begins."""
     column = SORT_COLUMNS[query.sort_by]
     behind, order = by_column(column, SandboxModel.number, descending=query.descending, after=query.after)
-    conditions = [*_scoped(scope), *behind]
+    conditions = [*within(scope, SandboxModel), SandboxModel.worker_id.is_(None), *behind]
     if query.name_prefix:
         conditions += with_prefix(SandboxModel.name, query.name_prefix)
     if query.tag is not None:
@@ -154,6 +159,7 @@ async def save(connection: AsyncConnection, record: SandboxRecord, sealer: Seale
     values["routes"] = [[route.port, route.subdomain] for route in record.routes]
     values["current_snapshot_id"] = record.current_snapshot_id
     values["updated_at"] = record.updated_at
+    values["link_epoch"] = record.link_epoch
     await connection.execute(update(SandboxModel).where(SandboxModel.id == record.id).values(**values))
     await connection.execute(delete(SandboxTagModel).where(SandboxTagModel.sandbox_id == record.id))
     await _replace_tags(connection, record.id, record.config.tags)
@@ -179,7 +185,7 @@ async def next_generation(connection: AsyncConnection, sandbox_id: str) -> int:
 async def remove(connection: AsyncConnection, scope: Scope, sandbox_id: str, now: int) -> bool:
     """Delete the record and free its name; its sessions stay for accounting. False when it was gone."""
     await connection.execute(delete(SandboxTagModel).where(SandboxTagModel.sandbox_id == sandbox_id))
-    result = await connection.execute(delete(SandboxModel).where(*_scoped(scope), SandboxModel.id == sandbox_id))
+    result = await connection.execute(delete(SandboxModel).where(*within(scope, SandboxModel), SandboxModel.id == sandbox_id))
     if result.rowcount == 0:
         return False
     await connection.execute(update(SessionModel).where(SessionModel.sandbox_id == sandbox_id).values(deleted_at=now))

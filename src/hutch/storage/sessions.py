@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, insert, select, update
+from sqlalchemy import ColumnElement, Row, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hutch.control.cursor import Position
@@ -15,6 +15,7 @@ from hutch.host.protocol import LIVE, SessionStatus
 from hutch.storage import network_policies
 from hutch.storage.models import SandboxModel, SessionModel
 from hutch.storage.paging import by_column
+from hutch.storage.scoping import within
 from hutch.storage.sealing import Sealer
 
 _TABLE = SessionModel.__table__
@@ -40,11 +41,14 @@ def _row(row: Row[Any], sealer: Sealer) -> SessionRow:
     )
 
 
-def _scoped(scope: Scope) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = [SessionModel.team_id == scope.team_id, SessionModel.deleted_at.is_(None)]
-    if scope.project_id is not None:
-        conditions.append(SessionModel.project_id == scope.project_id)
-    return conditions
+async def count_live(connection: AsyncConnection, scope: Scope) -> int:
+    """How many sessions are not over."""
+    query = (
+        select(func.count())
+        .select_from(_TABLE)
+        .where(*within(scope, SessionModel), SessionModel.deleted_at.is_(None), SessionModel.status.in_(_LIVE))
+    )
+    return int((await connection.execute(query)).scalar_one())
 
 
 async def add(connection: AsyncConnection, session: SessionRow, sealer: Sealer) -> None:
@@ -55,7 +59,7 @@ async def find(
     connection: AsyncConnection, scope: Scope, session_id: str, sealer: Sealer, *, lock: bool = False
 ) -> SessionRow | None:
     """The session; with `lock` nobody else changes it until the transaction ends."""
-    query = select(_TABLE).where(*_scoped(scope), SessionModel.id == session_id)
+    query = select(_TABLE).where(*within(scope, SessionModel), SessionModel.deleted_at.is_(None), SessionModel.id == session_id)
     row = (await connection.execute(query.with_for_update() if lock else query)).first()
     return _row(row, sealer) if row is not None else None
 
@@ -69,7 +73,9 @@ async def find_any(connection: AsyncConnection, session_id: str, sealer: Sealer)
 async def find_many(connection: AsyncConnection, scope: Scope, session_ids: list[str], sealer: Sealer) -> dict[str, SessionRow]:
     if not session_ids:
         return {}
-    rows = await connection.execute(select(_TABLE).where(*_scoped(scope), SessionModel.id.in_(session_ids)))
+    rows = await connection.execute(
+        select(_TABLE).where(*within(scope, SessionModel), SessionModel.deleted_at.is_(None), SessionModel.id.in_(session_ids))
+    )
     return {row._mapping["id"]: _row(row, sealer) for row in rows}
 
 
@@ -93,7 +99,10 @@ async def page(
 ) -> tuple[list[SessionRow], Position | None]:
     """One page by time of creation, and where the next begins."""
     behind, order = by_column(SessionModel.created_at, SessionModel.number, descending=descending, after=after)
-    conditions = [*_scoped(scope), *behind]
+    conditions = [*within(scope, SessionModel), SessionModel.deleted_at.is_(None), *behind]
+    if sandbox_name is None:
+        # Those of workers are seen where somebody asks for one by its name.
+        conditions.append(SessionModel.worker_id.is_(None))
     if sandbox_name is not None:
         conditions.append(SessionModel.sandbox_name == sandbox_name)
     rows = (await connection.execute(select(_TABLE).where(*conditions).order_by(*order).limit(limit + 1))).all()
@@ -107,10 +116,14 @@ async def live(connection: AsyncConnection, sealer: Sealer, scope: Scope | None 
     host's listing is compared with."""
     conditions: list[ColumnElement[bool]] = [SessionModel.status.in_(_LIVE)]
     if scope is not None:
-        conditions.append(SessionModel.team_id == scope.team_id)
-        if scope.project_id is not None:
-            conditions.append(SessionModel.project_id == scope.project_id)
+        conditions += within(scope, SessionModel)
     rows = await connection.execute(select(_TABLE).where(*conditions))
+    return [_row(row, sealer) for row in rows]
+
+
+async def fetching(connection: AsyncConnection, sealer: Sealer) -> list[SessionRow]:
+    """Every session whose source is not there yet."""
+    rows = await connection.execute(select(_TABLE).where(SessionModel.status.in_(_LIVE), SessionModel.fetching))
     return [_row(row, sealer) for row in rows]
 
 
@@ -143,11 +156,13 @@ async def change(
 
 
 async def _add_usage(connection: AsyncConnection, session: SessionRow) -> None:
+    # In milliseconds, as each session shows it: whoever adds these up has the same sum.
+    active_cpu_us = -(-(session.active_cpu_us or 0) // 1000) * 1000
     statement = (
         update(SandboxModel)
         .where(SandboxModel.id == session.sandbox_id)
         .values(
-            total_active_cpu_us=SandboxModel.total_active_cpu_us + (session.active_cpu_us or 0),
+            total_active_cpu_us=SandboxModel.total_active_cpu_us + active_cpu_us,
             total_duration_ms=SandboxModel.total_duration_ms + (duration_ms(session) or 0),
             total_ingress_bytes=SandboxModel.total_ingress_bytes + (session.ingress_bytes or 0),
             total_egress_bytes=SandboxModel.total_egress_bytes + (session.egress_bytes or 0),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, func, insert, select, update
+from sqlalchemy import Row, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hutch.control.cursor import Position
@@ -12,6 +12,7 @@ from hutch.control.records import Scope, SessionRow, Snapshot, SnapshotStatus
 from hutch.host.protocol import SnapshotRecord
 from hutch.storage.models import SandboxModel, SnapshotModel
 from hutch.storage.paging import by_column
+from hutch.storage.scoping import within
 
 DEFAULT_EXPIRATION_MS = 30 * 24 * 3600 * 1000
 FOR_FORKS_MS = 24 * 3600 * 1000
@@ -25,20 +26,13 @@ def _snapshot(row: Row[Any]) -> Snapshot:
     return Snapshot(status=SnapshotStatus(values["status"]), number=values["number"], **plain)
 
 
-def _scoped(scope: Scope) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = [SnapshotModel.team_id == scope.team_id]
-    if scope.project_id is not None:
-        conditions.append(SnapshotModel.project_id == scope.project_id)
-    return conditions
-
-
 def _expires(used_at: int, expiration_ms: int) -> int | None:
     return used_at + expiration_ms if expiration_ms else None
 
 
 async def find(connection: AsyncConnection, scope: Scope, snapshot_id: str, *, lock: bool = False) -> Snapshot | None:
     """A snapshot, deleted ones too; with `lock` nobody else changes it until the transaction ends."""
-    query = select(_TABLE).where(*_scoped(scope), SnapshotModel.id == snapshot_id)
+    query = select(_TABLE).where(*within(scope, SnapshotModel), SnapshotModel.id == snapshot_id)
     row = (await connection.execute(query.with_for_update() if lock else query)).first()
     return _snapshot(row) if row is not None else None
 
@@ -55,7 +49,7 @@ async def page(
 ) -> tuple[list[Snapshot], Position | None]:
     """One page by time of creation, and where the next begins."""
     behind, order = by_column(SnapshotModel.created_at, SnapshotModel.number, descending=descending, after=after)
-    conditions = [*_scoped(scope), *behind]
+    conditions = [*within(scope, SnapshotModel), *behind]
     if sandbox_name is not None:
         conditions.append(SnapshotModel.sandbox_name == sandbox_name)
     rows = (await connection.execute(select(_TABLE).where(*conditions).order_by(*order).limit(limit + 1))).all()
@@ -65,7 +59,7 @@ async def page(
 
 async def children(connection: AsyncConnection, scope: Scope, parent_id: str | None, limit: int) -> list[Snapshot]:
     """Snapshots that came from another one (None: from an image), newest first."""
-    query = select(_TABLE).where(*_scoped(scope), SnapshotModel.parent_id == parent_id)
+    query = select(_TABLE).where(*within(scope, SnapshotModel), SnapshotModel.parent_id == parent_id)
     rows = await connection.execute(query.order_by(SnapshotModel.created_at.desc(), SnapshotModel.number.desc()).limit(limit))
     return [_snapshot(row) for row in rows]
 
@@ -84,15 +78,19 @@ async def reported(
     """Write what a host says about a snapshot. The first time it becomes what its sandbox goes on from, and what the sandbox
     keeps no longer is deleted, unless it was made for forks. Idempotent."""
     if await told(connection, report):
+        if expiration_ms is not None:
+            # The host's own report of the session's end, which knows nothing of it, came first.
+            await _expire_after(connection, report.snapshot_id, expiration_ms)
         return
     columns = (SandboxModel.snapshot_expiration_ms, SandboxModel.keep_last_snapshots, SandboxModel.current_session_id)
     sandbox = (await connection.execute(select(*columns).where(SandboxModel.id == session.sandbox_id))).first()
+    own = sandbox.snapshot_expiration_ms if sandbox is not None else None
+    kept_for = own if own is not None else DEFAULT_EXPIRATION_MS
+    if expiration_ms is not None:
+        kept_for = expiration_ms
     if report.for_forks:
         # It is deleted as soon as they run; this is for a server that does not live to do that.
-        expiration_ms = FOR_FORKS_MS
-    elif expiration_ms is None:
-        own = sandbox.snapshot_expiration_ms if sandbox is not None else None
-        expiration_ms = own if own is not None else DEFAULT_EXPIRATION_MS
+        kept_for = FOR_FORKS_MS
     scope = Scope(session.team_id, session.project_id)
     source: dict[str, str | int] = {
         "sandbox_id": session.sandbox_id,
@@ -100,14 +98,22 @@ async def reported(
         "session_id": session.id,
     }
     place: dict[str, str | int] = {"runtime": session.runtime, "region": session.region, "vcpus": session.vcpus}
-    await _insert(connection, scope, report, now, expiration_ms, **source, **place)
+    await _insert(connection, scope, report, now, kept_for, **source, **place)
     if sandbox is None or report.for_forks:
         return
     if sandbox.current_session_id == session.id:
         current = update(SandboxModel).where(SandboxModel.id == session.sandbox_id)
         await connection.execute(current.values(current_snapshot_id=report.snapshot_id))
     if sandbox.keep_last_snapshots is not None:
-        await _evict(connection, session.sandbox_id, sandbox.keep_last_snapshots, expiration_ms, now)
+        asked = report.snapshot_id if expiration_ms is not None else None
+        await _evict(connection, session.sandbox_id, sandbox.keep_last_snapshots, own, now, asked=asked)
+
+
+async def _expire_after(connection: AsyncConnection, snapshot_id: str, expiration_ms: int) -> None:
+    expires_at = SnapshotModel.last_used_at + expiration_ms if expiration_ms else None
+    values = {"expiration_ms": expiration_ms, "expires_at": expires_at}
+    live = (SnapshotModel.id == snapshot_id, SnapshotModel.status == str(SnapshotStatus.CREATED))
+    await connection.execute(update(SnapshotModel).where(*live).values(**values))
 
 
 async def imported(
@@ -163,29 +169,34 @@ async def told(connection: AsyncConnection, report: SnapshotRecord) -> bool:
     return True
 
 
-_HELD = func.sum(func.coalesce(SnapshotModel.layer_bytes, SnapshotModel.size_bytes))
+HELD = func.sum(func.coalesce(SnapshotModel.layer_bytes, SnapshotModel.size_bytes))
 
 
 async def held_bytes(connection: AsyncConnection, project_id: str) -> int:
     """What a project's snapshots hold, without their images."""
     live = (SnapshotModel.project_id == project_id, SnapshotModel.status == str(SnapshotStatus.CREATED))
-    return int((await connection.execute(select(_HELD).where(*live))).scalar() or 0)
+    return int((await connection.execute(select(HELD).where(*live))).scalar() or 0)
 
 
 async def holding_more(connection: AsyncConnection, most: int) -> dict[str, int]:
     """The projects whose snapshots hold more than `most` bytes, and how many."""
-    query = select(SnapshotModel.project_id, _HELD).where(SnapshotModel.status == str(SnapshotStatus.CREATED))
-    rows = await connection.execute(query.group_by(SnapshotModel.project_id).having(most < _HELD))
+    query = select(SnapshotModel.project_id, HELD).where(SnapshotModel.status == str(SnapshotStatus.CREATED))
+    rows = await connection.execute(query.group_by(SnapshotModel.project_id).having(most < HELD))
     return {project_id: int(held) for project_id, held in rows}
 
 
-async def _evict(connection: AsyncConnection, sandbox_id: str, keep: dict[str, Any], expiration_ms: int, now: int) -> None:
-    """Apply `keepLastSnapshots` to a sandbox."""
+async def _evict(
+    connection: AsyncConnection, sandbox_id: str, keep: dict[str, Any], expiration_ms: int | None, now: int, *, asked: str | None
+) -> None:
+    """Apply `keepLastSnapshots` to a sandbox, whose own `snapshotExpiration` is the one that is given. How long the snapshot
+    `asked` is kept was said by whoever asked for it."""
     mine = (SnapshotModel.sandbox_id == sandbox_id, SnapshotModel.status == str(SnapshotStatus.CREATED))
     query = select(_TABLE).where(*mine).order_by(SnapshotModel.created_at.desc(), SnapshotModel.number.desc())
     found = [_snapshot(row) for row in await connection.execute(query)]
     kept_for = keep.get("expiration", expiration_ms)
     for snapshot in found[: keep["count"]]:
+        if kept_for is None or snapshot.id == asked:
+            continue
         values = {"expiration_ms": kept_for, "expires_at": _expires(snapshot.last_used_at, kept_for)}
         await connection.execute(update(SnapshotModel).where(SnapshotModel.id == snapshot.id).values(**values))
     if keep.get("deleteEvicted", True):

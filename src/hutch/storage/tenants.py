@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from sqlalchemy import insert, or_, select
+from sqlalchemy import Update, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from hutch import ids
-from hutch.control.records import Project, Team
+from hutch.control.records import Project, Scope, Team
+from hutch.errors import ConflictError
 from hutch.storage.models import ProjectModel, TeamModel
+from hutch.storage.scoping import within
 
-_TEAM = select(TeamModel.id, TeamModel.slug, TeamModel.created_at)
-_PROJECT = select(ProjectModel.id, ProjectModel.team_id, ProjectModel.slug, ProjectModel.created_at)
+_TEAM = select(TeamModel.id, TeamModel.slug, TeamModel.created_at).where(TeamModel.deleting_at.is_(None))
+_PROJECT = select(ProjectModel.id, ProjectModel.team_id, ProjectModel.slug, ProjectModel.created_at).where(
+    ProjectModel.deleting_at.is_(None)
+)
 
 
 async def find_team(connection: AsyncConnection, id_or_slug: str) -> Team | None:
@@ -36,6 +40,46 @@ async def find_project_of_any_team(connection: AsyncConnection, project_id: str)
 async def list_projects(connection: AsyncConnection, team_id: str) -> list[Project]:
     query = _PROJECT.where(ProjectModel.team_id == team_id).order_by(ProjectModel.created_at, ProjectModel.id)
     return [Project(*row) for row in await connection.execute(query)]
+
+
+async def page_of_teams(connection: AsyncConnection, *, after: str, limit: int) -> list[Team]:
+    """All teams behind an id, in the order of their ids: for administrators only."""
+    query = _TEAM.where(TeamModel.id > after).order_by(TeamModel.id).limit(limit)
+    return [Team(*row) for row in await connection.execute(query)]
+
+
+async def page_of_projects(connection: AsyncConnection, scope: Scope, *, after: str, limit: int) -> list[Project]:
+    """Projects of a scope behind an id, in the order of their ids."""
+    query = _PROJECT.where(*within(Scope(scope.team_id), ProjectModel), ProjectModel.id > after)
+    if scope.project_id is not None:
+        query = query.where(ProjectModel.id == scope.project_id)
+    return [Project(*row) for row in await connection.execute(query.order_by(ProjectModel.id).limit(limit))]
+
+
+async def rename_team(connection: AsyncConnection, team_id: str, slug: str) -> Team | None:
+    """The renamed team; None when there is none. Raises `ConflictError`."""
+    live = TeamModel.id == team_id, TeamModel.deleting_at.is_(None)
+    await _rename(connection, update(TeamModel).where(*live).values(slug=slug), "team", slug)
+    return await find_team(connection, team_id)
+
+
+async def rename_project(connection: AsyncConnection, team_id: str, project_id: str, slug: str) -> Project | None:
+    """The renamed project; None when the team has none such. Raises `ConflictError`."""
+    live = ProjectModel.team_id == team_id, ProjectModel.id == project_id, ProjectModel.deleting_at.is_(None)
+    await _rename(connection, update(ProjectModel).where(*live).values(slug=slug), "project", slug)
+    return await find_project(connection, team_id, project_id)
+
+
+async def _rename(connection: AsyncConnection, renaming: Update, kind: str, slug: str) -> None:
+    try:
+        async with connection.begin_nested():
+            await connection.execute(renaming)
+    except IntegrityError as error:
+        raise taken(kind, slug) from error
+
+
+def taken(kind: str, slug: str) -> ConflictError:
+    return ConflictError("conflict", f"There is a {kind} '{slug}' already. Choose another slug.")
 
 
 async def ensure_team(connection: AsyncConnection, slug: str, now: int) -> Team:

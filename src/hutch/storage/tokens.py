@@ -2,48 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from hutch.control.records import TokenRecord, TokenRole
-from hutch.storage.models import TokenModel
+from hutch.control.permissions import TokenRole
+from hutch.control.records import TokenRecord
+from hutch.storage.models import MemberModel, TokenModel
 
-_COLUMNS = (
-    TokenModel.id,
-    TokenModel.team_id,
-    TokenModel.project_id,
-    TokenModel.role,
-    TokenModel.name,
-    TokenModel.created_at,
-    TokenModel.expires_at,
-    TokenModel.revoked_at,
+_COLUMNS = tuple(TokenModel.__table__.columns)
+_MEMBER_ROLE = MemberModel.role.label("member_role")
+_QUERY = select(*_COLUMNS, _MEMBER_ROLE).outerjoin(
+    MemberModel,
+    (MemberModel.id == TokenModel.member_id) & (MemberModel.team_id == TokenModel.team_id) & MemberModel.disabled_at.is_(None),
 )
 
 
-def _record(row: Sequence[Any]) -> TokenRecord:
-    identifier, team_id, project_id, role, name, created_at, expires_at, revoked_at = row
-    return TokenRecord(identifier, team_id, project_id, TokenRole(role), name, created_at, expires_at, revoked_at)
+def _record(row: Any) -> TokenRecord:
+    values = dict(row._mapping)
+    values["role"] = TokenRole(values["role"])
+    values["scopes"] = tuple(values["scopes"]) if values["scopes"] is not None else None
+    values["member_role"] = TokenRole(values["member_role"]) if values["member_role"] is not None else None
+    return TokenRecord(**values)
 
 
 async def add(connection: AsyncConnection, record: TokenRecord) -> None:
     values = {column.key: getattr(record, column.key) for column in _COLUMNS} | {"role": str(record.role)}
+    values["scopes"] = list(record.scopes) if record.scopes is not None else None
     await connection.execute(insert(TokenModel).values(**values))
 
 
 async def find(connection: AsyncConnection, token_id: str) -> TokenRecord | None:
-    row = (await connection.execute(select(*_COLUMNS).where(TokenModel.id == token_id))).first()
+    row = (await connection.execute(_QUERY.where(TokenModel.id == token_id))).first()
     return _record(row) if row is not None else None
 
 
 async def list_for_team(connection: AsyncConnection, team_id: str | None, *, limit: int = 1000) -> list[TokenRecord]:
     """The newest tokens of a team, or of all teams."""
-    query = select(*_COLUMNS).order_by(TokenModel.created_at.desc(), TokenModel.id).limit(limit)
+    query = _QUERY.order_by(TokenModel.created_at.desc(), TokenModel.id).limit(limit)
     if team_id is not None:
         query = query.where(TokenModel.team_id == team_id)
     return [_record(row) for row in await connection.execute(query)]
+
+
+async def used(connection: AsyncConnection, token_id: str, count: int, at: int, address: str) -> None:
+    """A token was used so many times more, the last time then and from there."""
+    values = {"use_count": TokenModel.use_count + count, "last_used_at": at, "last_used_address": address[:64]}
+    await connection.execute(update(TokenModel).where(TokenModel.id == token_id).values(**values))
 
 
 async def revoke(connection: AsyncConnection, token_id: str, team_id: str | None, now: int) -> TokenRecord | None:

@@ -2,7 +2,8 @@
 
     frames.py      bytes ↔ frames, no state beyond a partial frame, no I/O
     mux.py         frames ↔ streams: who may say what when, credit, limits; no I/O
-    connection.py  the one file with sockets: asyncio streams over a transport
+    connection.py  the one file with connections: asyncio streams over a transport
+    sockets.py     addresses of Unix sockets, whatever the length of their paths
 
 A *client* opens streams, a *server* answers each with one reply and any number of events and data. Everything a peer
 sends is bounded and checked; a breach raises `WireViolation` and the connection is closed.

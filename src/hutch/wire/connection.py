@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import socket
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ import msgspec
 from hutch.errors import HutchError, InternalError, PayloadTooLargeError, UnavailableError, from_wire
 from hutch.wire import mux as m
 from hutch.wire.frames import MAX_PAYLOAD_BYTES, WireViolation
+from hutch.wire.sockets import address, bind_unix
 
 T = TypeVar("T")
 Handler = Callable[["Stream"], Awaitable[None]]
@@ -630,7 +630,8 @@ async def connect_unix(path: Path, hello: m.Hello, *, timeout_s: float = 5.0) ->
     """A client connection to a Unix socket, greeted. Raises `OSError`, `TimeoutError` or `ConnectionClosed`."""
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(timeout_s):
-        _, connection = await loop.create_unix_connection(lambda: Connection(hello, client=True), str(path))
+        with address(path) as short:
+            _, connection = await loop.create_unix_connection(lambda: Connection(hello, client=True), short)
         try:
             await connection.greeted()
         except BaseException:
@@ -644,17 +645,3 @@ async def serve_unix(path: Path, hello: m.Hello, handler: Handler, *, mode: int 
     listener = bind_unix(path, mode)
     loop = asyncio.get_running_loop()
     return await loop.create_unix_server(lambda: Connection(hello, client=False, handler=handler), sock=listener)
-
-
-def bind_unix(path: Path, mode: int) -> socket.socket:
-    """A Unix socket bound to `path`, replacing a left-over one. It has its mode before it listens. Raises `OSError`."""
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.bind(str(path))
-        path.chmod(mode)
-    except BaseException:
-        listener.close()
-        raise
-    return listener

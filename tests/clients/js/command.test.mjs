@@ -1,8 +1,7 @@
 import assert from "node:assert/strict";
-import { test } from "node:test";
-import { collected, refusal, withSandbox } from "./support.mjs";
+import { collected, refusal, withSandbox, test } from "./support.mjs";
 
-test("waited commands have output, exit code, arguments, directory and environment", async () => {
+test("§8.1 waited commands have output, exit code, arguments, directory and environment", async () => {
   await withSandbox({ env: { LAYER: "sandbox", KEPT: "yes" } }, async (sandbox) => {
     assert.deepEqual(await collected(await sandbox.runCommand("sh", ["-c", "echo out; echo err >&2; exit 3"])), {
       exitCode: 3,
@@ -22,7 +21,7 @@ test("waited commands have output, exit code, arguments, directory and environme
   });
 });
 
-test("sudo makes root and keeps the environment", async () => {
+test("§8.1 sudo makes root and keeps the environment", async () => {
   await withSandbox({ env: { KEPT: "yes" } }, async (sandbox) => {
     const wanted = "0 root ubuntu /root yes\n";
     const script = "echo $(id -u) $USER $SUDO_USER $HOME $KEPT";
@@ -33,14 +32,14 @@ test("sudo makes root and keeps the environment", async () => {
   });
 });
 
-test("a command without standard input sees its end at once", async () => {
+test("§8.1 a command without standard input sees its end at once", async () => {
   await withSandbox({}, async (sandbox) => {
     const done = await sandbox.runCommand("cat");
     assert.deepEqual(await collected(done), { exitCode: 0, stdout: "", stderr: "" });
   });
 });
 
-test("a program that does not exist is refused, not run", async () => {
+test("§8.1 a program that does not exist is refused, not run", async () => {
   await withSandbox({}, async (sandbox) => {
     const { status, code, message } = await refusal(sandbox.runCommand("no-such-program"));
     assert.equal(status, 400);
@@ -49,7 +48,7 @@ test("a program that does not exist is refused, not run", async () => {
   });
 });
 
-test("a waited command ends when its process does, whatever it left running", async () => {
+test("§8.1 a waited command ends when its process does, whatever it left running", async () => {
   await withSandbox({}, async (sandbox) => {
     const done = await sandbox.runCommand("sh", ["-c", "sleep 600 & echo started"]);
     assert.equal(done.exitCode, 0);

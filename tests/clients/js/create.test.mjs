@@ -1,9 +1,8 @@
 import assert from "node:assert/strict";
-import { test } from "node:test";
 import { Sandbox } from "@vercel/sandbox";
-import { refusal, withSandbox } from "./support.mjs";
+import { refusal, withSandbox, test } from "./support.mjs";
 
-test("a created sandbox runs and says what it is", async () => {
+test("§6.1 a created sandbox runs and says what it is", async () => {
   await withSandbox({ timeout: 120_000, env: { COLOUR: "blue" }, tags: { purpose: "test" }, ports: [3000] }, async (sandbox) => {
     assert.match(sandbox.name, /^[a-zA-Z0-9_-]{1,128}$/);
     assert.equal(sandbox.status, "running");
@@ -22,7 +21,7 @@ test("a created sandbox runs and says what it is", async () => {
   });
 });
 
-test("a name is taken once", async () => {
+test("§6.1 a name is taken once", async () => {
   const name = `taken-${process.pid}`;
   await withSandbox({ name }, async () => {
     const { status } = await refusal(Sandbox.create({ name, persistent: false }));
@@ -30,7 +29,7 @@ test("a name is taken once", async () => {
   });
 });
 
-test("getOrCreate finds what is there", async () => {
+test("§6.1 getOrCreate finds what is there", async () => {
   const name = `found-${process.pid}`;
   await withSandbox({ name }, async (sandbox) => {
     const again = await Sandbox.getOrCreate({ name, persistent: false });
@@ -43,7 +42,7 @@ for (const [runtime, program, wanted] of [
   ["node24", "node", /^v24\./],
   ["python3.13", "python3", /^Python 3\.13\./],
 ]) {
-  test(`the legacy runtime ${runtime} has its user, directory and program`, async () => {
+  test(`§6.1 the legacy runtime ${runtime} has its user, directory and program`, async () => {
     await withSandbox({ runtime }, async (sandbox) => {
       assert.equal(sandbox.cwd, "/vercel/sandbox");
       const who = await sandbox.runCommand("id", ["-un"]);

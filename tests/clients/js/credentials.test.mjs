@@ -1,7 +1,6 @@
 import assert from "node:assert/strict";
-import { test } from "node:test";
 import { Sandbox } from "@vercel/sandbox";
-import { refusal, withSandbox } from "./support.mjs";
+import { refusal, withSandbox, test } from "./support.mjs";
 
 const token = process.env.HUTCH_TOKEN;
 const claims = JSON.parse(Buffer.from(token.split(".")[1], "base64url").toString());
@@ -9,19 +8,19 @@ const credentials = { token, teamId: claims.owner_id, projectId: claims.project_
 // With it the SDK would replace any token of ours before every request.
 delete process.env.VERCEL_OIDC_TOKEN;
 
-test("explicit credentials need nothing from the environment", async () => {
+test("§3.3 explicit credentials need nothing from the environment", async () => {
   await withSandbox(credentials, async (sandbox) => {
     assert.equal((await sandbox.runCommand("true")).exitCode, 0);
   });
 });
 
-test("a token that does not verify is 401", async () => {
+test("§3.3 a token that does not verify is 401", async () => {
   const forged = token.split(".").with(2, Buffer.alloc(64).toString("base64url")).join(".");
   for (const bad of [forged, "opaque", `${token}x`, "a".repeat(8000)]) {
     assert.equal((await refusal(Sandbox.list({ ...credentials, token: bad }))).status, 401);
   }
 });
 
-test("a project that is not the team's is 403", async () => {
+test("§3.3 a project that is not the team's is 403", async () => {
   assert.equal((await refusal(Sandbox.list({ ...credentials, projectId: "prj_someoneelses" }))).status, 403);
 });

@@ -1,7 +1,6 @@
 import assert from "node:assert/strict";
-import { test } from "node:test";
 import { Drive, Sandbox } from "@vercel/sandbox";
-import { refusal, withSandbox } from "./support.mjs";
+import { refusal, withSandbox, test } from "./support.mjs";
 
 const unique = (name) => `${name}-${process.pid}`;
 const output = async (sandbox, script) => (await sandbox.runCommand("sh", ["-c", script])).stdout();
@@ -17,7 +16,7 @@ async function withDrive(name, body, options = {}) {
   }
 }
 
-test("a drive is got or created, listed and deleted", async () => {
+test("§12 a drive is got or created, listed and deleted", async () => {
   await withDrive("listed", async (drive) => {
     assert.equal(drive.name, unique("listed"));
     assert.equal(drive.maxSize, 256 * 1024 ** 2);
@@ -36,7 +35,7 @@ test("a drive is got or created, listed and deleted", async () => {
   });
 });
 
-test("one sandbox writes, others read it as of their start", async () => {
+test("§12 one sandbox writes, others read it as of their start", async () => {
   await withDrive("shared", async (drive) => {
     const early = await refusal(Sandbox.create({ persistent: false, mounts: { "/seen": drive.snapshot() } }));
     assert.deepEqual([early.status, early.code], [409, "drive_not_initialized"]);
@@ -58,7 +57,7 @@ test("one sandbox writes, others read it as of their start", async () => {
   });
 });
 
-test("a persistent sandbox mounts its drives again, and its snapshots have nothing of them", async () => {
+test("§12 a persistent sandbox mounts its drives again, and its snapshots have nothing of them", async () => {
   await withDrive("kept", async (drive) => {
     await withSandbox({ persistent: true, mounts: { "/data": drive } }, async (sandbox) => {
       await sandbox.runCommand("sh", ["-c", "echo drive > /data/f; echo own > own.txt"]);
@@ -72,7 +71,7 @@ test("a persistent sandbox mounts its drives again, and its snapshots have nothi
   });
 });
 
-test("a full drive says so, and only there", async () => {
+test("§12 a full drive says so, and only there", async () => {
   await withDrive(
     "full",
     async (drive) => {

@@ -4,10 +4,9 @@ import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { buffer } from "node:stream/consumers";
-import { test } from "node:test";
-import { refusal, withSandbox } from "./support.mjs";
+import { refusal, withSandbox, test } from "./support.mjs";
 
-test("files go in and come out byte for byte", async () => {
+test("§9 files go in and come out byte for byte", async () => {
   await withSandbox({}, async (sandbox) => {
     const blob = randomBytes(3 * 1024 * 1024 + 17);
     await sandbox.writeFiles([
@@ -26,7 +25,7 @@ test("files go in and come out byte for byte", async () => {
   });
 });
 
-test("files belong to the default user and keep their mode", async () => {
+test("§9 files belong to the default user and keep their mode", async () => {
   await withSandbox({}, async (sandbox) => {
     await sandbox.writeFiles([
       { path: "plain", content: "x" },
@@ -38,7 +37,7 @@ test("files belong to the default user and keep their mode", async () => {
   });
 });
 
-test("what is not there is null, what may not be read is refused", async () => {
+test("§9 what is not there is null, what may not be read is refused", async () => {
   await withSandbox({}, async (sandbox) => {
     assert.equal(await sandbox.readFileToBuffer({ path: "missing" }), null);
     assert.equal(await sandbox.readFile({ path: "missing" }), null);
@@ -48,7 +47,7 @@ test("what is not there is null, what may not be read is refused", async () => {
   });
 });
 
-test("directories are made once", async () => {
+test("§9 directories are made once", async () => {
   await withSandbox({}, async (sandbox) => {
     await sandbox.mkDir("made");
     const again = await refusal(sandbox.mkDir("made"));
@@ -61,7 +60,7 @@ test("directories are made once", async () => {
   });
 });
 
-test("a file downloads to this machine", async () => {
+test("§9 a file downloads to this machine", async () => {
   const here = await mkdtemp(join(tmpdir(), "hutch-"));
   try {
     await withSandbox({}, async (sandbox) => {

@@ -1,8 +1,7 @@
 import assert from "node:assert/strict";
-import { test } from "node:test";
-import { withSandbox } from "./support.mjs";
+import { withSandbox, test } from "./support.mjs";
 
-test("sandbox.fs works like node:fs", async () => {
+test("§17.1 sandbox.fs works like node:fs", async () => {
   await withSandbox({}, async ({ fs }) => {
     await fs.mkdir("tree/deep", { recursive: true });
     await fs.writeFile("tree/a.txt", "one\n");
@@ -35,7 +34,7 @@ test("sandbox.fs works like node:fs", async () => {
   });
 });
 
-test("users have homes of their own", async () => {
+test("§17.1 users have homes of their own", async () => {
   await withSandbox({}, async (sandbox) => {
     assert.equal((await sandbox.getDefaultUser()).username, "ubuntu");
     const user = await sandbox.createUser("alice");

@@ -1,11 +1,10 @@
 import assert from "node:assert/strict";
-import { test } from "node:test";
 import { Sandbox } from "@vercel/sandbox";
-import { refusal, withSandbox } from "./support.mjs";
+import { refusal, withSandbox, test } from "./support.mjs";
 
 const image = process.env.HUTCH_TEST_IMAGE;
 
-test("an image of a registry is pulled and runs as it says", async () => {
+test("§16.2 an image of a registry is pulled and runs as it says", async () => {
   assert.ok(image, "HUTCH_TEST_IMAGE names an image");
   await withSandbox({ image, env: { COLOUR: "blue" } }, async (sandbox) => {
     assert.equal(sandbox.cwd, "/srv");
@@ -20,7 +19,7 @@ test("an image of a registry is pulled and runs as it says", async () => {
   });
 });
 
-test("a sandbox from an image goes on where it stopped", async () => {
+test("§16.2 a sandbox from an image goes on where it stopped", async () => {
   const sandbox = await Sandbox.create({ image, persistent: true });
   try {
     await sandbox.runCommand("sh", ["-c", "echo kept > /tmp/note"]);
@@ -32,8 +31,8 @@ test("a sandbox from an image goes on where it stopped", async () => {
   }
 });
 
-test("an image that its registry does not have is refused", async () => {
+test("§16.2 an image that its registry does not have is refused", async () => {
   const missing = image.replace(/:[^:]*$/, ":missing");
   const { status, code } = await refusal(Sandbox.create({ image: missing, persistent: false }));
-  assert.deepEqual([status, code], [404, "image_not_found"]);
+  assert.deepEqual([status, code], [404, "not_found"]);
 });

@@ -1,6 +1,5 @@
 import assert from "node:assert/strict";
-import { test } from "node:test";
-import { withSandbox } from "./support.mjs";
+import { withSandbox, test } from "./support.mjs";
 
 async function started(sandbox, script) {
   const command = await sandbox.runCommand({ cmd: "sh", args: ["-c", script], detached: true });
@@ -10,7 +9,7 @@ async function started(sandbox, script) {
   return command;
 }
 
-test("signals end a command with 128 plus their number", async () => {
+test("§8.4 signals end a command with 128 plus their number", async () => {
   await withSandbox({}, async (sandbox) => {
     for (const [signal, code] of [
       ["SIGTERM", 143],
@@ -25,7 +24,7 @@ test("signals end a command with 128 plus their number", async () => {
   });
 });
 
-test("a trap's own exit code wins", async () => {
+test("§8.4 a trap's own exit code wins", async () => {
   await withSandbox({}, async (sandbox) => {
     const command = await started(sandbox, "trap 'exit 42' TERM; echo ready; while :; do sleep 0.05; done");
     await command.kill();
@@ -33,7 +32,7 @@ test("a trap's own exit code wins", async () => {
   });
 });
 
-test("an aborted wait leaves the command running", async () => {
+test("§8.4 an aborted wait leaves the command running", async () => {
   await withSandbox({}, async (sandbox) => {
     const command = await started(sandbox, "echo ready; exec sleep 600");
     const abort = new AbortController();

@@ -1,11 +1,10 @@
 import assert from "node:assert/strict";
-import { test } from "node:test";
 import { Sandbox } from "@vercel/sandbox";
-import { withSandbox } from "./support.mjs";
+import { withSandbox, test } from "./support.mjs";
 
 const prefix = `list-${process.pid}`;
 
-test("lists are newest first, paged and filtered", async () => {
+test("§6.3 lists are newest first, paged and filtered", async () => {
   await withSandbox({ name: `${prefix}-a`, tags: { group: prefix } }, async () =>
     withSandbox({ name: `${prefix}-b`, tags: { group: prefix } }, async () =>
       withSandbox({ name: `${prefix}-c` }, async () => {
@@ -25,7 +24,7 @@ test("lists are newest first, paged and filtered", async () => {
   );
 });
 
-test("a sandbox lists its sessions", async () => {
+test("§6.3 a sandbox lists its sessions", async () => {
   await withSandbox({}, async (sandbox) => {
     const { sessions } = await sandbox.listSessions();
     assert.deepEqual(sessions.map((session) => session.id), [sandbox.currentSession().sessionId]);

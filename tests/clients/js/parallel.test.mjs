@@ -1,8 +1,7 @@
 import assert from "node:assert/strict";
-import { test } from "node:test";
-import { withSandbox } from "./support.mjs";
+import { withSandbox, test } from "./support.mjs";
 
-test("a hundred commands at once keep their own output", async () => {
+test("§8.1 a hundred commands at once keep their own output", async () => {
   await withSandbox({}, async (sandbox) => {
     const all = Array.from({ length: 100 }, (_, index) => index);
     const done = await Promise.all(
@@ -15,7 +14,7 @@ test("a hundred commands at once keep their own output", async () => {
   });
 });
 
-test("sandboxes see nothing of each other", async () => {
+test("§8.1 sandboxes see nothing of each other", async () => {
   await withSandbox({}, async (one) =>
     withSandbox({}, async (other) => {
       await one.writeFiles([{ path: "/tmp/mine", content: "secret" }]);

@@ -1,11 +1,10 @@
 import assert from "node:assert/strict";
-import { test } from "node:test";
 import { Sandbox, Snapshot } from "@vercel/sandbox";
-import { refusal, withSandbox } from "./support.mjs";
+import { refusal, withSandbox, test } from "./support.mjs";
 
 const read = async (sandbox, path) => (await sandbox.readFileToBuffer({ path }))?.toString();
 
-test("a persistent sandbox goes on where it stopped", async () => {
+test("§11 a persistent sandbox goes on where it stopped", async () => {
   await withSandbox({ persistent: true, env: { COLOUR: "blue" } }, async (sandbox) => {
     await sandbox.writeFiles([{ path: "kept.txt", content: Buffer.from("one") }, { path: "/tmp/t", content: Buffer.from("two") }]);
     const first = sandbox.currentSession().sessionId;
@@ -23,7 +22,7 @@ test("a persistent sandbox goes on where it stopped", async () => {
   });
 });
 
-test("a snapshot begins other sandboxes, until it is deleted", async () => {
+test("§11 a snapshot begins other sandboxes, until it is deleted", async () => {
   await withSandbox({}, async (sandbox) => {
     await sandbox.runCommand("sh", ["-c", "echo made > made.txt"]);
     const snapshot = await sandbox.snapshot({ expiration: 86_400_000 });
@@ -57,7 +56,7 @@ test("a snapshot begins other sandboxes, until it is deleted", async () => {
   });
 });
 
-test("resumes at once are one", async () => {
+test("§11 resumes at once are one", async () => {
   await withSandbox({ persistent: true }, async (sandbox) => {
     await sandbox.stop();
     const found = await Promise.all(Array.from({ length: 6 }, () => Sandbox.get({ name: sandbox.name, resume: true })));

@@ -1,9 +1,8 @@
 import assert from "node:assert/strict";
-import { test } from "node:test";
 import { Sandbox } from "@vercel/sandbox";
-import { refusal, withSandbox } from "./support.mjs";
+import { refusal, withSandbox, test } from "./support.mjs";
 
-test("a stopped session says what it used, and stays stopped", async () => {
+test("§7.2 a stopped session says what it used, and stays stopped", async () => {
   await withSandbox({}, async (sandbox) => {
     const busy = await sandbox.runCommand("sh", ["-c", "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done"]);
     assert.equal(busy.exitCode, 0);
@@ -19,7 +18,7 @@ test("a stopped session says what it used, and stays stopped", async () => {
   });
 });
 
-test("a deleted sandbox is gone, and its name is free", async () => {
+test("§7.2 a deleted sandbox is gone, and its name is free", async () => {
   const name = `gone-${process.pid}`;
   await withSandbox({ name }, async (sandbox) => {
     await sandbox.delete();

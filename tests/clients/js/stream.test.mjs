@@ -1,13 +1,12 @@
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import { PassThrough } from "node:stream";
-import { test } from "node:test";
-import { withSandbox } from "./support.mjs";
+import { withSandbox, test } from "./support.mjs";
 
 // The second line is written only after the first one was seen here: what is not streamed can't pass.
 const HANDSHAKE = "mkfifo /tmp/go; echo first; read line < /tmp/go; echo second; echo problem >&2; exit 4";
 
-test("logs of a detached command arrive while it runs, and again from the start", async () => {
+test("§8.3 logs of a detached command arrive while it runs, and again from the start", async () => {
   await withSandbox({}, async (sandbox) => {
     const command = await sandbox.runCommand({ cmd: "sh", args: ["-c", HANDSHAKE], detached: true });
     assert.match(command.cmdId, /^cmd_[0-9a-f]{28}$/);
@@ -27,7 +26,7 @@ test("logs of a detached command arrive while it runs, and again from the start"
   });
 });
 
-test("a waited command streams into writables while it runs", async () => {
+test("§8.3 a waited command streams into writables while it runs", async () => {
   await withSandbox({}, async (sandbox) => {
     const stdout = new PassThrough();
     const running = sandbox.runCommand({ cmd: "sh", args: ["-c", HANDSHAKE], stdout });
@@ -38,7 +37,7 @@ test("a waited command streams into writables while it runs", async () => {
   });
 });
 
-test("large output arrives whole and in order", async () => {
+test("§8.3 large output arrives whole and in order", async () => {
   await withSandbox({}, async (sandbox) => {
     const done = await sandbox.runCommand("seq", ["1", "500000"]);
     const lines = (await done.stdout()).split("\n");
@@ -48,7 +47,7 @@ test("large output arrives whole and in order", async () => {
   });
 });
 
-test("characters that a program writes in two pieces stay whole", async () => {
+test("§8.3 characters that a program writes in two pieces stay whole", async () => {
   await withSandbox({}, async (sandbox) => {
     const script = "import os,time; b='🐇'.encode()*20000\nfor i in range(0,len(b),4099): os.write(1,b[i:i+4099])";
     const done = await sandbox.runCommand("python3", ["-c", script]);

@@ -2,6 +2,8 @@
 
 import { Sandbox } from "@vercel/sandbox";
 
+export { test } from "./shown.mjs";
+
 /** Runs `body` with a new sandbox and deletes it. */
 export async function withSandbox(options, body) {
   const sandbox = await Sandbox.create({ persistent: false, ...options });

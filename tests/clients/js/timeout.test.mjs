@@ -1,16 +1,15 @@
 import assert from "node:assert/strict";
-import { test } from "node:test";
 import { Sandbox } from "@vercel/sandbox";
-import { refusal, withSandbox } from "./support.mjs";
+import { refusal, withSandbox, test } from "./support.mjs";
 
-test("a command's time limit kills it", async () => {
+test("§13.2 a command's time limit kills it", async () => {
   await withSandbox({}, async (sandbox) => {
     const done = await sandbox.runCommand({ cmd: "sleep", args: ["600"], timeoutMs: 300 });
     assert.equal(done.exitCode, 137);
   });
 });
 
-test("a sandbox's time limit ends its session, and what runs in it", async () => {
+test("§13.2 a sandbox's time limit ends its session, and what runs in it", async () => {
   await withSandbox({ timeout: 2_000 }, async (sandbox) => {
     const command = await sandbox.runCommand({ cmd: "sleep", args: ["600"], detached: true });
     const started = Date.now();
@@ -24,7 +23,7 @@ test("a sandbox's time limit ends its session, and what runs in it", async () =>
   });
 });
 
-test("an extended session lives longer by exactly that", async () => {
+test("§13.2 an extended session lives longer by exactly that", async () => {
   await withSandbox({ timeout: 60_000 }, async (sandbox) => {
     const before = sandbox.expiresAt;
     await sandbox.extendTimeout(90_000);

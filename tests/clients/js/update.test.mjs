@@ -1,9 +1,8 @@
 import assert from "node:assert/strict";
-import { test } from "node:test";
 import { Sandbox } from "@vercel/sandbox";
-import { withSandbox } from "./support.mjs";
+import { withSandbox, test } from "./support.mjs";
 
-test("updates change what they name and keep the rest", async () => {
+test("§6.4 updates change what they name and keep the rest", async () => {
   await withSandbox({ timeout: 60_000, tags: { old: "1" }, ports: [3000] }, async (sandbox) => {
     const [kept] = sandbox.routes;
     await sandbox.update({ tags: { fresh: "2" }, ports: [3000, 8080] });
@@ -25,7 +24,7 @@ test("updates change what they name and keep the rest", async () => {
   });
 });
 
-test("a network policy is kept and its secrets are not shown", async () => {
+test("§6.4 a network policy is kept and its secrets are not shown", async () => {
   await withSandbox({}, async (sandbox) => {
     await sandbox.updateNetworkPolicy({
       allow: { "api.example.com": [{ transform: [{ headers: { authorization: "Bearer secret" } }] }] },

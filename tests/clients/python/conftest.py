@@ -18,18 +18,18 @@ def credentials(server: Server) -> SandboxCredentials:
 
 
 @pytest.fixture
-async def sdk(server: RunningServer, leak_check: None) -> AsyncIterator[SandboxClient]:
+async def sdk(watched: RunningServer, leak_check: None) -> AsyncIterator[SandboxClient]:
     async def factory() -> SandboxCredentials:
-        return credentials(server.where)
+        return credentials(watched.where)
 
-    client = SandboxClient.create(options=SandboxServiceOptions(base_url=f"{server.where.url}/api", credentials_factory=factory))
+    client = SandboxClient.create(options=SandboxServiceOptions(base_url=f"{watched.where.url}/api", credentials_factory=factory))
     yield client
     await client.aclose()
 
 
 @pytest.fixture
-def sync_sdk(server: RunningServer, leak_check: None) -> Iterator[SyncSandboxClient]:
-    options = SyncOptions(base_url=f"{server.where.url}/api", credentials_factory=lambda: credentials(server.where))
+def sync_sdk(watched: RunningServer, leak_check: None) -> Iterator[SyncSandboxClient]:
+    options = SyncOptions(base_url=f"{watched.where.url}/api", credentials_factory=lambda: credentials(watched.where))
     client = SyncSandboxClient.create(options=options)
     yield client
     client.close()

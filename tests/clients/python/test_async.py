@@ -7,7 +7,6 @@ import os
 import subprocess
 from datetime import timedelta
 
-import anyio
 import pytest
 from vercel.sandbox import (
     SandboxApiError,
@@ -15,11 +14,13 @@ from vercel.sandbox import (
     SandboxPathNotFoundError,
     SandboxQueryByName,
     SandboxResources,
+    SandboxStdinError,
 )
 
 pytestmark = [pytest.mark.clients, pytest.mark.sandbox, pytest.mark.root]
 
 
+@pytest.mark.section("6.1")
 async def test_a_sandbox_is_created_used_stopped_and_destroyed(sdk: SandboxClient) -> None:
     name = f"python-{os.getpid()}"
     size = SandboxResources(vcpus=1)
@@ -36,6 +37,7 @@ async def test_a_sandbox_is_created_used_stopped_and_destroyed(sdk: SandboxClien
     assert error.value.status_code == 404
 
 
+@pytest.mark.section("8.5")
 async def test_a_process_gets_input_and_gives_output(sdk: SandboxClient) -> None:
     async with sdk.create_sandbox(persistent=False) as sandbox:
         big = os.urandom(700_000).hex().encode()
@@ -54,17 +56,19 @@ async def test_a_process_gets_input_and_gives_output(sdk: SandboxClient) -> None
         assert await process.wait() == 0
 
 
+@pytest.mark.section("4.5")
 async def test_input_for_a_process_without_any_is_refused(sdk: SandboxClient) -> None:
     async with sdk.create_sandbox(persistent=False) as sandbox:
         process = await sandbox.create_process("sleep", ["600"])
         found = await sandbox.get_process(process.id)
         assert found.stdin is not None
-        with pytest.raises(anyio.BrokenResourceError):
+        with pytest.raises(SandboxStdinError):
             await found.stdin.send(b"x")
         await process.kill()
         assert await process.wait() == 137
 
 
+@pytest.mark.section("8.4")
 async def test_processes_are_signalled_limited_and_listed(sdk: SandboxClient) -> None:
     async with sdk.create_sandbox(persistent=False) as sandbox:
         limited = await sandbox.run_process("sleep", ["600"], kill_after=timedelta(milliseconds=300))
@@ -133,6 +137,7 @@ async def test_many_processes_at_once_keep_their_output(sdk: SandboxClient) -> N
         assert [(item.returncode, item.stdout) for item in done] == [(number, f"{number}\n") for number in range(50)]
 
 
+@pytest.mark.section("4.3")
 async def test_what_can_not_be_meant_is_refused(sdk: SandboxClient) -> None:
     with pytest.raises(SandboxApiError) as error:
         await sdk.create_sandbox(name="not a name", persistent=False)

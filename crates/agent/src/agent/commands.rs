@@ -10,7 +10,7 @@ use rustix::process::WaitOptions;
 use super::timers::Timer;
 use super::{Agent, MAX_TIME_MS, Sender, Use};
 use crate::command::{Command, Surroundings};
-use crate::errors::{bad_request, not_running, system_failure};
+use crate::errors::{bad_request, no_stdin, not_running, system_failure};
 use crate::output::READ_BYTES;
 use crate::poller::{Interest, Token};
 use crate::requests::{
@@ -149,6 +149,10 @@ impl Agent {
     pub(super) fn stdin(&mut self, stream: u32, request: &CommandStdin) -> Result<(), ErrorMessage> {
         let deadline = Instant::now() + Duration::from_millis(request.timeout_ms.min(MAX_TIME_MS));
         let command = self.running(&request.id)?;
+        if !command.stdin.was_given() {
+            // Also for a request without bytes: that is how clients ask whether there is one.
+            return Err(no_stdin());
+        }
         let serial = command.serial;
         command.stdin.request(stream, request.offset, request.close, deadline);
         self.streams.insert(
@@ -197,10 +201,7 @@ impl Agent {
                     let message = format!("Invalid request: offset is beyond the {written} bytes that were taken");
                     self.fail(stream, &bad_request(message));
                 }
-                Notice::Closed { stream } => {
-                    let message = "The command has no standard input, or it is closed.";
-                    self.fail(stream, &ErrorMessage::new(400, "command_stdin_unavailable", message));
-                }
+                Notice::Closed { stream } => self.fail(stream, &no_stdin()),
             }
         }
     }

@@ -80,7 +80,11 @@ impl Work<'_> {
             } else {
                 let (stream, address) = self.dial(&key).await?;
                 self.served.dialled(address);
-                pool.begin(&key, stream, &self.served.sandbox.verifiers, epoch).await?
+                {
+                    let sandbox = &self.served.sandbox;
+                    pool.begin(&key, stream, &sandbox.verifiers, epoch, sandbox.cpu())
+                        .await?
+                }
             };
             let (unsent, gone) = match sender {
                 Sender::Http1(mut sender) => {

@@ -1,7 +1,8 @@
 """Points the vendor's Python SDK at the server in `HUTCH_URL`; on `PYTHONPATH` through `hutch env`.
 
 The SDK has an option for its base URL but no environment variable. This waits for the SDK to be imported and then replaces its
-default, so that programs need no change and other programs lose no time. Another `sitecustomize` further down the path runs too.
+default, so that programs need no change and other programs lose no time. The SDK of the first API (`vercel` before 0.6),
+which other packages are pinned to, has its default elsewhere. Another `sitecustomize` further down the path runs too.
 """
 
 import importlib.util
@@ -12,7 +13,8 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-_MODULE = "vercel.sandbox._internal.options"
+_OPTIONS = "vercel.sandbox._internal.options"
+_FIRST_API = "vercel._internal.sandbox.core"
 
 
 class _Patched(Loader):
@@ -27,14 +29,18 @@ class _Patched(Loader):
     def exec_module(self, module: ModuleType) -> None:
         self._loader.exec_module(module)
         base = os.environ["HUTCH_URL"].rstrip("/").removesuffix("/api")
-        module.DEFAULT_SANDBOX_API_BASE_URL = f"{base}/api"  # type: ignore[attr-defined]
+        if module.__name__ == _OPTIONS:
+            module.DEFAULT_SANDBOX_API_BASE_URL = f"{base}/api"  # type: ignore[attr-defined]
+            return
+        for client in ("SyncSandboxOpsClient", "AsyncSandboxOpsClient"):
+            getattr(module, client).__init__.__kwdefaults__["host"] = f"{base}/api"
 
 
 class _Finder(MetaPathFinder):
-    """Finds the one module that matters, as everybody else would."""
+    """Finds the one module that matters, as everybody else would. No process has both SDKs."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname != _MODULE:
+        if fullname not in (_OPTIONS, _FIRST_API):
             return None
         sys.meta_path.remove(self)
         spec = PathFinder.find_spec(fullname, path, target)

@@ -1,0 +1,175 @@
+"""Workers: how long a tool takes, how many of its calls go at once, how long a deploy, and a hundred syncs that are due together.
+
+The worker is deployed by the requests that `ntn` makes, without its own time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import statistics
+import tarfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+
+from bench.measure import Result, Series, at_most
+from bench.server import serving
+
+SYNCS = 100
+AT_ONCE = 16
+PAUSE_S = 1.5
+"""Between calls of one tool: the next sandbox is ready by then."""
+PACKAGE = {
+    "name": "measured",
+    "private": True,
+    "type": "module",
+    "scripts": {"build": "mkdir -p dist && cp src/index.js dist/index.js"},
+    "dependencies": {"@notionhq/workers": "0.9.2"},
+}
+PROGRAM = """
+import { Worker, j } from "@notionhq/workers";
+const worker = new Worker();
+worker.tool("echo", {
+  title: "Echo", description: "Says it again.", schema: j.object({ text: j.string() }), execute: ({ text }) => text,
+});
+const table = worker.database("rows", {
+  type: "managed", initialTitle: "Rows", primaryKeyProperty: "Id",
+  schema: { properties: { Id: { type: "title" } } },
+});
+for (let number = 0; number < SYNCS; number++) {
+  worker.sync(`sync-${number}`, {
+    database: table, mode: "incremental", schedule: "manual",
+    execute: async () => ({
+      changes: [{ type: "upsert", key: `${number}`, properties: { Id: [[`${number}`]] } }], hasMore: false,
+    }),
+  });
+}
+export default worker;
+"""
+
+
+class Door:
+    """What `ntn` asks for."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self._http = httpx.AsyncClient(base_url=f"{url}/api", headers={"authorization": f"Bearer {token}"}, timeout=300)
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def call(self, endpoint: str, **body: Any) -> Any:
+        response = await self._http.post(f"/v3/workers{endpoint}", json=body)
+        response.raise_for_status()
+        return response.json() if response.headers["content-type"].startswith("application/json") else response.text
+
+    async def own(self, method: str, path: str, body: Any = None) -> Any:
+        return (await self._http.request(method, f"/hutch/v1/workers/{path}", json=body)).raise_for_status().json()
+
+    async def create(self, syncs: int) -> str:
+        made = await self.call("CreateWorker", name="measured", uploadType="source")
+        await self._finish(made, made["worker"]["workerId"], syncs)
+        return str(made["worker"]["workerId"])
+
+    async def deploy(self, worker: str, syncs: int) -> None:
+        await self._finish(await self.call("UpdateWorker", workerId=worker, uploadType="source"), worker, syncs)
+
+    async def _finish(self, upload: Any, worker: str, syncs: int) -> None:
+        async with httpx.AsyncClient(timeout=60) as nobody:
+            (await nobody.post(upload["url"], files={"file": _archive(syncs)})).raise_for_status()
+        built = await self.call("BuildWorker", workerId=worker, stream=True)
+        if '{"ok":true}' not in built:
+            raise RuntimeError(f"the worker was not built: {built[-2000:]}")
+        await self.call("FetchAndSaveCapabilities", workerId=worker)
+
+    async def ask(self, worker: str) -> float:
+        """Call the tool; milliseconds."""
+        began = time.perf_counter()
+        found = await self.call("RunCapability", workerId=worker, capabilityKey="echo", args={"text": "x"}, stream=False)
+        if found != {"result": "x"}:
+            raise RuntimeError(f"the tool returned {found}")
+        return (time.perf_counter() - began) * 1000
+
+
+def _archive(syncs: int) -> bytes:
+    buffer = io.BytesIO()
+    files = {"package.json": json.dumps(PACKAGE), "src/index.js": PROGRAM.replace("SYNCS", str(syncs))}
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, text in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(text)
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    return buffer.getvalue()
+
+
+@asynccontextmanager
+async def _door() -> AsyncIterator[Door]:
+    with serving() as server:
+        door = Door(server.where.url, server.where.token)
+        try:
+            yield door
+        finally:
+            await door.close()
+
+
+async def worker_tool(quick: bool) -> list[Result]:
+    """A call of a tool, one after another: with a sandbox that waits for it, and the first one after each deploy, without."""
+    async with _door() as door:
+        worker = await door.create(0)
+        cold, deploys, warm = [], [], []
+        for _ in range(2 if quick else 5):
+            began = time.perf_counter()
+            await door.deploy(worker, 0)
+            deploys.append(time.perf_counter() - began)
+            cold.append(await door.ask(worker))
+            await asyncio.sleep(PAUSE_S)
+        for _ in range(5 if quick else 40):
+            warm.append(await door.ask(worker))
+            await asyncio.sleep(PAUSE_S)
+        ours, peer, deployed = Series.of(warm), Series.of(cold), Series.of(deploys, "s")
+    return [
+        Result(
+            "worker.tool", "a tool, called again", ours, peer, "the first call after a deploy", [at_most("p50", ours.p50, 150)]
+        ),
+        Result("worker.deploy", "a deploy with the same dependencies", deployed, targets=[at_most("p50 s", deployed.p50, 5)]),
+    ]
+
+
+async def worker_rate(quick: bool) -> list[Result]:
+    """Calls of one tool, many at once: how many a second."""
+    async with _door() as door:
+        worker = await door.create(0)
+        await door.ask(worker)
+        rates = []
+        for _ in range(1 if quick else 5):
+            began = time.perf_counter()
+            await asyncio.gather(*(door.ask(worker) for _ in range(AT_ONCE)))
+            rates.append(AT_ONCE / (time.perf_counter() - began))
+    return [Result("worker.rate", f"calls of a tool a second, {AT_ONCE} at once", Series.of(rates, "/s"))]
+
+
+async def worker_syncs(quick: bool) -> list[Result]:
+    """A hundred syncs that are due at once: until the last one has begun."""
+    count = 10 if quick else SYNCS
+    async with _door() as door:
+        worker = await door.create(count)
+        began = time.time() * 1000
+        await asyncio.gather(*(door.own("POST", f"{worker}/syncs/sync-{number}/trigger", {}) for number in range(count)))
+        while True:
+            listed = await door.call("ListRunsForWorker", workerId=worker)
+            runs = [run for run in listed["runs"] if run["name"].startswith("sync:")]
+            if len(runs) >= count:
+                break
+            if time.time() * 1000 - began > 300_000:
+                raise RuntimeError(f"{len(runs)} of {count} syncs began")
+            await asyncio.sleep(0.2)
+        details = [(await door.own("GET", f"{worker}/runs/{run['runId']}"))["run"] for run in runs]
+        waited = [max(0.0, run["started_at"] - began) / 1000 for run in details]
+    ours = Series.of(waited, "s")
+    facts = {"median_s": round(statistics.median(waited), 2)}
+    targets = [at_most("s, all", ours.max, 10)]
+    return [Result("worker.syncs", f"{count} syncs due at once: begun after", ours, targets=targets, facts=facts)]

@@ -1,0 +1,1 @@
+"""The asynchronous flavour of the client."""

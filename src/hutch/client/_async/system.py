@@ -1,0 +1,19 @@
+"""The server about itself."""
+
+from __future__ import annotations
+
+from hutch.client._async.transport import Http
+from hutch.client.models import Health, Identity
+
+
+class System:
+    def __init__(self, http: Http) -> None:
+        self._http = http
+
+    async def whoami(self) -> Identity:
+        """Team, project and role of the token."""
+        return await self._http.call("GET", "/hutch/v1/whoami", Identity, scoped=False)
+
+    async def health(self) -> Health:
+        """Answers while a create would succeed. Raises `UnavailableError` with the reason otherwise."""
+        return await self._http.call("GET", "/readyz", Health, scoped=False)

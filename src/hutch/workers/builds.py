@@ -1,0 +1,243 @@
+"""From an uploaded archive to a snapshot that runs start from.
+
+    archive ─▶ sandbox: install (registries only, no secrets) ─▶ network closed ─▶ build, read the manifest (secrets) ─▶ sealed
+
+A deployment serves once its manifest was read; one that fails changes nothing about the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from importlib.resources import files
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from hutch.api.sandboxes import delete, find_with_session
+from hutch.api.services import Services
+from hutch.control.records import Scope
+from hutch.errors import BadRequestError, ConflictError, HutchError, NotFoundError
+from hutch.storage import sandboxes, snapshots
+from hutch.storage import workers as rows
+from hutch.storage.workers import Deployment, Worker
+from hutch.workers import sandbox
+from hutch.workers.lines import Lines
+from hutch.workers.sandbox import OwnSandbox
+
+log = logging.getLogger(__name__)
+
+SOURCE = "/vercel/sandbox"
+"""Where a worker is, in its builds and runs."""
+PLATFORM = "/opt/hutch-worker"
+RUNNER = f"{PLATFORM}/runner.mjs"
+ENTRY = "dist/index.js"
+KEPT_ARCHIVE_S = 3600
+LEFTOVERS_EVERY_S = 1.0
+MAX_ADDRESS_BYTES = 4096
+
+Say = Callable[[str, str], Awaitable[None]]
+"""Called with the stream (`stdout`, `stderr`) and each line."""
+
+
+class BuildFailed(Exception):
+    """A build that is over; the text says what to mend."""
+
+
+def runner() -> bytes:
+    return files("hutch.workers").joinpath("runner.mjs").read_bytes()
+
+
+class Archives:
+    """Uploaded archives, in files that nobody else reads, until they are built."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def path(self, deployment_id: str) -> Path:
+        return self.directory / f"{deployment_id}.tar.gz"
+
+    def take(self, deployment_id: str) -> bytes:
+        """Raises `FileNotFoundError`."""
+        return self.path(deployment_id).read_bytes()
+
+    def keep(self, deployment_id: str, content: bytes) -> None:
+        """Write it whole or not at all. Raises `OSError`."""
+        written = self.path(deployment_id).with_suffix(".new")
+        with open(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(content)
+        written.replace(self.path(deployment_id))
+
+    def drop(self, deployment_id: str) -> None:
+        self.path(deployment_id).unlink(missing_ok=True)
+
+
+def archives(services: Services) -> Archives:
+    directory = services.settings.control_dir / "uploads"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    return Archives(directory)
+
+
+async def build(services: Services, scope: Scope, worker: Worker, say: Say) -> Deployment:
+    """Build what was uploaded last. Raises `BuildFailed`, and `HutchError` where it is not the worker's fault."""
+    now = services.clock()
+    async with services.database.write() as connection:
+        found = await rows.latest(connection, scope, worker.id, ("uploaded",), services.sealer)
+        if found is None:
+            raise NotFoundError("source_not_found", "Nothing was uploaded that is not built yet. Deploy again.")
+        begun = await rows.change_deployment(connection, scope, found.id, now, status="building", before=("uploaded",))
+    if not begun:
+        raise ConflictError("conflict", "The upload is being built by another request.")
+    store = archives(services)
+    try:
+        archive = await asyncio.to_thread(store.take, found.id)
+        async with services.database.read() as connection:
+            secrets = await rows.secrets(connection, scope, worker.id, services.sealer)
+        return await _build(services, scope, worker, found, archive, secrets, say)
+    except BaseException as error:
+        async with services.database.write() as connection:
+            await rows.change_deployment(connection, scope, found.id, services.clock(), status="failed", before=("building",))
+        if isinstance(error, FileNotFoundError):
+            raise NotFoundError("source_not_found", "The upload is not kept any more. Deploy again.") from error
+        raise
+    finally:
+        await asyncio.to_thread(store.drop, found.id)
+
+
+async def _build(
+    services: Services,
+    scope: Scope,
+    worker: Worker,
+    found: Deployment,
+    archive: bytes,
+    secrets: dict[str, str],
+    say: Say,
+) -> Deployment:
+    settings = services.settings.workers
+    step_ms = settings.build_timeout_s * 1000
+    async with sandbox.opened(
+        services,
+        scope,
+        f"worker-build-{found.id}",
+        policy="deny-all",
+        timeout_ms=min(5 * step_ms, services.settings.sandbox.max_timeout_ms),
+        worker_id=worker.id,
+    ) as box:
+        steps = Steps(box, say, step_ms)
+        # Before anything of the worker is there to say otherwise.
+        registries = settings.registries or (await _registry(box, step_ms),)
+        await box.set_policy({"allow": {name: [] for name in registries}})
+        try:
+            await box.unpack(archive, SOURCE, gzip=True)
+        except BadRequestError as error:
+            raise BuildFailed(f"The archive can't be unpacked: {error.message}") from error
+        await box.put({"runner.mjs": runner()}, PLATFORM, sudo=True)
+        missing = "test -f package.json || { echo 'There is no package.json.' >&2; exit 1; }"
+        await steps.run("install", ["sh", "-c", f"{missing}; npm install --no-audit --no-fund --include=dev"])
+        await box.set_policy("deny-all")
+        await steps.run("build", ["npm", "run", "build"], env=secrets)
+        await steps.run("check", ["sh", "-c", f"test -f {ENTRY} || {{ echo 'The build left no {ENTRY}.' >&2; exit 1; }}"])
+        snapshot = await box.seal()
+    async with services.database.write() as connection:
+        await rows.change_deployment(
+            connection,
+            scope,
+            found.id,
+            services.clock(),
+            status="built",
+            before=("building",),
+            snapshot_id=snapshot.id,
+        )
+        built = await rows.deployment(connection, scope, found.id, services.sealer)
+    if built is None:
+        raise NotFoundError("not_found", "The worker was deleted meanwhile.")
+    return built
+
+
+async def _registry(box: OwnSandbox, timeout_ms: int) -> str:
+    """The name of the registry that npm is set to. Raises `BuildFailed`."""
+    said = bytearray()
+
+    async def written(channel: int, data: bytes) -> None:
+        if channel == 1:
+            said.extend(data[:MAX_ADDRESS_BYTES])
+
+    ended = await box.run(["npm", "config", "get", "registry"], cwd="/", timeout_ms=timeout_ms, written=written)
+    name = urlsplit(said.decode("utf-8", "replace").strip()).hostname
+    if ended.exit_code != 0 or not name:
+        raise BuildFailed("npm in the image does not say which registry it is set to; name some in `workers.registries`.")
+    return name
+
+
+class Steps:
+    """Programs of a build, one after another, with what they write told line by line."""
+
+    def __init__(self, box: OwnSandbox, say: Say, timeout_ms: int) -> None:
+        self._box = box
+        self._say = say
+        self._timeout_ms = timeout_ms
+
+    async def run(self, name: str, argv: list[str], env: dict[str, str] | None = None) -> None:
+        """Raises `BuildFailed`."""
+        lines = Lines(self._say)
+        try:
+            ended = await self._box.run(
+                argv, cwd=SOURCE, timeout_ms=self._timeout_ms, written=lines.feed, env={"CI": "1", **(env or {})}
+            )
+        except HutchError as error:
+            raise BuildFailed(f"The sandbox ended during {name}: {error.message}") from error
+        await lines.finish()
+        if ended.timed_out:
+            raise BuildFailed(f"`{name}` took longer than {self._timeout_ms // 1000} s (workers.build_timeout_s).")
+        if ended.exit_code != 0:
+            raise BuildFailed(f"`{' '.join(argv) if name == 'build' else name}` ended with exit code {ended.exit_code}.")
+
+
+async def forget(services: Services, scope: Scope, worker: Worker) -> None:
+    """Delete the snapshots of a worker that is being deleted."""
+    async with services.database.write() as connection:
+        for snapshot_id in await rows.snapshots(connection, scope, worker.id):
+            await snapshots.mark_deleted(connection, snapshot_id, services.clock())
+    services.snapshots_due.set()
+
+
+async def end_leftovers(services: Services, left: list[tuple[Scope, str]]) -> None:
+    """End and delete the sandboxes that a predecessor of this process had for workers."""
+    for scope, name in left:
+        while True:
+            try:
+                record, session = await find_with_session(services, scope, name)
+                await delete(services, scope, record, session)
+            except NotFoundError:
+                break
+            except HutchError as error:
+                log.info("sandbox %s of a worker is not deleted yet: %s", name, error.message)
+                await asyncio.sleep(LEFTOVERS_EVERY_S)
+            else:
+                break
+
+
+async def give_up(services: Services) -> list[tuple[Scope, str]]:
+    """At the start of the process: what a predecessor was building or running is over, and archives that nobody waits for go. The
+    sandboxes that it had are answered, for `end_leftovers`."""
+    async with services.database.write() as connection:
+        await rows.give_up(connection, services.clock())
+        wanted = await rows.awaited_uploads(connection)
+        left = await sandboxes.of_workers(connection)
+    await asyncio.to_thread(_sweep, services, wanted)
+    return left
+
+
+async def drop_archives(services: Services) -> None:
+    """Remove what was uploaded for deployments that are gone."""
+    async with services.database.read() as connection:
+        wanted = await rows.awaited_uploads(connection)
+    await asyncio.to_thread(_sweep, services, wanted)
+
+
+def _sweep(services: Services, wanted: set[str]) -> None:
+    for path in archives(services).directory.iterdir():
+        if path.name.partition(".")[0] not in wanted or time.time() - path.stat().st_mtime > KEPT_ARCHIVE_S:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,52 @@
+"""How often a project's webhooks are taken and its queued jobs run: the limits that senders and workers were written for.
+
+In memory: after a restart the counts begin anew, and each of several API processes has its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from hutch.control.rates import MINUTE_MS, Buckets, Rate
+from hutch.settings import WorkerSettings
+
+HOUR_MS = 60 * MINUTE_MS
+MOST_CALLERS = 10_000
+
+
+class _Both:
+    """A bound for bursts and one for the long run."""
+
+    def __init__(self, per_minute: int, per_hour: int) -> None:
+        self._buckets = [Buckets(Rate(per_minute, MINUTE_MS), MOST_CALLERS), Buckets(Rate(per_hour, HOUR_MS), MOST_CALLERS)]
+
+    def wait_ms(self, caller: Hashable, now_ms: int) -> int:
+        """Counts one; or how long to wait, when that is too many."""
+        for buckets in self._buckets:
+            decision = buckets.take(caller, now_ms)
+            if decision is not None and not decision.admitted:
+                return max(1, decision.wait_ms)
+        return 0
+
+
+class WorkerRates:
+    """Those of all projects."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._of_worker = Buckets(Rate(settings.webhook_requests_per_minute, MINUTE_MS), MOST_CALLERS)
+        self._of_project = Buckets(Rate(settings.project_webhook_requests_per_minute, MINUTE_MS), MOST_CALLERS)
+        self._admissions = _Both(settings.deliveries_per_minute, settings.deliveries_per_hour)
+        self._runs = _Both(settings.queued_runs_per_minute, settings.queued_runs_per_hour)
+
+    def requested(self, project_id: str, worker_id: str, now_ms: int) -> bool:
+        """Whether one more request of a webhook may be looked at."""
+        found = [self._of_worker.take(worker_id, now_ms), self._of_project.take(project_id, now_ms)]
+        return all(decision is None or decision.admitted for decision in found)
+
+    def delivered(self, project_id: str, now_ms: int) -> int:
+        """Counts one more event that is queued; or after how many milliseconds to ask again."""
+        return self._admissions.wait_ms(project_id, now_ms)
+
+    def run(self, project_id: str, now_ms: int) -> int:
+        """Counts one more run of what is queued; or after how many milliseconds to ask again."""
+        return self._runs.wait_ms(project_id, now_ms)

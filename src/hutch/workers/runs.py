@@ -1,0 +1,386 @@
+"""One execution of a worker: a fresh sandbox from its deployment, the runner, what it wrote, and what came of it.
+
+    run row ─▶ sandbox from the deployment's snapshot, with policy and environment ─▶ runner ─▶ envelope ─▶ run row
+
+The row is there before the sandbox is, and closed whatever happens; a process that dies in between has its successor close it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from hutch import ids
+from hutch.api.services import Services
+from hutch.control.records import Scope
+from hutch.errors import BadRequestError, ConflictError, GoneError, HutchError, NotFoundError, RunFailedError
+from hutch.host.protocol import SessionRecord, SessionRef
+from hutch.storage import webhooks as webhook_rows
+from hutch.storage import workers as rows
+from hutch.storage.workers import Deployment, Run, Worker
+from hutch.workers import checks, connections, environment, reconcile, sandbox
+from hutch.workers import manifest as manifests
+from hutch.workers.builds import ENTRY, RUNNER, SOURCE
+from hutch.workers.envelope import Scanner
+from hutch.workers.lines import Lines, Log
+from hutch.workers.manifest import Capability, Manifest
+from hutch.workers.outcome import End, Failure, Outcome, judge, recorded_exit_code
+from hutch.workers.sandbox import KILLED, Ended, OwnSandbox
+from hutch.workers.serving import serving
+from hutch.workers.warm import Ready, WarmRuns, digest
+
+FETCH = "fetchAndSaveCapabilities"
+MANIFEST_FILE = "/tmp/hutch-manifest.json"  # noqa: S108 - in the guest
+SLACK_MS = 60_000
+"""How much longer than its program a run's sandbox may live."""
+FAILED = 1
+LOST = -1
+"""What a program whose session took it with it has for an exit code."""
+KEPT_WARM = ("tool",)
+"""Capabilities that somebody waits for."""
+VERIFY = "verify"
+"""A webhook's verification, in the name of a run: `webhook:KEY` is the event that was handed over."""
+DENY_ALL = "deny-all"
+
+Say = Callable[[str, str], Awaitable[None]]
+Begins = Callable[[Run], Awaitable[None]]
+
+
+async def nobody(stream: str, text: str) -> None:
+    """Nobody listens."""
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How a capability is run, besides its input. `begins` is called when the sandbox is ready and before the worker gets its
+    input; what it raises ends the run. After `deadline` (of the loop's clock) no program is begun or goes on."""
+
+    verify: bool = False
+    job_id: str | None = None
+    queued_at: int | None = None
+    deployment_id: str | None = None
+    """Another deployment than the one that serves."""
+    network: Any = None
+    """Another network policy than the worker's."""
+    deadline: float | None = None
+    begins: Begins | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a run does: the runner's arguments behind the entry, what it reads if it does, and who hears what it writes."""
+
+    name: str
+    arguments: list[str]
+    job: bytes | None = None
+    say: Say = nobody
+    keep_warm: bool = False
+    how: How = How()
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a run came to. `value` is what the worker returned, as it did."""
+
+    run: Run
+    outcome: Outcome
+    value: Any
+
+
+# -- deployments -------------------------------------------------------------------------------------
+
+
+async def fetch_manifest(services: Services, scope: Scope, worker: Worker) -> Manifest:
+    """Read the manifest of the newest build in a run of its own, and have that deployment serve. Raises `HutchError`; the one
+    that served before goes on then."""
+    async with services.database.read() as connection:
+        found = await rows.latest(connection, scope, worker.id, ("built", "ready"), services.sealer)
+    if found is None:
+        raise ConflictError("worker_not_built", "The worker has no build. Deploy it.")
+    content: bytes | None = None
+
+    async def take(box: OwnSandbox) -> None:
+        nonlocal content
+        content = await box.read(MANIFEST_FILE, manifests.MAX_BYTES)
+
+    work = Work(FETCH, ["--manifest", MANIFEST_FILE])
+    execution = _Execution(services, scope, worker, found, None, work)
+    async with execution:
+        ended = await execution.go(then=take)
+        if ended.exit_code != 0 or content is None:
+            raise execution.failed(
+                "ManifestError", f"The worker can't be loaded: {execution.last_words() or 'it wrote nothing.'}"
+            )
+        try:
+            manifest = manifests.parse(content)
+            checks.check(manifest)
+        except BadRequestError as error:
+            raise execution.failed("ManifestError", error.message) from error
+        async with services.database.read() as connection:
+            for sentence in await reconcile.losses(connection, scope, worker.id, manifest):
+                await execution.note(sentence)
+        execution.succeeded(None)
+    now = services.clock()
+    sealed = services.sealer.seal(json.loads(content), found.id)
+    async with services.database.write() as connection:
+        await reconcile.apply(connection, scope, worker.id, manifest, services.sealer, now)
+        await rows.change_deployment(connection, scope, found.id, now, status="ready", before=("built", "ready"), manifest=sealed)
+        await rows.touch(connection, scope, worker.id, now, deployment_id=found.id)
+        addresses = {item.key: ids.webhook_address() for item in manifest.capabilities if item.tag == "webhook"}
+        await webhook_rows.ensure(connection, scope, worker.id, addresses, now, deployed=True)
+    services.syncs_due.set()
+    return manifest
+
+
+# -- capabilities ------------------------------------------------------------------------------------
+
+
+async def run(services: Services, scope: Scope, worker: Worker, key: str, context: Any, say: Say = nobody) -> Any:
+    """Run a capability once; its value. Raises `RunFailedError` for what is the worker's fault, and `HutchError`."""
+    done = await execute(services, scope, worker, key, context, say)
+    if isinstance(done.outcome, Failure):
+        raise RunFailedError(done.outcome.name, done.outcome.message)
+    return done.value
+
+
+async def execute(
+    services: Services, scope: Scope, worker: Worker, key: str, context: Any, say: Say = nobody, how: How = How()
+) -> Done:
+    """Run a capability once; what that came to. Raises `HutchError` for what is not the worker's doing."""
+    found = await serving(services, scope, worker, how.deployment_id)
+    if found is None:
+        raise ConflictError("worker_not_deployed", "The worker has no deployment that serves. Deploy it.")
+    deployment, manifest = found
+    capability = manifest.capability(key)
+    if capability is None:
+        raise NotFoundError("not_found", f"The worker has no capability '{key[:64]}'.")
+    if not capability.runnable:
+        raise BadRequestError(
+            "capability_not_runnable", f"'{key[:64]}' is configuration ({capability.tag}): there is nothing to run."
+        )
+    execution = _Execution(services, scope, worker, deployment, manifest, _work(capability, context, say, how), context)
+    async with execution:
+        ended = await execution.go()
+        return execution.outcome(capability, ended)
+
+
+async def outcome(
+    services: Services,
+    scope: Scope,
+    worker: Worker,
+    deployment: Deployment,
+    manifest: Manifest,
+    capability: Capability,
+    context: Any,
+) -> Outcome:
+    """Run a capability of a deployment once; what it came to. Raises `HutchError` for what is not the worker's fault."""
+    execution = _Execution(services, scope, worker, deployment, manifest, _work(capability, context, nobody, How()), context)
+    async with execution:
+        ended = await execution.go()
+        return execution.outcome(capability, ended).outcome
+
+
+def _work(capability: Capability, context: Any, say: Say, how: How) -> Work:
+    job = json.dumps({"key": capability.key, "context": context}).encode()
+    name = f"{capability.tag}:{capability.key}" if not how.verify else f"{capability.tag}-{VERIFY}:{capability.key}"
+    return Work(name, ["--run"], job, say, keep_warm=capability.tag in KEPT_WARM or how.verify, how=how)
+
+
+def _warm(services: Services) -> WarmRuns:
+    assert services.warm is not None
+    return services.warm
+
+
+class _Execution:
+    """A run from its row to its end: `async with` writes both."""
+
+    def __init__(
+        self,
+        services: Services,
+        scope: Scope,
+        worker: Worker,
+        deployment: Deployment,
+        manifest: Manifest | None,
+        work: Work,
+        context: Any = None,
+    ) -> None:
+        assert scope.project_id is not None
+        self._services = services
+        self._scope = scope
+        self._worker = worker
+        self._deployment = deployment
+        self._manifest = manifest
+        self._work = work
+        self._context = context
+        self._log = Log(services.settings.workers.log_bytes)
+        self._scanner = Scanner()
+        self._lines = Lines(work.say)
+        self._result: dict[str, Any] = {"_tag": "error", "error": {"name": "Interrupted", "message": "The run did not end."}}
+        self._exit_code = FAILED
+        self._over_budget = False
+        self._run = Run(
+            id=ids.worker_id(),
+            worker_id=worker.id,
+            team_id=scope.team_id,
+            project_id=scope.project_id,
+            deployment_id=deployment.id,
+            session_id=None,
+            name=work.name,
+            exit_code=None,
+            started_at=services.clock(),
+            ended_at=None,
+            job_id=work.how.job_id,
+            queued_at=work.how.queued_at,
+        )
+
+    async def __aenter__(self) -> _Execution:
+        async with self._services.database.write() as connection:
+            given = None
+            if self._work.job is not None:
+                given = self._services.sealer.seal({"context": self._context}, f"{self._run.id}/input")
+            await rows.add_run(connection, self._run, given)
+        return self
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, HutchError) and not isinstance(error, RunFailedError):
+            self._result = {"_tag": "error", "error": {"name": error.code, "message": error.message}}
+            await self._log.feed(2, f"\nhutch: {error.message}\n".encode())
+        sealer, services = self._services.sealer, self._services
+        async with services.database.write() as connection:
+            await rows.end_run(
+                connection,
+                self._scope,
+                self._run,
+                services.clock(),
+                exit_code=self._exit_code,
+                result=sealer.seal(self._result, f"{self._run.id}/result"),
+                logs=sealer.seal(self._log.text(), self._run.id),
+            )
+
+    async def go(self, then: Callable[[OwnSandbox], Awaitable[None]] | None = None) -> Ended:
+        """Run the program; `then` looks at what it left when it was a success. Raises `HutchError`."""
+        services, warm = self._services, _warm(self._services)
+        async with services.database.read() as connection:
+            secrets = await rows.secrets(connection, self._scope, self._worker.id, services.sealer)
+        policy: Any = DENY_ALL if self._manifest is None else environment.policy(secrets, self._manifest)
+        if self._work.how.network is not None:
+            policy = self._work.how.network
+        variables = environment.variables(secrets, self._manifest)
+        variables |= await connections.variables(services, self._scope, self._worker, self._manifest)
+        key = digest(self._deployment.id, variables, policy)
+        begin = functools.partial(self._begin, variables, policy)
+        ready = warm.take(key) if self._work.keep_warm else None
+        if ready is None:
+            ready = await begin()
+        try:
+            self._run = replace(self._run, session_id=ready.box.session_id, program_at=services.clock())
+            async with services.database.write() as connection:
+                await rows.run_began(connection, self._scope, self._run)
+            if self._work.how.begins is not None:
+                await self._work.how.begins(self._run)
+            ended = await self._finish(ready)
+            if then is not None and ended.exit_code == 0:
+                await then(ready.box)
+        finally:
+            await self._lines.finish()
+            warm.later(ready)
+        if self._work.keep_warm and self._deployment.id == self._worker.deployment_id:
+            warm.want(self._worker.id, key, begin)
+        return ended
+
+    async def _finish(self, ready: Ready) -> Ended:
+        """Hand over the job, and take what comes of it."""
+        end = asyncio.get_running_loop().time() + self._services.settings.workers.run_timeout_s
+        if self._work.how.deadline is not None:
+            end = min(end, self._work.how.deadline)
+        try:
+            async with asyncio.timeout_at(end):
+                if self._work.job is not None:
+                    await ready.program.write(self._work.job)
+                ended = await ready.program.finish(self._written)
+        except TimeoutError:
+            return Ended(KILLED, timed_out=True)
+        except GoneError:
+            if not await self._spent(ready.box):
+                raise
+            ended = Ended(LOST, timed_out=False)
+        self._over_budget = ended.exit_code < 0 and await self._spent(ready.box)
+        return ended
+
+    async def _spent(self, box: OwnSandbox) -> bool:
+        """Whether a sandbox that is gone had used up a budget."""
+        with contextlib.suppress(HutchError):
+            record = await self._services.host.call("session.get", SessionRef(box.session_id), SessionRecord)
+            return record.stop_reason == "budget_exceeded"
+        return False
+
+    async def _begin(self, variables: dict[str, str], policy: Any) -> Ready:
+        """A sandbox from the deployment, with its runner started."""
+        settings = self._services.settings
+        lives_ms = (settings.workers.run_timeout_s + settings.workers.warm_s) * 1000
+        async with contextlib.AsyncExitStack() as stack:
+            box = await stack.enter_async_context(
+                sandbox.opened(
+                    self._services,
+                    self._scope,
+                    f"worker-run-{ids.worker_id()}",
+                    policy=policy,
+                    timeout_ms=min(lives_ms + SLACK_MS, settings.sandbox.max_timeout_ms),
+                    worker_id=self._worker.id,
+                    budget=settings.workers.run_budget(),
+                    snapshot_id=self._deployment.snapshot_id,
+                )
+            )
+            program = await box.start(
+                ["node", RUNNER, f"{SOURCE}/{ENTRY}", *self._work.arguments],
+                cwd=SOURCE,
+                timeout_ms=lives_ms,
+                env=variables,
+                stdin=True,
+            )
+            return Ready(box, program, stack.pop_all())
+
+    async def _written(self, channel: int, data: bytes) -> None:
+        await self._log.feed(channel, data)
+        if channel == 1:
+            self._scanner.feed(data)
+        await self._lines.feed(channel, data)
+
+    # -- how it came out ---------------------------------------------------------------------------
+
+    def outcome(self, capability: Capability, ended: Ended) -> Done:
+        """What the program's end and what it printed come to."""
+        printed = self._scanner.finish()
+        # A program that its session took with it has no exit code of its own.
+        lost = End.OVER_BUDGET if self._over_budget else End.LOST
+        end = End.TIMED_OUT if ended.timed_out else lost if ended.exit_code < 0 else End.EXITED
+        found = judge(capability.tag, printed, end, ended.exit_code, verify=self._work.how.verify)
+        self._exit_code = recorded_exit_code(found, ended.exit_code)
+        if isinstance(found, Failure):
+            self._result = {"_tag": "error", "error": msgspec.to_builtins(found)}
+            return Done(self._run, found, None)
+        assert printed.envelope is not None
+        self.succeeded(printed.envelope.value)
+        return Done(self._run, found, printed.envelope.value)
+
+    def succeeded(self, value: Any) -> None:
+        self._result, self._exit_code = {"_tag": "success", "value": value}, 0
+
+    def failed(self, name: str, message: str) -> RunFailedError:
+        self._result = {"_tag": "error", "error": {"name": name, "message": message}}
+        return RunFailedError(name, message)
+
+    async def note(self, sentence: str) -> None:
+        """Say something in the run's log."""
+        await self._log.feed(2, f"hutch: {sentence}\n".encode())
+
+    def last_words(self) -> str:
+        """The end of what it wrote."""
+        return self._log.text().strip()[-2000:]
