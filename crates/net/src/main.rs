@@ -79,7 +79,8 @@ fn run() -> io::Result<()> {
         cpu.spawn(Arc::clone(&gateway).flush_for_ever());
         let requests = cpu.spawn(control::serve(Arc::clone(&gateway), control_listener));
         gateway.opened().await;
-        cpu.spawn(udp::serve(gateway, datagrams.into(), speaker));
+        // Not metered as a whole: waking up for a datagram and reading it is a sandbox's own too.
+        tokio::spawn(udp::serve(gateway, datagrams.into(), speaker));
         requests.await.map_err(io::Error::other)
     })
 }
