@@ -103,8 +103,6 @@ def test_whatever_is_sent_is_a_value_of_the_type_or_a_mismatch(kind: Any, sent: 
         (Colour, "green"),
         (Point, {"x": 1}),
         (Point, {"x": 1, "y": None, "z": 1}),
-    ]
-    + [
         (list[int], {"0": 1}),
         (dt.date, "yesterday"),
         (Named, []),
@@ -163,9 +161,7 @@ def test_databases_have_a_title_and_their_primary_key() -> None:
         upsert("1", Other=1).sent(database)
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: every(), lambda: every(days=8), lambda: cron("* * *"), lambda: cron("* * * * *", "Mars/Olympus")]
-)
+@pytest.mark.parametrize("make", [every, lambda: every(days=8), lambda: cron("* * *"), lambda: cron("* * * * *", "Mars/Olympus")])
 def test_schedules_that_cannot_be_are_refused(make: Callable[[], Any]) -> None:
     with pytest.raises(WorkerError):
         make()
