@@ -124,7 +124,7 @@ async def _build(
         language = LANGUAGES[name]
         await box.put(language.files(), PLATFORM, sudo=True)
         index = await _index(box, language, step_ms)
-        await box.set_policy({"allow": {host: [] for host in settings.registries or language.registries(index)}})
+        await box.set_policy({"allow": {host: [] for host in settings.registries or languages.registries(index)}})
         await steps.run("install", language.install, env=language.environment(index))
         await box.set_policy("deny-all")
         for step in language.steps:
@@ -160,7 +160,7 @@ async def _index(box: OwnSandbox, language: Language, timeout_ms: int) -> str:
     if language.index is None:
         return ""
     address = await _said(box, language.index, "/", timeout_ms)
-    if not address or not language.registries(address):
+    if not address or not languages.registries(address):
         raise BuildFailed("The image does not say which registry it is set to; name some in `workers.registries`.")
     return address
 
