@@ -564,6 +564,13 @@ class WorkerSettings(Section):
         le=86_400,
     )
     max_warm: int = Field(8, description="Most sandboxes that wait so.", ge=0, le=10_000)
+    max_ahead: int = Field(
+        128,
+        description="Most sandboxes that are begun before the syncs are due that they are for, about 50 MB each, and none while "
+        "less than a quarter of the memory is free; 0: none is.",
+        ge=0,
+        le=10_000,
+    )
     log_bytes: int = Field(MIB, description="Bytes that are kept of what a run writes.", ge=16 * 1024, le=64 * MIB)
     run_concurrency: int = Field(
         8, description="Most queued deliveries and triggers that one API process runs at once.", ge=1, le=10_000
@@ -590,7 +597,7 @@ class WorkerSettings(Section):
     )
     queued_runs_per_hour: int = Field(600, description="The same per hour.", ge=0, le=10_000_000)
     sync_concurrency: int = Field(
-        8, description="Most runs of syncs at once that this process schedules; 0: it schedules none.", ge=0, le=1000
+        64, description="Most runs of syncs at once that this process schedules; 0: it schedules none.", ge=0, le=1000
     )
 
     def run_budget(self) -> dict[str, int] | None:

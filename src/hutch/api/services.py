@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from hutch.api.ingress import Announcer, LinkSigner
     from hutch.api.usage import ReceiptSigner
     from hutch.login.provider import Provider
+    from hutch.workers.ahead import Ahead
     from hutch.workers.jobs import Jobs
     from hutch.workers.rates import WorkerRates
     from hutch.workers.warm import WarmRuns
@@ -126,6 +127,8 @@ class Services:
     """Whom certificates of strangers' servers have to be of."""
     warm: WarmRuns | None = None
     """Runs of workers that wait for their input."""
+    ahead: Ahead | None = None
+    """Sandboxes of syncs that are due soon."""
     jobs: Jobs | None = None
     """What workers are to do."""
     worker_rates: WorkerRates | None = None

@@ -31,6 +31,7 @@ from hutch.storage.database import Database
 from hutch.storage.migrate import Migrations
 from hutch.storage.sealing import KeyFile, Sealer
 from hutch.workers import builds, jobs, scheduler
+from hutch.workers.ahead import Ahead
 from hutch.workers.rates import WorkerRates
 from hutch.workers.warm import WarmRuns
 
@@ -102,7 +103,7 @@ async def started(settings: Settings, loaded: Loaded, images: Images, clock: Clo
             receipts=ReceiptSigner(settings.control_dir / "receipts.key"),
             provider=Provider(settings.sso, loaded.trust, clock) if settings.sso.enabled else None,
         )
-        services.warm = WarmRuns(services)
+        services.warm, services.ahead = WarmRuns(services), Ahead(services)
         services.jobs, services.worker_rates = jobs.Jobs(services), WorkerRates(settings.workers)
         uses, warm, provider = services.auth.uses, services.warm, services.provider
         team, project = await _default_tenant(services)

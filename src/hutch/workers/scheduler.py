@@ -63,8 +63,12 @@ class Job:
 
 async def keep_syncing(services: Services) -> None:
     """Run what is due for ever. When this ends, what runs is handed back."""
-    if services.settings.workers.sync_concurrency:
-        await Scheduler(services).work()
+    if not services.settings.workers.sync_concurrency:
+        return
+    async with asyncio.TaskGroup() as group:
+        group.create_task(Scheduler(services).work())
+        if services.ahead is not None:
+            group.create_task(services.ahead.follow())
 
 
 class Scheduler:
@@ -87,7 +91,8 @@ class Scheduler:
                 due.clear()
                 try:
                     while self._may_take() and await self._take():
-                        pass
+                        self._calm(calm=False)
+                    self._calm(calm=True)
                 except UnavailableError as error:
                     log.info("syncs wait: %s", error)
                 except Exception:
@@ -96,10 +101,16 @@ class Scheduler:
                     async with asyncio.timeout(POLL_S):
                         await due.wait()
         finally:
+            self._calm(calm=True)
             tasks = list(self._tasks)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _calm(self, *, calm: bool) -> None:
+        """What was used is ended when nothing waits for its turn."""
+        if self._services.warm is not None:
+            (self._services.warm.calm.set if calm else self._services.warm.calm.clear)()
 
     def _may_take(self) -> bool:
         """Whether there is room for one more. A server that drains begins nothing."""
