@@ -27,7 +27,7 @@ from hutch.api.snapshots import check_quota, usable
 from hutch.api.starts import boot
 from hutch.control.records import FIRST_GENERATION, SandboxConfig, Scope, Snapshot
 from hutch.control.requests import MEMORY_MB_PER_VCPU
-from hutch.errors import GoneError, HutchError, NotFoundError, PayloadTooLargeError
+from hutch.errors import BadRequestError, GoneError, HutchError, NotFoundError, PayloadTooLargeError
 from hutch.host.protocol import (
     ArchiveWrite,
     CommandRecord,
@@ -74,7 +74,7 @@ class Program:
         its sandbox, is over. Raises `HutchError` for anything else."""
         try:
             answer = await self._write(data[:OFFERED_BYTES], 0, close=False)
-        except (GoneError, NotFoundError):
+        except (BadRequestError, GoneError, NotFoundError):
             return False
         self._written = answer.get("written", 0)
         return True
@@ -84,7 +84,7 @@ class Program:
         with contextlib.suppress(NotFoundError):
             while True:
                 answer = await self._write(data, self._written, close=True)
-                self._written += answer.get("written", 0)
+                self._written = answer.get("written", self._written)
                 if not answer.get("stalled"):
                     return
 

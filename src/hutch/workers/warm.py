@@ -62,6 +62,9 @@ class WarmRuns:
         """Set while no sync that is due waits for its turn."""
         self.calm.set()
 
+    def __len__(self) -> int:
+        return len(self._ready)
+
     def take(self, key: str) -> Ready | None:
         """One that waits, which is the caller's from now on."""
         timer = self._timers.pop(key, None)
