@@ -24,7 +24,7 @@ TOOL = {"_tag": "tool", "key": "ask", "config": {"title": "Ask", "description": 
 
 async def until(condition: Any) -> None:
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+        while not condition():
             await asyncio.sleep(0.01)
 
 
@@ -38,7 +38,7 @@ def waits(api: Api) -> str:
     """The session that waits for a tool's next call."""
     warm = api.services.warm
     assert warm is not None
-    [ready] = warm._ready.values()  # noqa: SLF001 - nobody is told which it is
+    [ready] = warm._ready.values()
     return ready.box.session_id
 
 
@@ -114,16 +114,16 @@ async def test_syncs_find_sandboxes_that_wait_and_a_newer_deployment_does_not(ap
     # Both ran once, at once, and are due in a minute.
     await until(lambda: len(api.host.worker_jobs) == 2)
     assert len(waiting) == 0
-    monkeypatch.setattr(ahead, "KEPT_MS", 0)
     await due_in(api, worker, 3_000)
     await until(lambda: len(waiting) == 2)
-    made = {one.ready.box.session_id for ones in waiting._waiting.values() for one in ones}  # noqa: SLF001
+    made = {one.ready.box.session_id for ones in waiting._waiting.values() for one in ones}
     await until(lambda: len(api.host.worker_jobs) == 4)
     runs = (await api.http.get(f"/hutch/v1/workers/{worker}/runs")).json()["runs"]
     assert {run["session_id"] for run in runs if run["name"].startswith("sync:")} >= made
+    monkeypatch.setattr(ahead, "KEPT_MS", 0)
     await due_in(api, worker, 3_000)
     await until(lambda: len(waiting) == 2)
-    old = {one.ready.box.session_id for ones in waiting._waiting.values() for one in ones}  # noqa: SLF001
+    old = {one.ready.box.session_id for ones in waiting._waiting.values() for one in ones}
     await deploy(api, worker, syncs("a", "b"))
     await until(lambda: len(api.host.worker_jobs) == 6)
     runs = (await api.http.get(f"/hutch/v1/workers/{worker}/runs")).json()["runs"]
