@@ -152,7 +152,12 @@ class ServerSettings(Section):
         ge=1,
         le=86_400,
     )
-    shutdown_grace_s: int = Field(10, description="Seconds that running requests get to finish on SIGTERM.", ge=0, le=3600)
+    shutdown_grace_s: int = Field(
+        10,
+        description="Seconds that running requests get to finish on SIGTERM, and after them jobs and syncs of workers.",
+        ge=0,
+        le=3600,
+    )
     log_level: LogLevel = Field(LogLevel.INFO, description="Least severe log record written to standard error.")
 
     @field_validator("listen")
@@ -596,6 +601,20 @@ class WorkerSettings(Section):
         le=1_000_000,
     )
     queued_runs_per_hour: int = Field(600, description="The same per hour.", ge=0, le=10_000_000)
+    keep_layers_s: int = Field(
+        2_592_000,
+        description="Seconds for which installed dependencies that no deploy used are kept for the next one with the same; "
+        "0: they are installed each time.",
+        ge=0,
+        le=315_360_000,
+    )
+    keep_runs_s: int = Field(
+        2_592_000,
+        description="Seconds after its end for which a run is kept, with what it was given, returned and wrote, and a delivery "
+        "or trigger with its idempotency key; 0: for ever.",
+        ge=0,
+        le=315_360_000,
+    )
     sync_concurrency: int = Field(
         64, description="Most runs of syncs at once that this process schedules; 0: it schedules none.", ge=0, le=1000
     )

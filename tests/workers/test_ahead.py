@@ -30,10 +30,13 @@ def test_one_after_another_all_are_done_in_time_and_none_begins_too_early(due: l
 
 
 def test_memory_is_plenty_while_a_quarter_is_free(tmp_path: Path) -> None:
-    meminfo = tmp_path / "meminfo"
+    def judged(text: str) -> bool:
+        (tmp_path / "meminfo").write_text(text)
+        with open(tmp_path / "meminfo", "rb") as file:
+            return memory.is_plenty(file.fileno())
+
     for free, plenty in ((250, True), (249, False)):
-        meminfo.write_text(f"MemTotal: 1000 kB\nMemFree: 1 kB\nMemAvailable: {free} kB\n")
-        assert memory.is_plenty(meminfo) is plenty
-    meminfo.write_text("nothing of the kind\n")
-    assert memory.is_plenty(meminfo)
-    assert memory.is_plenty(tmp_path / "missing")
+        assert judged(f"MemTotal: 1000 kB\nMemFree: 1 kB\nMemAvailable: {free} kB\n") is plenty
+    assert judged("nothing of the kind\n")
+    assert memory.is_plenty(None)
+    assert memory.is_plenty() in (True, False)

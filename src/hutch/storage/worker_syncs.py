@@ -184,7 +184,7 @@ async def upcoming(connection: AsyncConnection, before: int, most: int) -> list[
         WorkerSyncModel.declared.is_(True), WorkerSyncModel.leased_until.is_(None), WorkerSyncModel.due_at < before
     )
     rows = await connection.execute(query.order_by(WorkerSyncModel.due_at).limit(most))
-    return [Upcoming(Scope(row[0], row[1]), row[2], row[3]) for row in rows]
+    return [Upcoming(Scope(row[0], row[1]), row[2], int(row[3] or 0)) for row in rows]
 
 
 async def take(connection: AsyncConnection, project_id: str, now: int, until: int, sealer: Sealer) -> Sync | None:

@@ -250,6 +250,7 @@ class _Execution:
             ended_at=None,
             job_id=work.how.job_id,
             queued_at=work.how.queued_at,
+            owner=services.process_id,
         )
 
     async def __aenter__(self) -> _Execution:

@@ -241,6 +241,7 @@ async def opened(
 ) -> AsyncIterator[OwnSandbox]:
     """A sandbox of the workers' image, or from a snapshot, under a network policy, perhaps with a budget of its own; it is gone
     when the block ends. Raises `HutchError`."""
+    name = f"{name}-{services.process_id}"
     settings = services.settings
     vcpus = settings.workers.vcpus
     snapshot: Snapshot | None = None
@@ -249,7 +250,7 @@ async def opened(
             snapshot = await usable(connection, scope, snapshot_id, services.clock())
         image = await images.resolve_exact(services, snapshot.image)
     else:
-        image = _base(services)
+        image = base_image(services)
     config = SandboxConfig(
         image=image.pinned,
         timeout_ms=timeout_ms,
@@ -279,6 +280,12 @@ async def opened(
                 log.warning("sandbox %s of a worker could not be deleted: %s", name, error.message)
 
 
-def _base(services: Services) -> ResolvedImage:
+def owner_of(name: str) -> str:
+    """The API process that a sandbox was made by."""
+    return name.rpartition("-")[2]
+
+
+def base_image(services: Services) -> ResolvedImage:
+    """What workers are built on."""
     image = services.images.resolve(services.settings.workers.image or services.settings.sandbox.default_image, None)
     return ResolvedImage(image.pinned, image.cwd)

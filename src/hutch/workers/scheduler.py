@@ -143,12 +143,14 @@ class Scheduler:
             if job is not None:
                 task = asyncio.create_task(execute(services, job))
                 self._tasks[task] = project
+                services.working.add(task)
                 task.add_done_callback(self._ended)
             return True
         return False
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         project = self._tasks.pop(task)
+        self._services.working.discard(task)
         if project not in self._tasks.values() and len(self._turns) > 10_000:
             self._turns.pop(project, None)
         self._services.syncs_due.set()
