@@ -601,6 +601,18 @@ class WorkerSettings(Section):
         le=1_000_000,
     )
     queued_runs_per_hour: int = Field(600, description="The same per hour.", ge=0, le=10_000_000)
+    limit_tools: bool = Field(
+        False,
+        description="Whether runs of tools count among the queued ones of a project, and are refused (429) beyond that.",
+    )
+    sync_runs_per_minute: int = Field(
+        0, description="Most runs of syncs of a project per minute, others wait; 0: any number.", ge=0, le=1_000_000
+    )
+    sync_runs_per_hour: int = Field(0, description="The same per hour.", ge=0, le=10_000_000)
+    builds_per_5_minutes: int = Field(
+        0, description="Most builds of a project in five minutes, more are refused (429); 0: any number.", ge=0, le=1_000_000
+    )
+    builds_per_day: int = Field(0, description="The same per day.", ge=0, le=10_000_000)
     keep_layers_s: int = Field(
         2_592_000,
         description="Seconds for which installed dependencies that no deploy used are kept for the next one with the same; "

@@ -20,7 +20,7 @@ import msgspec
 from hutch import ids
 from hutch.api.services import Services
 from hutch.control.records import Scope
-from hutch.errors import BadRequestError, ConflictError, GoneError, HutchError, NotFoundError, RunFailedError
+from hutch.errors import BadRequestError, ConflictError, GoneError, HutchError, NotFoundError, RateLimitedError, RunFailedError
 from hutch.host.protocol import SessionRecord, SessionRef
 from hutch.storage import webhooks as webhook_rows
 from hutch.storage import workers as rows
@@ -171,6 +171,8 @@ async def execute(
         )
     execution = _Execution(services, scope, worker, deployment, manifest, _work(capability, context, say, how), context)
     async with execution:
+        if capability.tag == "tool":
+            execution.admit()
         ended = await execution.go()
         return execution.outcome(capability, ended)
 
@@ -236,6 +238,7 @@ class _Execution:
         self._lines = Lines(work.say)
         self._result: dict[str, Any] = {"_tag": "error", "error": {"name": "Interrupted", "message": "The run did not end."}}
         self._exit_code = FAILED
+        self._refusal: dict[str, Any] | None = None
         self._over_budget = False
         self._run = Run(
             id=ids.worker_id(),
@@ -263,7 +266,7 @@ class _Execution:
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, HutchError) and not isinstance(error, RunFailedError):
-            self._result = {"_tag": "error", "error": {"name": error.code, "message": error.message}}
+            self._result = self._refusal or {"_tag": "error", "error": {"name": error.code, "message": error.message}}
             await self._log.feed(2, f"\nhutch: {error.message}\n".encode())
         sealer, services = self._services.sealer, self._services
         async with services.database.write() as connection:
@@ -276,6 +279,16 @@ class _Execution:
                 result=sealer.seal(self._result, f"{self._run.id}/result"),
                 logs=sealer.seal(self._log.text(), self._run.id),
             )
+
+    def admit(self) -> None:
+        """Raises `RateLimitedError` when the project has run too many; the run says so, as the vendor's do."""
+        rates, project_id = self._services.worker_rates, self._scope.project_id
+        wait_ms = rates.tool(project_id, self._services.clock()) if rates is not None and project_id is not None else 0
+        if wait_ms:
+            wait_s = -(-wait_ms // 1000)
+            self._refusal = {"_tag": "rate_limit_error", "retryAfterSeconds": wait_s}
+            message = "The project has run too many tools and queued events (workers.queued_runs_per_minute, per_hour)."
+            raise RateLimitedError("rate_limited", message, retry_after_s=wait_s)
 
     async def prepare(self) -> tuple[str, Begin]:
         """What it depends on, but for its input, and what begins it. Raises `HutchError`."""

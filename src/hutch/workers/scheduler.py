@@ -126,6 +126,9 @@ class Scheduler:
         self._avoided = {project: until for project, until in self._avoided.items() if until > now}
         open_to = [project for project in waiting if project not in self._avoided]
         for project in sorted(open_to, key=lambda one: (busy[one], self._turns.get(one, 0), waiting[one])):
+            if services.worker_rates is not None and (wait_ms := services.worker_rates.sync(project, now)):
+                self._avoided[project] = now + wait_ms
+                continue
             try:
                 async with services.database.write() as connection:
                     taken = await worker_syncs.take(connection, project, now, now + LEASE_MS, services.sealer)
