@@ -410,6 +410,9 @@ async def test_a_process_that_ends_hands_its_runs_to_the_next(world: World, monk
         settings=settings,
         syncs_due=asyncio.Event(),
         draining=True,
+        warm=None,
+        worker_rates=None,
+        working=set(),
     )
     first = asyncio.create_task(scheduler.Scheduler(services).work())
     await asyncio.sleep(0.2)
