@@ -609,7 +609,7 @@ class WorkerSettings(Section):
         0, description="Most runs of syncs of a project per minute, others wait; 0: any number.", ge=0, le=1_000_000
     )
     sync_runs_per_hour: int = Field(0, description="The same per hour.", ge=0, le=10_000_000)
-    builds_per_5_minutes: int = Field(
+    build_burst: int = Field(
         0, description="Most builds of a project in five minutes, more are refused (429); 0: any number.", ge=0, le=1_000_000
     )
     builds_per_day: int = Field(0, description="The same per day.", ge=0, le=10_000_000)

@@ -22,7 +22,7 @@ def environment() -> dict[str, str]:
         "HUTCH_WORKERS__LIMIT_TOOLS": "true",
         "HUTCH_WORKERS__QUEUED_RUNS_PER_MINUTE": "2",
         "HUTCH_WORKERS__SYNC_RUNS_PER_MINUTE": "2",
-        "HUTCH_WORKERS__BUILDS_PER_5_MINUTES": "2",
+        "HUTCH_WORKERS__BUILD_BURST": "2",
         "HUTCH_WORKERS__WARM_S": "0",
     }
 

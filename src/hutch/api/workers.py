@@ -199,7 +199,7 @@ async def workers_build(request: Request) -> Response:
     worker = await _find(services, scope, body.workerId)
     rates = services.worker_rates
     if rates is not None and (wait_ms := rates.build(worker.project_id, services.clock())):
-        message = "The project has built too many workers (workers.builds_per_5_minutes, workers.builds_per_day)."
+        message = "The project has built too many workers (workers.build_burst, workers.builds_per_day)."
         raise RateLimitedError("rate_limited", message, retry_after_s=-(-wait_ms // 1000))
 
     async def work(records: Records) -> None:

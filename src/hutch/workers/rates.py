@@ -41,7 +41,7 @@ class WorkerRates:
         self._runs = _Both(settings.queued_runs_per_minute, settings.queued_runs_per_hour)
         self._with_tools = settings.limit_tools
         self._syncs = _Both(settings.sync_runs_per_minute, settings.sync_runs_per_hour)
-        self._builds = _Both(settings.builds_per_5_minutes, settings.builds_per_day, 5 * MINUTE_MS, DAY_MS)
+        self._builds = _Both(settings.build_burst, settings.builds_per_day, 5 * MINUTE_MS, DAY_MS)
 
     def requested(self, project_id: str, worker_id: str, now_ms: int) -> bool:
         """Whether one more request of a webhook may be looked at."""
