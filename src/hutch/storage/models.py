@@ -504,6 +504,7 @@ class DeploymentModel(Base):
     snapshot_id: Mapped[str | None] = mapped_column(String(64))
     manifest: Mapped[bytes | None] = mapped_column(LargeBinary)
     created_at: Mapped[int] = mapped_column(BigInteger)
+    language: Mapped[str] = mapped_column(String(16), server_default="node")
     updated_at: Mapped[int] = mapped_column(BigInteger)
     owner: Mapped[str | None] = mapped_column(String(64))
     """The API process that builds it."""
@@ -640,6 +641,20 @@ class WorkerDatabaseModel(Base):
     definition: Mapped[dict[str, Any]] = mapped_column(JSON)
     options: Mapped[dict[str, Any]] = mapped_column(JSON)
     created_at: Mapped[int] = mapped_column(BigInteger)
+    updated_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class WorkerViewModel(Base):
+    """A view of a worker's database (`hutch.storage.worker_views`)."""
+
+    __tablename__ = "worker_views"
+
+    worker_id: Mapped[str] = mapped_column(ForeignKey("workers.id", ondelete="CASCADE"), primary_key=True)
+    database: Mapped[str] = mapped_column(_bytewise(256), primary_key=True)
+    name: Mapped[str] = mapped_column(_bytewise(256), primary_key=True)
+    team_id: Mapped[str] = mapped_column(String(64))
+    project_id: Mapped[str] = mapped_column(String(64))
+    definition: Mapped[dict[str, Any]] = mapped_column(JSON)
     updated_at: Mapped[int] = mapped_column(BigInteger)
 
 

@@ -60,6 +60,8 @@ class Deployment:
     snapshot_id: str | None
     manifest: dict[str, Any] | None
     created_at: int
+    language: str = "node"
+    """What it is written in (`hutch.workers.languages`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +232,7 @@ async def change_deployment(
     snapshot_id: str | None = None,
     manifest: bytes | None = None,
     owner: str | None = None,
+    language: str | None = None,
 ) -> bool:
     """Move a deployment on from one of the states `before`; False when it was in none of them."""
     values: dict[str, Any] = {"status": status, "updated_at": now}
@@ -239,6 +242,8 @@ async def change_deployment(
         values["manifest"] = manifest
     if owner is not None:
         values["owner"] = owner
+    if language is not None:
+        values["language"] = language
     own = within(scope, DeploymentModel)
     statement = update(DeploymentModel).where(*own, DeploymentModel.id == deployment_id, DeploymentModel.status.in_(before))
     return (await connection.execute(statement.values(**values))).rowcount > 0

@@ -14,9 +14,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager
-from importlib.resources import files
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from hutch.api.sandboxes import delete, find_with_session
 from hutch.api.services import Services
@@ -25,22 +23,13 @@ from hutch.errors import BadRequestError, ConflictError, HutchError, NotFoundErr
 from hutch.storage import sandboxes, snapshots
 from hutch.storage import workers as rows
 from hutch.storage.workers import Deployment, Worker
-from hutch.workers import layers, sandbox
+from hutch.workers import languages, layers, sandbox
+from hutch.workers.languages import LANGUAGES, NODE, PLATFORM, SOURCE, Language
 from hutch.workers.lines import Lines
 from hutch.workers.sandbox import OwnSandbox
 
 log = logging.getLogger(__name__)
 
-SOURCE = "/vercel/sandbox"
-"""Where a worker is, in its builds and runs."""
-PLATFORM = "/opt/hutch-worker"
-RUNNER = f"{PLATFORM}/runner.mjs"
-ENTRY = "dist/index.js"
-INSTALL = [
-    "sh",
-    "-c",
-    "test -f package.json || { echo 'There is no package.json.' >&2; exit 1; }; npm install --no-audit --no-fund --include=dev",
-]
 KEPT_ARCHIVE_S = 3600
 LEFTOVERS_EVERY_S = 1.0
 MAX_ADDRESS_BYTES = 4096
@@ -51,10 +40,6 @@ Say = Callable[[str, str], Awaitable[None]]
 
 class BuildFailed(Exception):
     """A build that is over; the text says what to mend."""
-
-
-def runner() -> bytes:
-    return files("hutch.workers").joinpath("runner.mjs").read_bytes()
 
 
 class Archives:
@@ -128,18 +113,17 @@ async def _build(
     layer = await _layer(services, scope, worker, found, archive, say)
     async with _box(services, scope, worker, f"worker-build-{found.id}", layer) as box:
         steps = Steps(box, say, step_ms)
-        if layer is None:
-            await _open_registries(services, box, step_ms)
         try:
             await box.unpack(archive, SOURCE, gzip=True)
         except BadRequestError as error:
             raise BuildFailed(f"The archive can't be unpacked: {error.message}") from error
-        await box.put({"runner.mjs": runner()}, PLATFORM, sudo=True)
+        name = await _language(box, step_ms)
+        language = LANGUAGES[name]
+        await box.put(language.files(), PLATFORM, sudo=True)
         if layer is None:
-            await steps.run("install", INSTALL)
-            await box.set_policy("deny-all")
-        await steps.run("build", ["npm", "run", "build"], env=secrets)
-        await steps.run("check", ["sh", "-c", f"test -f {ENTRY} || {{ echo 'The build left no {ENTRY}.' >&2; exit 1; }}"])
+            await _install(services, box, steps, language, step_ms)
+        for step in language.steps:
+            await steps.run(step.name, step.argv, env=secrets if step.secrets else None)
         snapshot = await box.seal()
     async with services.database.write() as connection:
         await rows.change_deployment(
@@ -150,6 +134,7 @@ async def _build(
             status="built",
             before=("building",),
             snapshot_id=snapshot.id,
+            language=name,
         )
         built = await rows.deployment(connection, scope, found.id, services.sealer)
     if built is None:
@@ -167,47 +152,65 @@ def _box(
     )
 
 
-async def _open_registries(services: Services, box: OwnSandbox, step_ms: int) -> None:
-    """Before anything of the worker is there to say otherwise."""
-    registries = services.settings.workers.registries or (await _registry(box, step_ms),)
-    await box.set_policy({"allow": {name: [] for name in registries}})
+async def _install(services: Services, box: OwnSandbox, steps: Steps, language: Language, step_ms: int) -> None:
+    """Install what a worker depends on, with the network open for that. Raises `BuildFailed`."""
+    index = await _index(box, language, step_ms)
+    hosts = services.settings.workers.registries or language.registries(index)
+    await box.set_policy({"allow": {host: [] for host in hosts}})
+    await steps.run("install", language.install, env=language.environment(index))
+    await box.set_policy("deny-all")
 
 
 async def _layer(services: Services, scope: Scope, worker: Worker, found: Deployment, archive: bytes, say: Say) -> str | None:
-    """A snapshot with a worker's dependencies, which are installed now unless they were before; None when they can only be
-    installed beside its source. Raises `BuildFailed`, and there is no layer then."""
+    """A snapshot with the dependencies of a worker for Node, which are installed now unless they were before; None when they can
+    only be installed beside its source. Raises `BuildFailed`, and there is no layer then."""
     settings = services.settings.workers
     given = await asyncio.to_thread(layers.inputs, archive) if settings.keep_layers_s else None
     if given is None:
         return None
-    key = given.key(sandbox.base_image(services).pinned, INSTALL, settings.registries)
+    language = LANGUAGES[NODE]
+    key = given.key(sandbox.base_image(services).pinned, language.install, settings.registries)
     known = await layers.find(services, scope, given, key)
     if known is not None:
         await say("stdout", "The dependencies are those of before, and installed already.")
         return known
     step_ms = settings.build_timeout_s * 1000
     async with _box(services, scope, worker, f"worker-install-{found.id}") as box:
-        await _open_registries(services, box, step_ms)
         await box.unpack(given.archive(), SOURCE, gzip=False)
-        await Steps(box, say, step_ms).run("install", INSTALL)
+        await _install(services, box, Steps(box, say, step_ms), language, step_ms)
         snapshot = await box.seal()
     await layers.keep(services, scope, key, snapshot.id)
     return snapshot.id
 
 
-async def _registry(box: OwnSandbox, timeout_ms: int) -> str:
-    """The name of the registry that npm is set to. Raises `BuildFailed`."""
+async def _language(box: OwnSandbox, timeout_ms: int) -> str:
+    """What a project is written in. Raises `BuildFailed`."""
+    found = languages.detected(await _said(box, languages.DETECT, SOURCE, timeout_ms) or "")
+    if found is None:
+        raise BuildFailed(languages.UNKNOWN)
+    return found
+
+
+async def _index(box: OwnSandbox, language: Language, timeout_ms: int) -> str:
+    """The address of the registry that the image is set to; nothing of the worker has run yet. Raises `BuildFailed`."""
+    if language.index is None:
+        return ""
+    address = await _said(box, language.index, "/", timeout_ms)
+    if not address or not language.registries(address):
+        raise BuildFailed("The image does not say which registry it is set to; name some in `workers.registries`.")
+    return address
+
+
+async def _said(box: OwnSandbox, argv: list[str], cwd: str, timeout_ms: int) -> str | None:
+    """What a program prints; None where it fails."""
     said = bytearray()
 
     async def written(channel: int, data: bytes) -> None:
         if channel == 1:
             said.extend(data[:MAX_ADDRESS_BYTES])
 
-    ended = await box.run(["npm", "config", "get", "registry"], cwd="/", timeout_ms=timeout_ms, written=written)
-    name = urlsplit(said.decode("utf-8", "replace").strip()).hostname
-    if ended.exit_code != 0 or not name:
-        raise BuildFailed("npm in the image does not say which registry it is set to; name some in `workers.registries`.")
-    return name
+    ended = await box.run(argv, cwd=cwd, timeout_ms=timeout_ms, written=written)
+    return said.decode("utf-8", "replace").strip() if ended.exit_code == 0 else None
 
 
 class Steps:
