@@ -8,6 +8,8 @@ A deployment serves once its manifest was read; one that fails changes nothing a
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import logging
 import os
 import time
@@ -16,14 +18,16 @@ from importlib.resources import files
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import msgspec
+
 from hutch.api.sandboxes import delete, find_with_session
 from hutch.api.services import Services
 from hutch.control.records import Scope
-from hutch.errors import BadRequestError, ConflictError, HutchError, NotFoundError
+from hutch.errors import BadRequestError, ConflictError, HutchError, NotFoundError, PayloadTooLargeError
 from hutch.storage import sandboxes, snapshots
 from hutch.storage import workers as rows
 from hutch.storage.workers import Deployment, Worker
-from hutch.workers import sandbox
+from hutch.workers import destinations, network, sandbox
 from hutch.workers.lines import Lines
 from hutch.workers.sandbox import OwnSandbox
 
@@ -133,6 +137,7 @@ async def _build(
             await box.unpack(archive, SOURCE, gzip=True)
         except BadRequestError as error:
             raise BuildFailed(f"The archive can't be unpacked: {error.message}") from error
+        declared = await _destinations(services, scope, worker, found, box, say)
         await box.put({"runner.mjs": runner()}, PLATFORM, sudo=True)
         missing = "test -f package.json || { echo 'There is no package.json.' >&2; exit 1; }"
         await steps.run("install", ["sh", "-c", f"{missing}; npm install --no-audit --no-fund --include=dev"])
@@ -149,11 +154,34 @@ async def _build(
             status="built",
             before=("building",),
             snapshot_id=snapshot.id,
+            network=declared,
         )
         built = await rows.deployment(connection, scope, found.id, services.sealer)
     if built is None:
         raise NotFoundError("not_found", "The worker was deleted meanwhile.")
     return built
+
+
+async def _destinations(
+    services: Services, scope: Scope, worker: Worker, found: Deployment, box: OwnSandbox, say: Say
+) -> str:
+    """What the project's files declare about destinations, as JSON; what that changes is said. Raises `BuildFailed`."""
+    files = {}
+    try:
+        for name in destinations.PLACES:
+            with contextlib.suppress(NotFoundError):
+                files[name] = await box.read(f"{SOURCE}/{name}", destinations.MAX_FILE_BYTES)
+        declared = await asyncio.to_thread(destinations.declared, files, services.boundaries)
+        await network.check(services, scope, network.setting_of(worker), declared, None)
+    except ValueError as error:
+        raise BuildFailed(str(error)) from error
+    except (BadRequestError, PayloadTooLargeError) as error:
+        raise BuildFailed(error.message) from error
+    text = msgspec.json.encode(declared).decode()
+    changed = await network.difference(services, scope, worker, dataclasses.replace(found, network=text))
+    for each in changed.lines():
+        await say("stdout", each)
+    return text
 
 
 async def _registry(box: OwnSandbox, timeout_ms: int) -> str:

@@ -73,9 +73,9 @@ class WarmRuns:
         self._beginning.add(key)
         self._spawn(self._begin(key, begin))
 
-    def later(self, ready: Ready) -> None:
-        """End what was used, while its result is on its way."""
-        self._spawn(_end(ready))
+    def later(self, ready: Ready, then: Callable[[], Awaitable[None]] | None = None) -> None:
+        """End what was used, while its result is on its way; `then` is done after it."""
+        self._spawn(_end(ready) if then is None else _end_and(ready, then))
 
     def forget(self, worker_id: str) -> None:
         """The worker is gone."""
@@ -122,3 +122,8 @@ async def _end(ready: Ready) -> None:
         await ready.rest.aclose()
     except HutchError as error:
         log.warning("the sandbox %s of a worker could not be ended: %s", ready.box.name, error.message)
+
+
+async def _end_and(ready: Ready, then: Callable[[], Awaitable[None]]) -> None:
+    await _end(ready)
+    await then()
