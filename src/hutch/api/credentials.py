@@ -47,7 +47,9 @@ async def put_credential(request: Request, name: str) -> Response:
     if NAME.fullmatch(name) is None:
         raise BadRequestError("bad_request", f'Invalid request: the name should match pattern "^{NAME.pattern}$".')
     if name.startswith(RESERVED):
-        raise BadRequestError("bad_request", f"Invalid request: names that begin with {RESERVED} are those of workers' own tokens.")
+        raise BadRequestError(
+            "bad_request", f"Invalid request: names that begin with {RESERVED} are those of workers' own tokens."
+        )
     body = await read(request, PutCredential)
     async with services.database.write() as connection:
         await rows.put(connection, scope, name, body.value, services.sealer, services.clock())

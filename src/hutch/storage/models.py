@@ -493,8 +493,8 @@ class OauthTokenModel(Base):
 
 class DeploymentModel(Base):
     """A worker's source on its way to a snapshot that runs start from: `uploading`, `uploaded`, `building`, `built`, `ready`,
-    `failed`. `upload_hash` is the digest of the secret in its upload URL; `manifest` is sealed, as it may hold secrets. `network` is
-    what its files declare about destinations; `network_confirmed`: somebody looked at that."""
+    `failed`. `upload_hash` is the digest of the secret in its upload URL; `manifest` is sealed, as it may hold secrets.
+    `network`: what its files declare about destinations; `network_confirmed`: somebody looked at that."""
 
     __tablename__ = "worker_deployments"
 

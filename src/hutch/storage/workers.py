@@ -363,7 +363,7 @@ async def networks(
         RunModel.network.is_not(None),
     )
     found = await connection.execute(query.order_by(RunModel.number.desc()).limit(limit))
-    return [sealer.open(sealed, f"{run_id}/network") for run_id, sealed in found]
+    return [sealer.open(sealed, f"{run_id}/network") for run_id, sealed in found if sealed is not None]
 
 
 async def run_logs(connection: AsyncConnection, scope: Scope, worker_id: str, run_id: str, sealer: Sealer) -> str | None:

@@ -162,9 +162,7 @@ async def _build(
     return built
 
 
-async def _destinations(
-    services: Services, scope: Scope, worker: Worker, found: Deployment, box: OwnSandbox, say: Say
-) -> str:
+async def _destinations(services: Services, scope: Scope, worker: Worker, found: Deployment, box: OwnSandbox, say: Say) -> str:
     """What the project's files declare about destinations, as JSON; what that changes is said. Raises `BuildFailed`."""
     files = {}
     try:

@@ -180,7 +180,7 @@ async def variables(services: Services, scope: Scope, worker: Worker, manifest: 
 async def placed(
     services: Services, worker: Worker, found: dict[str, tuple[OAuth, str]], declared: Mapping[str, tuple[str, ...]]
 ) -> tuple[list[Placed], dict[str, str]]:
-    """How a run gets tokens: those whose hosts are declared or known as placeholders, which the gateway replaces, and the variables
+    """How a run gets tokens: as placeholders, which the gateway replaces, where hosts are declared or known; and the variables
     that hold all others."""
     as_placeholders: list[Placed] = []
     plain: dict[str, str] = {}
@@ -220,7 +220,8 @@ async def _clients(services: Services, *, strict: bool = True) -> dict[str, Clie
         if not strict:
             return {}
         raise BadRequestError(
-            "oauth_unusable", "The operator's file of OAuth clients (workers.oauth_clients) can't be read; the server's log says why."
+            "oauth_unusable",
+            "The operator's file of OAuth clients (workers.oauth_clients) can't be read; the server's log says why.",
         ) from error
 
 

@@ -3,9 +3,9 @@
     {"network": {"allow": ["api.example.com", "*.example.org"], "subnets": ["203.0.113.0/24"], "plaintextHttp": false},
      "oauth": {"KEY": ["api.example.com"]}}
 
-is what `hutch.worker.json` says, `hutch` in `package.json`, or `[tool.hutch]` in `pyproject.toml`: one of them. Without `network` a
-worker reaches whatever its bounds allow. Names are patterns of network policies, and the engine of those (`hutch.egress`) says what
-one covers, so that a set is never compared in another way than it is enforced. All of it is a stranger's text.
+is what `hutch.worker.json` says, `hutch` in `package.json`, or `[tool.hutch]` in `pyproject.toml`: one of them. Without `network`
+a worker reaches whatever its bounds allow. Names are patterns of network policies, and the engine of those (`hutch.egress`) says
+what one covers, so that a set is never compared in another way than it is enforced. All of it is a stranger's text.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ NOTHING = Destinations()
 
 
 class Declared(msgspec.Struct, frozen=True, kw_only=True):
-    """What a project declares. `network` None: nothing. `oauth`: for keys of OAuth capabilities, the hosts that take their tokens."""
+    """What a project declares. `network` None: nothing. `oauth`: the hosts that take tokens, by keys of OAuth capabilities."""
 
     network: Destinations | None = None
     oauth: dict[str, tuple[str, ...]] = {}
@@ -225,6 +225,21 @@ def inside(names: Sequence[str], wanted: Destinations) -> set[str]:
     return set(names) - set(outside(asked, [check(wanted.policy(), role="bounds").text]))
 
 
+def meet(one: Destinations, other: Destinations, settings: Boundaries = Boundaries()) -> Destinations:  # noqa: B008
+    """What both reach, as far as the words of one of them say it."""
+    kept: list[Destinations] = []
+    for mine, theirs in ((one, other), (other, one)):
+        beyond = set(_beyond(theirs, mine, settings))
+        kept.append(
+            Destinations(
+                allow=tuple(name for name in mine.allow if name not in beyond),
+                subnets=tuple(text for text in mine.subnets if text not in beyond),
+                plaintext_http=one.plaintext_http and other.plaintext_http,
+            )
+        )
+    return together(kept)
+
+
 # -- what was seen -----------------------------------------------------------------------------------
 
 
@@ -261,9 +276,7 @@ def seen(records: Iterable[Mapping[str, Any]]) -> Seen:
             partial = True
     return Seen(
         used=_learned(learner),
-        refused=tuple(
-            Refused(name=name, reason=reason, count=count) for (name, reason), count in sorted(counts.items()) if name
-        ),
+        refused=tuple(Refused(name=name, reason=reason, count=count) for (name, reason), count in sorted(counts.items()) if name),
         partial=partial,
     )
 

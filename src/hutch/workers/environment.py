@@ -104,7 +104,7 @@ def policy(
         use = {"credential": one.credential, "placeholder": one.variable}
         for host in one.hosts:
             # Such a rule sets no header: it replaces the placeholder wherever a request has it.
-            headers.setdefault(host, {})[f"x-hutch-token-{number}"] = use
+            headers.setdefault(host, {})[f"x-worker-token-{number}"] = use
     return _narrowed(declared.rules_of(headers), allowed)
 
 

@@ -42,8 +42,8 @@ NAMED = 5
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
-    """What holds for a worker's destinations. `declared`: what its files say; `set`: `network`, whatever they say; `learn`: anything,
-    and what its runs since `since_ms` used is proposed."""
+    """What holds for a worker's destinations. `declared`: what its files say; `set`: `network`, whatever they say; `learn`:
+    anything, and what its runs since `since_ms` used is proposed."""
 
     mode: Literal["declared", "set", "learn"] = "declared"
     network: Destinations | None = None
@@ -69,6 +69,17 @@ def allowed(setting: Setting, declared: Declared) -> Destinations:
     return EVERYTHING if found is None else found
 
 
+async def allowed_for(services: Services, scope: Scope, worker: Worker, deployment: Deployment) -> Destinations:
+    """What runs of a deployment may reach. One that does not serve (any more) reaches nothing that the one which does may not."""
+    setting = setting_of(worker)
+    own = allowed(setting, declared_of(deployment))
+    if deployment.id == worker.deployment_id or worker.deployment_id is None:
+        return own
+    serves = await serving(services, scope, worker)
+    now = allowed(setting, declared_of(serves[0])) if serves is not None else NOTHING
+    return own if now == EVERYTHING else await asyncio.to_thread(destinations.meet, own, now, services.boundaries)
+
+
 # -- looked at ---------------------------------------------------------------------------------------
 
 
@@ -79,7 +90,8 @@ async def beyond_bounds(services: Services, scope: Scope, wanted: Destinations) 
 
 
 async def check(services: Services, scope: Scope, setting: Setting, declared: Declared, manifest: Manifest | None) -> None:
-    """Raises `BadRequestError` for destinations and credentials that may not be: `network_outside_bounds`, `network_not_declared`."""
+    """Raises `BadRequestError` (`network_outside_bounds`, `network_not_declared`) for destinations and credentials that may not
+    be."""
     wanted = allowed(setting, declared)
     by_domain = _domains(manifest)
     if wanted != EVERYTHING:

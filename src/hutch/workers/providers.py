@@ -78,10 +78,9 @@ KNOWN: dict[str, Provider] = {
         authorize="https://accounts.google.com/o/oauth2/v2/auth",
         token="https://oauth2.googleapis.com/token",  # noqa: S106 - an address
         hosts=_google(
-            *("www", "gmail", "sheets", "docs", "drive", "slides", "people", "tasks", "forms", "calendar-json", "admin"),
-            *("analyticsdata", "bigquery", "searchconsole", "youtube", "chat", "photoslibrary", "cloudresourcemanager"),
-        )
-        + ("openidconnect.googleapis.com",),
+            *("www", "gmail", "sheets", "docs", "drive", "slides", "people", "tasks", "forms", "calendar-json", "admin", "chat"),
+            *("analyticsdata", "bigquery", "searchconsole", "youtube", "photoslibrary", "openidconnect"),
+        ),
         scope="openid email https://www.googleapis.com/auth/calendar.readonly",
         parameters={"access_type": "offline", "prompt": "consent"},
     ),

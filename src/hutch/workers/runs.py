@@ -310,7 +310,7 @@ class _Execution:
         if self._work.how.network is not None:
             # A token that the gateway would have put in goes nowhere.
             return self._work.how.network, tokens | {one.variable: NO_TOKEN for one in placed}, {}
-        allowed = network.allowed(network.setting_of(worker), declared)
+        allowed = await network.allowed_for(services, self._scope, worker, self._deployment)
         try:
             policy = environment.policy(secrets, manifest, allowed, placed)
         except ValueError:

@@ -22,9 +22,7 @@ COLUMNS = (
 def upgrade() -> None:
     op.add_column("workers", sa.Column("network", sa.Text(), nullable=True))
     op.add_column("worker_deployments", sa.Column("network", sa.Text(), nullable=True))
-    op.add_column(
-        "worker_deployments", sa.Column("network_confirmed", sa.Boolean(), nullable=False, server_default=sa.false())
-    )
+    op.add_column("worker_deployments", sa.Column("network_confirmed", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("worker_runs", sa.Column("network", sa.LargeBinary(), nullable=True))
     op.add_column("projects", sa.Column("review_workers", sa.Boolean(), nullable=False, server_default=sa.false()))
 
