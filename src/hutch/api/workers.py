@@ -565,7 +565,7 @@ async def _capabilities(services: Services, scope: Scope, worker: Worker, manife
     async with services.database.read() as connection:
         known = await worker_syncs.of_worker(connection, scope, worker.id, services.sealer)
     for item in found:
-        if item["_tag"] == "sync" and item["key"] in known:
+        if item["_tag"] in ("sync", "ai_connector") and item["key"] in known:
             item["disabled"] = known[item["key"]].state.paused
         if item["_tag"] == "webhook" and item["key"] in addresses:
             item["webhookUrl"] = addresses[item["key"]]
