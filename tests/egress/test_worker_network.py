@@ -146,7 +146,6 @@ class Place:
         path = f"/hutch/v1/projects/{self.where.project_id}/network-policy"
         answer = http.delete(path) if policy is None else http.put(path, json=policy)
         assert answer.status_code in (200, 204) or answer.json()["error"]["code"] == "bounds_not_announced", answer.text
-        print(answer.status_code, answer.text)
 
     def last_network(self) -> dict[str, Any]:
         """What the last run did, once that is written down."""

@@ -223,7 +223,7 @@ def _of_record(archetype: str, change: Change) -> Change:
     except ValueError:
         raise ValueError(f"its record has {shown(record.updated_at)} as a time") from None
     text = msgspec.json.encode(change.record).decode()
-    properties = {
+    properties: dict[str, Any] = {
         KEY: change.key,
         "Name": record.name if isinstance(record, Project) else record.channel.name,
         "Created": record.created_at,
