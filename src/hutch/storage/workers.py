@@ -61,6 +61,8 @@ class Deployment:
     snapshot_id: str | None
     manifest: dict[str, Any] | None
     created_at: int
+    language: str = "node"
+    """What it is written in (`hutch.workers.languages`)."""
     network: str | None = None
     """What its project declares about destinations, as JSON."""
     network_confirmed: bool = False
@@ -232,6 +234,7 @@ async def change_deployment(
     snapshot_id: str | None = None,
     manifest: bytes | None = None,
     network: str | None = None,
+    language: str | None = None,
 ) -> bool:
     """Move a deployment on from one of the states `before`; False when it was in none of them."""
     values: dict[str, Any] = {"status": status, "updated_at": now}
@@ -241,6 +244,8 @@ async def change_deployment(
         values["manifest"] = manifest
     if network is not None:
         values["network"] = network
+    if language is not None:
+        values["language"] = language
     own = within(scope, DeploymentModel)
     statement = update(DeploymentModel).where(*own, DeploymentModel.id == deployment_id, DeploymentModel.status.in_(before))
     return (await connection.execute(statement.values(**values))).rowcount > 0

@@ -27,9 +27,9 @@ from hutch.storage import workers as rows
 from hutch.storage.workers import Deployment, Run, Worker
 from hutch.workers import checks, connections, environment, network, reconcile, sandbox
 from hutch.workers import manifest as manifests
-from hutch.workers.builds import ENTRY, RUNNER, SOURCE
 from hutch.workers.destinations import Difference
 from hutch.workers.envelope import Scanner
+from hutch.workers.languages import LANGUAGES, SOURCE
 from hutch.workers.lines import Lines, Log
 from hutch.workers.manifest import Capability, Manifest
 from hutch.workers.outcome import End, Failure, Outcome, judge, recorded_exit_code
@@ -373,7 +373,7 @@ class _Execution:
                 )
             )
             program = await box.start(
-                ["node", RUNNER, f"{SOURCE}/{ENTRY}", *self._work.arguments],
+                [*LANGUAGES[self._deployment.language].start, *self._work.arguments],
                 cwd=SOURCE,
                 timeout_ms=lives_ms,
                 env=variables,
