@@ -556,6 +556,11 @@ class WorkerSettings(Section):
         (),
         description="Token endpoints of OAuth providers (`HOST[:PORT]`) that may be at private or loopback addresses.",
     )
+    oauth_clients: Path | None = Field(
+        None,
+        description="JSON file with the operator's apps at OAuth providers, for workers that name a provider and have no app of "
+        "their own; read when it is needed.",
+    )
     run_cpu_s: int = Field(0, description="Most CPU seconds of one run, over all vCPUs; 0: any number.", ge=0, le=10_000_000)
     run_egress_bytes: int = Field(0, description="Most bytes that one run may send; 0: any number.", ge=0, le=2**50)
     run_money_nano: int = Field(
@@ -630,6 +635,11 @@ class WorkerSettings(Section):
     sync_concurrency: int = Field(
         64, description="Most runs of syncs at once that this process schedules; 0: it schedules none.", ge=0, le=1000
     )
+
+    @field_validator("oauth_clients")
+    @classmethod
+    def _file(cls, value: Path | None) -> Path | None:
+        return value.expanduser().absolute() if value is not None else None
 
     def run_budget(self) -> dict[str, int] | None:
         """What one run may use, by limit of a budget; None: as much as its project may."""

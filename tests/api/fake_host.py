@@ -206,6 +206,8 @@ class FakeHost:
         self.notices: list[NumberedNotice] = []
         self.worker: Callable[[Any], Awaitable[tuple[bytes, int]]] = no_worker
         self.worker_jobs: list[Any] = []
+        self.manifest = b"{}"
+        """What a worker is that is loaded."""
         self._event_added = asyncio.Condition()
         self._server: asyncio.AbstractServer | None = None
         self._connections: set[Any] = set()
@@ -840,7 +842,9 @@ class FakeHost:
         command = FakeCommand(record, has_stdin=start.stdin)
         self.commands[start.session_id] = {start.command_id: command, **self.commands[start.session_id]}
         stream.send_reply(record)
-        if program == "node":
+        if program == "node" and b"--manifest" in start.argv:
+            running = self._load_worker(command, start)
+        elif program == "node":
             running = self._work(command) if self.worker is not no_worker else self._run_worker(command, start)
         else:
             running = self._run(command, start)
@@ -850,6 +854,10 @@ class FakeHost:
         if start.follow:
             await self._follow(stream, command)
             await stream.send_event(command.record)
+
+    async def _load_worker(self, command: FakeCommand, start: CommandStart) -> None:
+        self.files[start.session_id][start.argv[-1]] = self.manifest
+        await command.finish(0)
 
     async def _run(self, command: FakeCommand, start: CommandStart) -> None:
         program, arguments = start.argv[0].decode(), [argument.decode() for argument in start.argv[1:]]

@@ -431,3 +431,44 @@ async def test_a_database_has_so_many_views_and_no_more(api: Api) -> None:
     assert {answer.status_code for answer in saved} == {200}
     assert (await api.http.put(f"{at}/more", json={})).status_code == 400
     assert (await api.http.put(f"{at}/v0", json={"sort": "n"})).status_code == 200
+
+
+async def test_a_table_and_a_connector_are_filled_by_their_schedules(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = [{"name": "id", "type": "text"}, {"name": "n", "type": "number"}]
+    chat = {
+        "createdAt": "2026-01-01T00:00:00Z",
+        "updatedAt": "2026-01-02T00:00:00Z",
+        "channel": {"id": "c", "name": "general"},
+        "messages": [],
+    }
+
+    async def outcome(*arguments: Any) -> Outcome:
+        capability, _ = arguments[-2:]
+        changes = {
+            "s": [{"type": "upsert", "values": {"id": "a", "n": 1}}, {"type": "upsert", "values": {"id": "b", "n": 2}}],
+            "talk": [{"type": "upsert", "key": "t", "record": chat}],
+        }
+        return Success(batch({"changes": changes[capability.key], "hasMore": False}, capability.tag))
+
+    monkeypatch.setattr(runs, "outcome", outcome)
+    worker = await deployed(
+        api,
+        {
+            "xldbs": [{"key": "events", "config": {"upsertKey": ["id"], "schema": {"columns": columns}}}],
+            "capabilities": [
+                {"_tag": "sync", "key": "s", "config": {"target": {"type": "xldb", "key": "events"}, "schedule": MANUAL}},
+                {
+                    "_tag": "ai_connector",
+                    "key": "talk",
+                    "config": {"aiConnectorId": "c", "archetype": "chat", "schedule": MANUAL},
+                },
+            ],
+        },
+    )
+    for key, database, expected in (("s", "events", ['["a"]', '["b"]']), ("talk", "talk", ["t"])):
+        answer = await api.http.post(f"/hutch/v1/workers/{worker}/syncs/{key}/trigger", json={"wait": True})
+        assert answer.json()["sync"]["label"] == "HEALTHY", answer.text
+        found = (await api.http.get(f"/hutch/v1/workers/{worker}/databases/{database}/rows")).json()["rows"]
+        assert [row["key"] for row in found] == expected
+    table = (await api.http.get(f"/hutch/v1/workers/{worker}/databases/events/rows", params={"filter": "n=2"})).json()["rows"]
+    assert table[0]["properties"] == {"_key": '["b"]', "id": "b", "n": 2}

@@ -10,12 +10,17 @@ import json
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 import httpx
 import pytest
+from sqlalchemy import update
 
+from hutch.egress.policy import check
+from hutch.host.protocol import NetworkSpec, SessionStatus
+from hutch.storage.models import DeploymentModel
 from hutch.workers import oauth
 from tests.api.conftest import Api
 from tests.api.serving import deployed, tool
@@ -298,3 +303,110 @@ async def test_what_can_t_be_a_login_is_refused_at_its_start(api: Api) -> None:
     worker = await deployed(api, capability())
     for name in ("StartOauth", "GetOauthToken"):
         assert (await call(api, name, worker, stranger.http)).status_code == 404
+
+
+# -- tokens that stay at the gateway -----------------------------------------------------------------
+
+
+async def declares(api: Api, worker: str, *hosts: str) -> None:
+    """Have the deployment that serves say which hosts take the token."""
+    text = json.dumps({"network": None, "oauth": {"github": hosts}})
+    async with api.services.database.write() as connection:
+        await connection.execute(update(DeploymentModel).where(DeploymentModel.worker_id == worker).values(network=text))
+
+
+async def ran(api: Api, worker: str) -> tuple[Any, NetworkSpec]:
+    """What a run found in its environment, and the network that it had."""
+    run = {"workerId": worker, "capabilityKey": "greet", "args": "environment"}
+    answer = await api.http.post("/v3/workersRunCapability", json=run)
+    assert answer.status_code == 200, answer.text
+    [last, *_] = (await api.http.get(f"/hutch/v1/workers/{worker}/runs")).json()["runs"]
+    return answer.json()["result"], api.host.networks[last["session_id"]]
+
+
+async def test_a_token_whose_hosts_are_known_is_told_to_the_gateway_alone(api: Api, provider: Provider) -> None:
+    worker = await deployed(api, capability(), tool("greet"))
+    await declares(api, worker, "api.example.com")
+    await connected(api, provider, worker)
+    found, network = await ran(api, worker)
+    assert found == {}
+    assert list(network.credentials.values()) == ["access-1"]
+    policy = check(network.policy or "")
+    assert policy.placeholders == ((oauth.variable("github-oauth"), next(iter(network.credentials))),)
+    assert "access-1" not in policy.text
+    # Whoever changes the bounds of what waits for the next call does not take the token from it.
+    bounds = {"mode": "allow-all", "block": ["evil.test"]}
+    assert (await api.http.put(f"/hutch/v1/projects/{api.own.project_id}/network-policy", json=bounds)).status_code == 200
+    for session, spec in api.host.networks.items():
+        if api.host.sessions[session].status is SessionStatus.RUNNING and spec.policy and "placeholder" in spec.policy:
+            assert list(spec.credentials.values()) == ["access-1"]
+    (name,) = network.credentials
+    assert (await api.http.put(f"/hutch/v1/credentials/{name}", json={"value": "mine"})).status_code == 400
+    pulled = (await api.http.post("/v3/workersPullEnv", json={"workerId": worker})).json()["env"]
+    assert pulled == [{"key": oauth.variable("github-oauth"), "value": "access-1"}]
+    # An empty list wants the token itself.
+    await declares(api, worker)
+    found, network = await ran(api, worker)
+    assert found == {oauth.variable("github-oauth"): "access-1"}
+    assert network.credentials == {}
+
+
+async def test_a_refreshed_token_is_in_the_next_run_and_what_waited_with_the_old_one_is_ended(
+    api: Api, provider: Provider
+) -> None:
+    provider.lives_s = 30
+    worker = await deployed(api, capability(), tool("greet"))
+    await declares(api, worker, "api.example.com")
+    await connected(api, provider, worker)
+    for number in (2, 3, 4):
+        _, network = await ran(api, worker)
+        assert list(network.credentials.values()) == [f"access-{number}"], "refreshed before the run"
+
+    def old() -> list[str]:
+        return [
+            session
+            for session, spec in api.host.networks.items()
+            if api.host.sessions[session].status is SessionStatus.RUNNING
+            and set(spec.credentials.values()) & {"access-1", "access-2", "access-3"}
+        ]
+
+    async with asyncio.timeout(10):
+        while old():
+            await asyncio.sleep(0.02)
+
+
+async def test_a_provider_of_the_operator_s_is_used_without_an_app_of_ones_own(
+    api: Api, provider: Provider, tmp_path: Path
+) -> None:
+    path = tmp_path / "clients.json"
+    settings = api.services.settings
+    changed = settings.workers.model_copy(update={"oauth_clients": path})
+    config = {"type": "notion_managed", "name": "n", "provider": "corp"}
+    worker = await deployed(api, {"_tag": "oauth", "key": "github", "config": config}, tool("greet"))
+
+    async def refused() -> str:
+        answer = await call(api, "StartOauth", worker)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "oauth_unusable"), answer.text
+        assert SECRET not in answer.text
+        return str(answer.json()["message"])
+
+    assert "workers.oauth_clients" in await refused()
+    api.services.settings = settings.model_copy(update={"workers": changed})
+    assert "can't be read" in await refused()
+    path.write_text('{"corp": {"clientSecret": "' + SECRET + '"}}')
+    assert "can't be read" in await refused()
+    app = {"clientId": "client-1", "clientSecret": SECRET, "hosts": ["api.corp.test"], "scope": "read"}
+    endpoints = {"authorizationEndpoint": "https://id.corp.test/go", "tokenEndpoint": f"http://127.0.0.1:{PORT}/token"}
+    path.write_text(json.dumps({"corp": app | endpoints}))
+    provider.lives_s = 30
+    await connected(api, provider, worker)
+    found, network = await ran(api, worker)
+    assert (found, list(network.credentials.values())) == ({}, ["access-2"])
+    assert [form["grant_type"] for form in provider.asked] == ["authorization_code", "refresh_token"]
+    assert "api.corp.test" in (network.policy or "")
+    assert SECRET not in (network.policy or "")
+    path.write_text("{}")
+    found, network = await ran(api, worker)
+    assert "access-2" in [*found.values(), *network.credentials.values()], (
+        "a token that lives is used while it can't be refreshed"
+    )

@@ -63,6 +63,8 @@ UNSCOPED = {
     "removals.projects": "it is about the team or project that the scope itself is",
     "removals.finish": "it is about the team or project that the scope itself is",
     "worker_oauth.take": "the state of a login is what one has to know",
+    "workers.reviews": "it is about the project that the scope itself is",
+    "workers.set_reviews": "it is about the project that the scope itself is",
     "workers.uploading": "the secret of an upload is what one has to know",
     "workers.give_up": SERVER,
     "workers.awaited_uploads": SERVER,

@@ -30,6 +30,8 @@ from hutch.storage import credentials as rows
 router = APIRouter(route_class=PlainRoute, tags=["credentials"])
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+RESERVED = "worker-oauth-"
+"""Begins the names by which policies of workers' runs know OAuth tokens."""
 _PROJECT = {"projectId": "Id or slug"}
 
 
@@ -44,6 +46,10 @@ async def put_credential(request: Request, name: str) -> Response:
     scope = await _scope(request, services)
     if NAME.fullmatch(name) is None:
         raise BadRequestError("bad_request", f'Invalid request: the name should match pattern "^{NAME.pattern}$".')
+    if name.startswith(RESERVED):
+        raise BadRequestError(
+            "bad_request", f"Invalid request: names that begin with {RESERVED} are those of workers' own tokens."
+        )
     body = await read(request, PutCredential)
     async with services.database.write() as connection:
         await rows.put(connection, scope, name, body.value, services.sealer, services.clock())

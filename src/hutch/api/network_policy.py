@@ -148,7 +148,7 @@ async def spec(services: Services, scope: Scope, policy: NetworkPolicy | None) -
     bounds = (await services.bounds(scope)).texts()
     if policy is None:
         return NetworkSpec(bounds=bounds)
-    values = await credentials.values(services, scope, policy.credentials)
+    values = await credentials.values(services, scope, policy.credentials) | policy.values
     return NetworkSpec(policy=policy.policy, bounds=bounds, credentials=values, generation=policy.generation)
 
 
@@ -164,7 +164,7 @@ async def send_what_changed(services: Services, scope: Scope, policy: NetworkPol
         return
     now = await credentials.values(services, scope, policy.credentials)
     for name in policy.credentials:
-        if now.get(name) != sent.credentials.get(name):
+        if name not in policy.values and now.get(name) != sent.credentials.get(name):
             # A connection that breaks here is made again, and then everything is sent again.
             with contextlib.suppress(ConnectionClosed):
                 await _push(services, scope, name)
@@ -319,4 +319,5 @@ def _named(rows: Sequence[SessionRow]) -> set[tuple[Scope, str]]:
         for row in rows
         if row.network_policy is not None
         for name in row.network_policy.credentials
+        if name not in row.network_policy.values
     }

@@ -13,6 +13,7 @@ from hutch.api.body import read
 from hutch.api.responses import JsonResponse
 from hutch.api.routing import PlainRoute, documented
 from hutch.api.services import Services
+from hutch.api.worker_network import seen_shape
 from hutch.api.worker_paths import PAGE, PROJECT, before, next_of, worker_of
 from hutch.control import worker_own as own
 from hutch.control.permissions import Permission
@@ -20,7 +21,7 @@ from hutch.control.records import Scope
 from hutch.errors import ConflictError, NotFoundError
 from hutch.storage import workers as rows
 from hutch.storage.workers import Run, Worker
-from hutch.workers import runs
+from hutch.workers import network, runs
 from hutch.workers import serving as deployments
 from hutch.workers.runs import VERIFY, How
 
@@ -99,6 +100,9 @@ async def _full(services: Services, scope: Scope, worker: Worker, run_id: str) -
         shown["input"] = given["context"]
     if result is not None:
         shown["output"] = result
+    seen = await network.of_run(services, scope, run)
+    if seen is not None:
+        shown["network"] = seen_shape(seen)
     if run.session_id is not None:
         used = await usage.of_session(services, scope, run.session_id)
         shown["cost"] = {

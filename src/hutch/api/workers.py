@@ -221,15 +221,16 @@ async def workers_build(request: Request) -> Response:
 @router.post(
     "/v3/workersFetchAndSaveCapabilities",
     openapi_extra=documented(
-        wire.OfWorker, answer=wire.CapabilityList, errors=(402, 404, 409, 410, 422), needs=Permission.WORKER_WRITE
+        wire.OfWorker, answer=wire.Deployed, errors=(402, 404, 409, 410, 422), needs=Permission.WORKER_WRITE
     ),
 )
 async def workers_fetch_capabilities(request: Request) -> Response:
     """Read the manifest of what was built last; from then on that deployment serves."""
     services, scope, body = await _asked(request, wire.OfWorker)
     worker = await _find(services, scope, body.workerId)
-    manifest = await runs.fetch_manifest(services, scope, worker)
-    return JsonResponse({"capabilities": await _capabilities(services, scope, worker, manifest)})
+    manifest, changed = await runs.fetch_manifest(services, scope, worker)
+    network = {"added": list(changed.added), "removed": list(changed.removed)}
+    return JsonResponse({"capabilities": await _capabilities(services, scope, worker, manifest), "network": network})
 
 
 @router.post(
@@ -568,7 +569,7 @@ async def _capabilities(services: Services, scope: Scope, worker: Worker, manife
     async with services.database.read() as connection:
         known = await worker_syncs.of_worker(connection, scope, worker.id, services.sealer)
     for item in found:
-        if item["_tag"] == "sync" and item["key"] in known:
+        if item["_tag"] in ("sync", "ai_connector") and item["key"] in known:
             item["disabled"] = known[item["key"]].state.paused
         if item["_tag"] == "webhook" and item["key"] in addresses:
             item["webhookUrl"] = addresses[item["key"]]

@@ -13,7 +13,7 @@ from hutch.cli import errors, options, output, worker_project
 from hutch.cli.connection import with_client
 from hutch.cli.credential import read_secret
 from hutch.client import AsyncClient
-from hutch.client.models import Worker, WorkerTool
+from hutch.client.models import Destinations, Worker, WorkerNetwork, WorkerTool
 from hutch.errors import BadRequestError, HutchError, NotFoundError
 
 app = typer.Typer(no_args_is_help=True, help="Workers of a project: begin, try and deploy them; runs, tools, secrets.")
@@ -211,6 +211,102 @@ def call(
     async def work(client: AsyncClient) -> None:
         found = (await find(client, worker)).worker_id
         output.write_json(await client.workers.call_tool(found, name, arguments))
+
+    raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
+
+
+# -- network -----------------------------------------------------------------------------------------
+
+
+@app.command()
+def network(
+    worker: Named,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow", metavar="NAME", help="A name or pattern to reach, in place of what its files declare. Repeatable."
+        ),
+    ] = None,
+    subnet: Annotated[
+        list[str] | None, typer.Option("--subnet", metavar="RANGE", help="A range of addresses to reach. Repeatable.")
+    ] = None,
+    plaintext_http: Annotated[bool, typer.Option("--plaintext-http", help="With --allow: also by plain HTTP.")] = False,
+    learn: Annotated[bool, typer.Option("--learn", help="Allow any destination, and note what runs use.")] = False,
+    accept: Annotated[bool, typer.Option("--accept", help="Have it reach what was learned, and nothing else.")] = False,
+    declared: Annotated[bool, typer.Option("--declared", help="Go by its files again.")] = False,
+    confirm: Annotated[
+        str | None, typer.Option("--confirm", metavar="DEPLOYMENT", help="Agree to what a deployment reaches, and have it serve.")
+    ] = None,
+    data_dir: options.DataDir = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show where a worker may connect to, what its runs used and what was refused; or change it."""
+    wishes = [bool(allow or subnet), learn, accept, declared, confirm is not None]
+    if sum(wishes) > 1 or (plaintext_http and not allow):
+        errors.report(
+            BadRequestError(
+                "bad_option", "--allow and --subnet, --learn, --accept, --declared and --confirm exclude each other."
+            ),
+            as_json=as_json,
+        )
+        raise typer.Exit(errors.FAILED)
+
+    async def work(client: AsyncClient) -> None:
+        found = (await find(client, worker)).worker_id
+        if confirm is not None:
+            await client.workers.confirm_network(found, confirm)
+        if allow or subnet:
+            wanted = Destinations(allow=allow or [], subnets=subnet or [], plaintext_http=plaintext_http)
+            shown = await client.workers.set_network(found, "set", wanted)
+        elif learn or declared:
+            shown = await client.workers.set_network(found, "learn" if learn else "declared")
+        else:
+            shown = await client.workers.network(found)
+        if accept:
+            if shown.learned is None or not shown.learned.runs:
+                raise BadRequestError("bad_option", "Nothing was learned yet. Begin with --learn, and let the worker run.")
+            shown = await client.workers.set_network(found, "set", shown.learned.network)
+        if as_json:
+            output.write_json({"network": shown})
+            return
+        _show_network(shown)
+
+    raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
+
+
+def _show_network(shown: WorkerNetwork) -> None:
+    rows = [("MODE", shown.mode), ("ALLOWED", _words(shown.allowed))]
+    if shown.declared is not None:
+        rows.append(("DECLARED", _words(shown.declared)))
+    if shown.outside:
+        rows.append(("BEYOND BOUNDS", ", ".join(shown.outside)))
+    rows.append((f"USED ({shown.runs} runs)", _words(shown.used)))
+    if shown.learned is not None:
+        rows.append((f"LEARNED ({shown.learned.runs} runs)", _words(shown.learned.network)))
+    if shown.waiting is not None:
+        rows.append(("WAITS", shown.waiting.deployment))
+        rows += [("", f"+ {item}") for item in shown.waiting.added] + [("", f"- {item}") for item in shown.waiting.removed]
+    rows += [("REFUSED", f"{item.name} ({item.reason}, {item.count} times)") for item in shown.refused]
+    output.write_table(("WHAT", "DESTINATIONS"), rows)
+
+
+def _words(found: Destinations) -> str:
+    items = [*found.allow, *found.subnets, *(["plaintextHttp"] if found.plaintext_http else [])]
+    return ", ".join(items) or "-"
+
+
+@app.command()
+def review(
+    project: Annotated[str, typer.Argument(metavar="PROJECT", help="Id or slug.")],
+    on: Annotated[bool | None, typer.Option("--on/--off", help="Have deployments that reach more wait, or not.")] = None,
+    data_dir: options.DataDir = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show or say whether deployments of a project's workers that reach more than before wait until somebody agrees."""
+
+    async def work(client: AsyncClient) -> None:
+        found = await client.workers.review(project, on)
+        output.write_json({"review": found}) if as_json else output.write_line("on" if found else "off")
 
     raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
 

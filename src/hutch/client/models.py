@@ -546,6 +546,53 @@ class WorkerTool(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     output_schema: dict[str, Any] | None = None
 
 
+class Destinations(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What a worker reaches: names (patterns), ranges of addresses, and whether plain HTTP is spoken to the names."""
+
+    allow: list[str] = []
+    subnets: list[str] = []
+    plaintext_http: bool = False
+
+
+class RefusedDestination(msgspec.Struct, frozen=True, kw_only=True):
+    """A name or an address that runs did not reach, the code of the reason, and how often."""
+
+    name: str
+    reason: str
+    count: int
+
+
+class LearnedDestinations(msgspec.Struct, frozen=True, kw_only=True):
+    """What runs used since a time in milliseconds."""
+
+    since: int
+    runs: int
+    network: Destinations
+
+
+class WaitingDeployment(msgspec.Struct, frozen=True, kw_only=True):
+    """A deployment that reaches more than the one that serves, until somebody agrees."""
+
+    deployment: str
+    added: list[str]
+    removed: list[str]
+
+
+class WorkerNetwork(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a worker may connect to and where its last `runs` did. `outside`: what of it the bounds don't allow."""
+
+    mode: str
+    allowed: Destinations
+    outside: list[str]
+    used: Destinations
+    refused: list[RefusedDestination]
+    runs: int
+    review: bool
+    declared: Destinations | None = None
+    learned: LearnedDestinations | None = None
+    waiting: WaitingDeployment | None = None
+
+
 class Image(msgspec.Struct, frozen=True, kw_only=True):
     """What a sandbox can start from. `source` is where it came from; "" for the server's own."""
 

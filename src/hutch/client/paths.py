@@ -118,10 +118,24 @@ def door(name: str) -> str:
     return f"/v3/workers{name}"
 
 
-def worker_tools(worker_id: str) -> str:
+def _worker(worker_id: str) -> str:
     if _REFERENCE.fullmatch(worker_id) is None:
         raise NotFoundError("not_found", f"Worker '{worker_id[:64]}' not found.")
-    return f"{OWN}/workers/{worker_id}/tools"
+    return f"{OWN}/workers/{worker_id}"
+
+
+def worker_tools(worker_id: str) -> str:
+    return f"{_worker(worker_id)}/tools"
+
+
+def worker_network(worker_id: str) -> str:
+    return f"{_worker(worker_id)}/network"
+
+
+def worker_review(project: str) -> str:
+    if _REFERENCE.fullmatch(project) is None:
+        raise NotFoundError("not_found", f"Project '{project[:64]}' not found.")
+    return f"{OWN}/projects/{project}/worker-review"
 
 
 def worker_tool(worker_id: str, name: str) -> str:

@@ -40,11 +40,15 @@ class ErrorBody(TypedDict):
 
     code: Annotated[str, Field(pattern=r"^[a-z]+(_[a-z]+)*$", description="Stable: compare it.")]
     message: Annotated[str, Field(min_length=1)]
+    added: NotRequired[list[str]]
     bytesWritten: NotRequired[Bytes]
+    deployment: NotRequired[str]
+    destinations: NotRequired[list[str]]
     exitCode: NotRequired[int]
     generation: NotRequired[Count]
     line: NotRequired[Count]
     pointer: NotRequired[str]
+    removed: NotRequired[list[str]]
     users: NotRequired[list[str]]
 
 

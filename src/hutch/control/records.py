@@ -106,7 +106,8 @@ class NetworkPolicy:
     read; `warnings` and `credentials` (names) what the engine said about it (`hutch.egress`).
 
     `generation` grows with every policy of a sandbox and its sessions and never repeats. A policy is `unconfirmed` while
-    nobody knows whether the host of its session enforces it yet.
+    nobody knows whether the host of its session enforces it yet. `values` are those of credentials that are this policy's own,
+    and stored nowhere else.
     """
 
     policy: str
@@ -115,6 +116,7 @@ class NetworkPolicy:
     warnings: tuple[dict[str, str], ...] = ()
     credentials: tuple[str, ...] = ()
     unconfirmed: Unconfirmed | None = None
+    values: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,23 @@ class Replay(Body):
     network: Literal["deny-all"] | None = None
 
 
+class PutNetwork(Body):
+    """`allow` (patterns of names), `subnets` (ranges) and `plaintextHttp` belong to the mode `set`."""
+
+    mode: Literal["declared", "set", "learn"]
+    allow: Annotated[list[Text], Field(max_length=1000)] | None = None
+    subnets: Annotated[list[Text], Field(max_length=256)] | None = None
+    plaintextHttp: bool = False
+
+
+class ConfirmNetwork(Body):
+    deployment: Annotated[Text, Field(min_length=1, max_length=64)]
+
+
+class ProjectReview(Body):
+    review: bool
+
+
 # -- answers -----------------------------------------------------------------------------------------
 
 JobStatus: TypeAlias = Literal["queued", "running", "done", "refused", "dead"]
@@ -165,19 +182,90 @@ class Cost(TypedDict):
     receipt: str
 
 
+class DestinationSet(TypedDict):
+    """Names (patterns), ranges of addresses, and whether plain HTTP is spoken to the names."""
+
+    allow: list[str]
+    subnets: list[str]
+    plaintextHttp: bool
+
+
+class RefusedDestination(TypedDict):
+    """A name or an address, the code of the reason, and how often."""
+
+    name: str
+    reason: str
+    count: Count
+
+
+class RunNetwork(TypedDict):
+    """What a run did with the network. `partial`: there was more than is kept."""
+
+    used: DestinationSet
+    refused: list[RefusedDestination]
+    partial: bool
+
+
 class RunFull(RunEntry):
     """`input` is what the capability was called with, missing where none was kept. `output` is its value or error. `logs` has
-    both streams."""
+    both streams. `network` comes a moment after the end."""
 
     phases: Phases
     logs: str
     input: NotRequired[Any]
     output: NotRequired[Any]
     cost: NotRequired[Cost]
+    network: NotRequired[RunNetwork]
 
 
 class RunRead(TypedDict):
     run: RunFull
+
+
+class LearnedDestinations(TypedDict):
+    since: Time
+    runs: Count
+    network: DestinationSet
+
+
+class WaitingDeployment(TypedDict):
+    """A deployment that reaches more than the one that serves, and waits until somebody agrees."""
+
+    deployment: Id
+    added: list[str]
+    removed: list[str]
+
+
+class WorkerNetwork(TypedDict):
+    """`allowed` is what holds, as far as bounds allow: `outside` is what they don't. `declared` is what the files of the serving
+    deployment say. `used` and `refused` are of the last `runs`; `learned` is what those used since learning began."""
+
+    mode: Literal["declared", "set", "learn"]
+    allowed: DestinationSet
+    outside: list[str]
+    used: DestinationSet
+    refused: list[RefusedDestination]
+    runs: Count
+    review: bool
+    declared: NotRequired[DestinationSet]
+    learned: NotRequired[LearnedDestinations]
+    waiting: NotRequired[WaitingDeployment]
+
+
+class NetworkRead(TypedDict):
+    network: WorkerNetwork
+
+
+class Confirmed(TypedDict):
+    """`deployment` serves from now on."""
+
+    deployment: Id
+    added: list[str]
+    removed: list[str]
+
+
+class ReviewShape(TypedDict):
+    review: bool
 
 
 for _kind in list(globals().values()):

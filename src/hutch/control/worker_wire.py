@@ -135,6 +135,17 @@ class CapabilityList(TypedDict):
     capabilities: list[dict[str, Any]]
 
 
+class DestinationChanges(TypedDict):
+    """What a deployment may reach that the one before could not, and the other way round: names, ranges, `plaintextHttp`."""
+
+    added: list[str]
+    removed: list[str]
+
+
+class Deployed(CapabilityList):
+    network: DestinationChanges
+
+
 class SecretShape(TypedDict):
     key: str
     createdAt: Moment

@@ -71,6 +71,7 @@ class ProjectModel(Base):
     network_policy: Mapped[str | None] = mapped_column(Text)
     ports_private: Mapped[bool] = mapped_column(Boolean, server_default=false())
     deleting_at: Mapped[int | None] = mapped_column(BigInteger)
+    review_workers: Mapped[bool] = mapped_column(Boolean, server_default=false())
 
 
 class MemberModel(Base):
@@ -418,7 +419,8 @@ class BudgetEventModel(Base):
 
 
 class WorkerModel(Base):
-    """A worker of a project. `deployment_id` is the deployment that serves, `mark` the last one that its rows got."""
+    """A worker of a project. `deployment_id` is the deployment that serves, `mark` the last one that its rows got, `network` what
+    was said about its destinations beside its project's files."""
 
     __tablename__ = "workers"
     __table_args__ = (Index("ix_workers_project", "team_id", "project_id", "number"),)
@@ -432,6 +434,7 @@ class WorkerModel(Base):
     mark: Mapped[int] = mapped_column(BigInteger, server_default="0")
     created_at: Mapped[int] = mapped_column(BigInteger)
     updated_at: Mapped[int] = mapped_column(BigInteger)
+    network: Mapped[str | None] = mapped_column(Text)
 
 
 class WorkerSecretModel(Base):
@@ -490,7 +493,8 @@ class OauthTokenModel(Base):
 
 class DeploymentModel(Base):
     """A worker's source on its way to a snapshot that runs start from: `uploading`, `uploaded`, `building`, `built`, `ready`,
-    `failed`. `upload_hash` is the digest of the secret in its upload URL; `manifest` is sealed, as it may hold secrets."""
+    `failed`. `upload_hash` is the digest of the secret in its upload URL; `manifest` is sealed, as it may hold secrets.
+    `network`: what its files declare about destinations; `network_confirmed`: somebody looked at that."""
 
     __tablename__ = "worker_deployments"
 
@@ -506,6 +510,8 @@ class DeploymentModel(Base):
     created_at: Mapped[int] = mapped_column(BigInteger)
     language: Mapped[str] = mapped_column(String(16), server_default="node")
     updated_at: Mapped[int] = mapped_column(BigInteger)
+    network: Mapped[str | None] = mapped_column(Text)
+    network_confirmed: Mapped[bool] = mapped_column(Boolean, server_default=false())
     owner: Mapped[str | None] = mapped_column(String(64))
     """The API process that builds it."""
 
@@ -533,7 +539,7 @@ class ProcessModel(Base):
 
 
 class RunModel(Base):
-    """One execution of a worker in a sandbox of its own. `result` and `logs` are sealed."""
+    """One execution of a worker in a sandbox of its own. `result`, `logs` and `network` (destinations) are sealed."""
 
     __tablename__ = "worker_runs"
     __table_args__ = (Index("ix_worker_runs_worker", "worker_id", "number"), Index("ix_worker_runs_ended", "ended_at"))
@@ -557,6 +563,7 @@ class RunModel(Base):
     program_at: Mapped[int | None] = mapped_column(BigInteger)
     owner: Mapped[str | None] = mapped_column(String(64))
     """The API process that follows it."""
+    network: Mapped[bytes | None] = mapped_column(LargeBinary)
 
 
 class JobModel(Base):

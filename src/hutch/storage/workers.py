@@ -18,6 +18,7 @@ from hutch.storage.models import (
     JobModel,
     OauthLoginModel,
     OauthTokenModel,
+    ProjectModel,
     RunModel,
     WebhookModel,
     WorkerDatabaseModel,
@@ -47,6 +48,8 @@ class Worker:
     deployment_id: str | None
     created_at: int
     updated_at: int
+    network: str | None = None
+    """What was said about its destinations, as JSON (`hutch.workers.network`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,9 @@ class Deployment:
     created_at: int
     language: str = "node"
     """What it is written in (`hutch.workers.languages`)."""
+    network: str | None = None
+    """What its project declares about destinations, as JSON."""
+    network_confirmed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +238,7 @@ async def change_deployment(
     snapshot_id: str | None = None,
     manifest: bytes | None = None,
     owner: str | None = None,
+    network: str | None = None,
     language: str | None = None,
 ) -> bool:
     """Move a deployment on from one of the states `before`; False when it was in none of them."""
@@ -242,11 +249,31 @@ async def change_deployment(
         values["manifest"] = manifest
     if owner is not None:
         values["owner"] = owner
+    if network is not None:
+        values["network"] = network
     if language is not None:
         values["language"] = language
     own = within(scope, DeploymentModel)
     statement = update(DeploymentModel).where(*own, DeploymentModel.id == deployment_id, DeploymentModel.status.in_(before))
     return (await connection.execute(statement.values(**values))).rowcount > 0
+
+
+async def confirm_network(connection: AsyncConnection, scope: Scope, worker_id: str, deployment_id: str) -> bool:
+    """Note that somebody agreed to what a deployment may reach; False when there is none that waits for it."""
+    own = (*within(scope, DeploymentModel), DeploymentModel.worker_id == worker_id, DeploymentModel.id == deployment_id)
+    statement = update(DeploymentModel).where(*own, DeploymentModel.status.in_(("built", "ready")))
+    return (await connection.execute(statement.values(network_confirmed=True))).rowcount > 0
+
+
+async def reviews(connection: AsyncConnection, scope: Scope) -> bool:
+    """Whether deployments of the scope's project that reach more than before wait for somebody to agree."""
+    own = ProjectModel.team_id == scope.team_id, ProjectModel.id == scope.project_id
+    return bool((await connection.execute(select(ProjectModel.review_workers).where(*own))).scalar_one_or_none())
+
+
+async def set_reviews(connection: AsyncConnection, scope: Scope, *, review: bool) -> None:
+    own = ProjectModel.team_id == scope.team_id, ProjectModel.id == scope.project_id
+    await connection.execute(update(ProjectModel).where(*own).values(review_workers=review))
 
 
 async def snapshots(connection: AsyncConnection, scope: Scope, worker_id: str) -> list[str]:
@@ -338,6 +365,33 @@ async def find_run(
     *fields, given, result = row
     opened = sealer.open(given, f"{run_id}/input") if given is not None else None
     return Run(*fields), opened, sealer.open(result, f"{run_id}/result") if result is not None else None
+
+
+async def put_run_network(connection: AsyncConnection, scope: Scope, run_id: str, sealed: bytes) -> None:
+    """What a run did with the network; written once it is over."""
+    statement = update(RunModel).where(*within(scope, RunModel), RunModel.id == run_id)
+    await connection.execute(statement.values(network=sealed))
+
+
+async def run_network(connection: AsyncConnection, scope: Scope, run_id: str, sealer: Sealer) -> dict[str, Any] | None:
+    """None where nobody wrote it."""
+    query = select(RunModel.network).where(*within(scope, RunModel), RunModel.id == run_id)
+    sealed = (await connection.execute(query)).scalar_one_or_none()
+    return sealer.open(sealed, f"{run_id}/network") if sealed is not None else None
+
+
+async def networks(
+    connection: AsyncConnection, scope: Scope, worker_id: str, since: int, limit: int, sealer: Sealer
+) -> list[dict[str, Any]]:
+    """What the last runs did with the network that began at `since` or later, newest first."""
+    query = select(RunModel.id, RunModel.network).where(
+        *within(scope, RunModel),
+        RunModel.worker_id == worker_id,
+        RunModel.started_at >= since,
+        RunModel.network.is_not(None),
+    )
+    found = await connection.execute(query.order_by(RunModel.number.desc()).limit(limit))
+    return [sealer.open(sealed, f"{run_id}/network") for run_id, sealed in found if sealed is not None]
 
 
 async def run_logs(connection: AsyncConnection, scope: Scope, worker_id: str, run_id: str, sealer: Sealer) -> str | None:

@@ -9,6 +9,8 @@ A deployment serves once its manifest was read; one that fails changes nothing a
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import logging
 import os
 import time
@@ -16,14 +18,16 @@ from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import msgspec
+
 from hutch.api.sandboxes import delete, find_with_session
 from hutch.api.services import Services
 from hutch.control.records import Scope
-from hutch.errors import BadRequestError, ConflictError, HutchError, NotFoundError
+from hutch.errors import BadRequestError, ConflictError, HutchError, NotFoundError, PayloadTooLargeError
 from hutch.storage import sandboxes, snapshots
 from hutch.storage import workers as rows
 from hutch.storage.workers import Deployment, Worker
-from hutch.workers import languages, layers, sandbox
+from hutch.workers import destinations, languages, layers, network, sandbox
 from hutch.workers.languages import LANGUAGES, NODE, PLATFORM, SOURCE, Language
 from hutch.workers.lines import Lines
 from hutch.workers.sandbox import OwnSandbox
@@ -117,6 +121,7 @@ async def _build(
             await box.unpack(archive, SOURCE, gzip=True)
         except BadRequestError as error:
             raise BuildFailed(f"The archive can't be unpacked: {error.message}") from error
+        declared = await _destinations(services, scope, worker, found, box, say)
         name = await _language(box, step_ms)
         language = LANGUAGES[name]
         await box.put(language.files(), PLATFORM, sudo=True)
@@ -134,6 +139,7 @@ async def _build(
             status="built",
             before=("building",),
             snapshot_id=snapshot.id,
+            network=declared,
             language=name,
         )
         built = await rows.deployment(connection, scope, found.id, services.sealer)
@@ -181,6 +187,26 @@ async def _layer(services: Services, scope: Scope, worker: Worker, found: Deploy
         snapshot = await box.seal()
     await layers.keep(services, scope, key, snapshot.id)
     return snapshot.id
+
+
+async def _destinations(services: Services, scope: Scope, worker: Worker, found: Deployment, box: OwnSandbox, say: Say) -> str:
+    """What the project's files declare about destinations, as JSON; what that changes is said. Raises `BuildFailed`."""
+    files = {}
+    try:
+        for name in destinations.PLACES:
+            with contextlib.suppress(NotFoundError):
+                files[name] = await box.read(f"{SOURCE}/{name}", destinations.MAX_FILE_BYTES)
+        declared = await asyncio.to_thread(destinations.declared, files, services.boundaries)
+        await network.check(services, scope, network.setting_of(worker), declared, None)
+    except ValueError as error:
+        raise BuildFailed(str(error)) from error
+    except (BadRequestError, PayloadTooLargeError) as error:
+        raise BuildFailed(error.message) from error
+    text = msgspec.json.encode(declared).decode()
+    changed = await network.difference(services, scope, worker, dataclasses.replace(found, network=text))
+    for each in changed.lines():
+        await say("stdout", each)
+    return text
 
 
 async def _language(box: OwnSandbox, timeout_ms: int) -> str:

@@ -41,6 +41,8 @@ MAX_EXPRESSION = 128
 PROPERTY_TYPES = frozenset(
     "title text url email phone_number checkbox file people place number date select multi_select status relation".split()
 )
+ROW_KEY = "_key"
+"""The property that rows of XLDBs and records of AI connectors are found by."""
 GROUPS = frozenset({"To-do", "In progress", "Complete"})
 NUMBER_FORMATS = frozenset("number number_with_commas percent dollar euro pound yen rupee won yuan".split())
 DATE_FORMATS = frozenset({"relative", "MM/DD/YYYY", "DD/MM/YYYY", "YYYY/MM/DD", "ll", "MMM d"})
@@ -296,6 +298,8 @@ def _xldbs(manifest: Manifest) -> Iterator[Problem]:
         wrong = []
         if len(columns) != len(table.schema.columns):
             wrong.append("it has two columns of one name.")
+        if ROW_KEY in columns:
+            wrong.append(f"the column {ROW_KEY} is made by the server; give it another name.")
         if len(columns) > MAX_PROPERTIES:
             wrong.append(f"it has {len(columns)} columns; there may be {MAX_PROPERTIES}.")
         wrong += [

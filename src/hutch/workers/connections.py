@@ -1,7 +1,8 @@
 """Workers' logins with others' services: a person agrees, tokens are kept, and are fresh when a run begins.
 
     start ─▶ the provider asks a person ─▶ callback: state, code ─▶ token endpoint ─▶ tokens, sealed
-    a run ─▶ tokens that live, or are refreshed first, one request at a time for each ─▶ OAUTH_…_ACCESS_TOKEN
+    a run ─▶ tokens that live, or are refreshed first, one request at a time for each ─▶ OAUTH_…_ACCESS_TOKEN: a placeholder that
+             the gateway replaces, where the hosts that take the token are known, and else the token
 
 What requests say and answers mean is `hutch.workers.oauth`. Token endpoints are where strangers say: what is at a private
 address is not asked, unless the operator names it (`workers.oauth_hosts`).
@@ -10,13 +11,16 @@ address is not asked, unless the operator names it (`workers.oauth_hosts`).
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import secrets as random
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 import httpx
 
 from hutch import __version__
+from hutch.api import credentials
 from hutch.api.services import Services
 from hutch.control.audit_log import Actor
 from hutch.control.records import Scope
@@ -26,9 +30,11 @@ from hutch.storage import audit_log, worker_oauth
 from hutch.storage import workers as rows
 from hutch.storage.worker_oauth import Login
 from hutch.storage.workers import Worker
-from hutch.workers import oauth
+from hutch.workers import oauth, providers
+from hutch.workers.environment import Placed
 from hutch.workers.manifest import Manifest, OAuth
 from hutch.workers.oauth import Refused, Request, Step, Token
+from hutch.workers.providers import Client
 from hutch.workers.serving import serving
 
 log = logging.getLogger(__name__)
@@ -37,6 +43,10 @@ CALLBACK = "/workers/oauth/callback"
 TIMEOUT_S = 15.0
 UNAUTHORIZED = 401
 MAX_CODE = 4096
+MAX_VARIABLE = 128
+"""Letters of a variable that can hold a placeholder."""
+MAX_PLACED = 20
+"""Placeholders of one run; tokens beyond are in their variables as they are."""
 
 
 def redirect_uri(services: Services) -> str:
@@ -55,14 +65,8 @@ async def config(services: Services, scope: Scope, worker: Worker, key: str) -> 
 
 async def start(services: Services, scope: Scope, worker: Worker, key: str) -> tuple[str, str]:
     """Where a person is to agree, and the state that is sent along. Raises `NotFoundError`, `BadRequestError`."""
-    found = await config(services, scope, worker, key)
+    found = await _usable(services, await config(services, scope, worker, key))
     assert scope.project_id is not None
-    if found.type != "user_managed":
-        raise BadRequestError(
-            "oauth_unusable",
-            f"'{key[:64]}' is managed by the vendor, who has no part in this server. Register an app with the provider, and "
-            "declare the capability with its endpoints.",
-        )
     sent = oauth.secrets(random.token_bytes(2 * oauth.RANDOM_BYTES))
     try:
         url = oauth.authorization_url(found, redirect_uri(services), sent)
@@ -90,7 +94,7 @@ async def finish(services: Services, state: str, code: str) -> None:
         worker = await rows.find(connection, scope, login.worker_id)
     if worker is None:
         raise BadRequestError("oauth_not_valid", "The worker is no more.")
-    found = await config(services, scope, worker, login.key)
+    found = await _usable(services, await config(services, scope, worker, login.key))
 
     def request(*, basic: bool) -> Request:
         return oauth.code_request(found, code, login.verifier, redirect_uri(services), basic=basic)
@@ -125,11 +129,12 @@ async def _refreshed(services: Services, scope: Scope, worker: Worker, found: OA
     lives = token.expires_at_ms is not None and token.expires_at_ms > services.clock()
     assert token.refresh_token is not None
     try:
+        usable = await _usable(services, found)
         answer = await _asked(
             services,
-            found,
-            oauth.refresh_request(found, token.refresh_token),
-            oauth.refresh_request(found, token.refresh_token, basic=True),
+            usable,
+            oauth.refresh_request(usable, token.refresh_token),
+            oauth.refresh_request(usable, token.refresh_token, basic=True),
             token,
         )
     except HutchError as error:
@@ -148,20 +153,76 @@ async def _refreshed(services: Services, scope: Scope, worker: Worker, found: OA
     return answer
 
 
-async def variables(services: Services, scope: Scope, worker: Worker, manifest: Manifest | None) -> dict[str, str]:
-    """What runs find of a worker's logins in their environment. A capability without a token that can be used has no variable."""
-    configs = [item.config for item in manifest.capabilities if isinstance(item.config, OAuth)] if manifest is not None else []
-    found = {}
-    for one in configs:
+async def tokens(services: Services, scope: Scope, worker: Worker, manifest: Manifest | None) -> dict[str, tuple[OAuth, str]]:
+    """The access tokens of a worker's logins, with what each is for, by key of the capability. One without a token that can be
+    used is not among them."""
+    found: dict[str, tuple[OAuth, str]] = {}
+    for item in manifest.capabilities if manifest is not None else ():
+        if not isinstance(item.config, OAuth):
+            continue
         try:
-            token = await current(services, scope, worker, one)
+            token = await current(services, scope, worker, item.config)
         except HutchError as error:
             # The run says it better than we would: it fails where it needs the token, and only there.
-            log.warning("a run of worker %s goes without '%s': %s", worker.id, one.name, error.message)
+            log.warning("a run of worker %s goes without '%s': %s", worker.id, item.config.name, error.message)
             continue
         if token is not None:
-            found[oauth.variable(one.name)] = token.access_token
+            found[item.key] = (item.config, token.access_token)
     return found
+
+
+async def variables(services: Services, scope: Scope, worker: Worker, manifest: Manifest | None) -> dict[str, str]:
+    """A worker's access tokens by their variables, as somebody needs them who runs it elsewhere."""
+    found = await tokens(services, scope, worker, manifest)
+    return {oauth.variable(config.name): token for config, token in found.values()}
+
+
+async def placed(
+    services: Services, worker: Worker, found: dict[str, tuple[OAuth, str]], declared: Mapping[str, tuple[str, ...]]
+) -> tuple[list[Placed], dict[str, str]]:
+    """How a run gets tokens: as placeholders, which the gateway replaces, where hosts are declared or known; and the variables
+    that hold all others."""
+    as_placeholders: list[Placed] = []
+    plain: dict[str, str] = {}
+    known = await _clients(services, strict=False) if found else {}
+    for key, (config, token) in found.items():
+        variable = oauth.variable(config.name)
+        hosts = declared.get(key, providers.hosts(config, known))
+        if hosts and len(variable) <= MAX_VARIABLE and len(as_placeholders) < MAX_PLACED:
+            name = credentials.RESERVED + hashlib.sha256(f"{worker.id}/{config.name}".encode()).hexdigest()[:32]
+            as_placeholders.append(Placed(variable=variable, credential=name, token=token, hosts=hosts))
+        else:
+            plain[variable] = token
+    # Two capabilities of one name have one token, and one variable.
+    for_variable = {one.variable: one for one in as_placeholders}
+    return list(for_variable.values()), {name: token for name, token in plain.items() if name not in for_variable}
+
+
+async def _usable(services: Services, found: OAuth) -> OAuth:
+    """A capability with endpoints and a client. Raises `BadRequestError` (`oauth_unusable`)."""
+    if found.type == "user_managed":
+        return found
+    usable = providers.managed(found, await _clients(services))
+    if usable is None:
+        raise BadRequestError("oauth_unusable", providers.unconfigured(found.provider or ""))
+    return usable
+
+
+async def _clients(services: Services, *, strict: bool = True) -> dict[str, Client]:
+    """The operator's apps with providers. Raises `BadRequestError` (`oauth_unusable`), if `strict`, when the file is none."""
+    path = services.settings.workers.oauth_clients
+    if path is None:
+        return {}
+    try:
+        return await asyncio.to_thread(providers.clients, path)
+    except (OSError, ValueError) as error:
+        log.warning("workers.oauth_clients can't be read: %s", error)
+        if not strict:
+            return {}
+        raise BadRequestError(
+            "oauth_unusable",
+            "The operator's file of OAuth clients (workers.oauth_clients) can't be read; the server's log says why.",
+        ) from error
 
 
 async def _kept(services: Services, scope: Scope, worker: Worker, found: OAuth) -> Token | None:

@@ -36,6 +36,8 @@ _DOMAIN = re.compile(rf"(?:\*\.)?{_LABEL}(?:\.{_LABEL})+")
 _ADDRESS = re.compile(r"[0-9.]+")
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+Headers = dict[str, dict[str, Any]]
+"""For each domain the headers that are set, with their values as policies have them."""
 _RESERVED = "NOTION_"
 _ALLOWED = frozenset({"NOTION_API_TOKEN", "NOTION_API_BASE_URL"})
 
@@ -43,6 +45,12 @@ _ALLOWED = frozenset({"NOTION_API_TOKEN", "NOTION_API_BASE_URL"})
 def normalised(domain: str) -> str:
     """A domain as it is compared: trimmed, in lower case, without the dot at its end."""
     return domain.strip().lower().removesuffix(".")
+
+
+def is_domain(domain: str) -> bool:
+    """Whether this is a domain that something may be declared for, in its normal spelling."""
+    bare = domain.removeprefix("*.")
+    return len(domain) <= MAX_DOMAIN and _DOMAIN.fullmatch(domain) is not None and _ADDRESS.fullmatch(bare) is None
 
 
 def problems(credentials: Sequence[Credential]) -> Iterator[tuple[str, str]]:
@@ -89,8 +97,7 @@ def _wrong(credential: Credential) -> Iterator[str]:
         if domain in seen:
             yield f"the domain {shown(domain)} has two rules; make one of them."
         seen.add(domain)
-        bare = domain.removeprefix("*.")
-        if len(domain) > MAX_DOMAIN or not _DOMAIN.fullmatch(domain) or _ADDRESS.fullmatch(bare):
+        if not is_domain(domain):
             yield (
                 f"{shown(rule.domain)} is no domain: give a host name of two labels or more, perhaps after `*.`, "
                 "without scheme, port or path."
@@ -149,7 +156,7 @@ def _conflicts(credentials: Sequence[Credential]) -> Iterator[tuple[str, str]]:
     for credential in credentials[:MAX_CREDENTIALS]:
         for rule in credential.network[:MAX_RULES]:
             domain = normalised(rule.domain)
-            parents = _wildcards_above(domain)
+            parents = wildcards_above(domain)
             for name in {name.lower() for each in rule.transform[:MAX_TRANSFORMS] for name in each.headers}:
                 found = [(other, at) for at in (domain, *parents) for other in seen.get((name, at), ())]
                 found += below.get((name, domain), ()) if domain.startswith("*.") else ()
@@ -170,7 +177,7 @@ def _conflicts(credentials: Sequence[Credential]) -> Iterator[tuple[str, str]]:
                     below.setdefault((name, parent), []).append((credential, domain))
 
 
-def _wildcards_above(domain: str) -> list[str]:
+def wildcards_above(domain: str) -> list[str]:
     """The wildcards, other than itself, that a domain lies under."""
     labels = domain[: MAX_DOMAIN + 1].removeprefix("*.").split(".")
     return ["*." + ".".join(labels[at:]) for at in range(1, len(labels))]
@@ -196,17 +203,22 @@ def policy_rules(
     A policy follows the most specific domain alone, so each has the headers of all wider ones as well; for one header the most
     specific declaration counts. Raises `ValueError` when one domain would get more headers than a rule may set.
     """
-    declared: dict[str, dict[str, dict[str, str]]] = {}
+    declared: Headers = {}
     for credential in credentials:
         for rule in credential.network:
             headers = declared.setdefault(normalised(rule.domain), {})
             for name, template in (item for each in rule.transform for item in each.headers.items()):
                 headers[name.lower()] = {"credential": stored(credential.key), "format": _format(template)}
+    return rules_of(declared)
+
+
+def rules_of(declared: Headers) -> dict[str, list[dict[str, Any]]]:
+    """Rules that set these headers: on each domain also those of all wider ones. Raises `ValueError` as `policy_rules` does."""
     rules: dict[str, list[dict[str, Any]]] = {}
     for domain in sorted(declared):
-        headers = {}
+        headers: dict[str, Any] = {}
         # The widest first, so that what is more specific replaces it.
-        for wider in (*reversed(_wildcards_above(domain)), domain):
+        for wider in (*reversed(wildcards_above(domain)), domain):
             headers |= declared.get(wider, {})
         if len(headers) > MAX_POLICY_HEADERS:
             raise ValueError(f"{domain} would get {len(headers)} headers; a rule may set {MAX_POLICY_HEADERS}")

@@ -8,11 +8,14 @@ and the real token counts.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+import msgspec
 
 from hutch.errors import BadRequestError
 from hutch.workers import credentials as declared
+from hutch.workers.destinations import EVERYTHING, Destinations, inside
 from hutch.workers.manifest import Manifest
 from hutch.workers.reading import shown
 
@@ -68,15 +71,58 @@ def variables(secrets: Mapping[str, str], manifest: Manifest | None, tokens: Map
     return environment(secrets, hidden, tokens or {})
 
 
-def policy(secrets: Mapping[str, str], manifest: Manifest) -> dict[str, Any]:
-    """The network policy of a run: everything is reachable, and declared credentials are set where they belong. Where a value is
-    missing the rule names a credential that nobody has, which closes it."""
-    rules = declared.policy_rules(manifest.credentials)
-    for transforms in rules.values():
-        for transform in transforms:
-            for each in transform["transform"]:
-                each["headers"] = {name: _value(header, secrets) for name, header in each["headers"].items()}
-    return {"allow": {**rules, "*": []}}
+class Placed(msgspec.Struct, frozen=True, kw_only=True):
+    """An OAuth token of which a run has a placeholder: the gateway puts it into requests to `hosts`. `credential` is the name by
+    which the policy knows it."""
+
+    variable: str
+    credential: str
+    token: str
+    hosts: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"Placed({self.variable!r}, {self.hosts!r})"
+
+
+def policy(
+    secrets: Mapping[str, str],
+    manifest: Manifest,
+    allowed: Destinations = EVERYTHING,
+    placed: Sequence[Placed] = (),
+) -> dict[str, Any]:
+    """The network policy of a run: what is allowed is reachable, and declared credentials and placed tokens are set where they
+    belong, as far as that is allowed. Where a value is missing the rule names a credential that nobody has, which closes it.
+
+    Raises `ValueError` when there are more tokens than one rule may set.
+    """
+    headers: declared.Headers = {}
+    for domain, transforms in declared.policy_rules(manifest.credentials).items():
+        (transform,) = transforms
+        (each,) = transform["transform"]
+        headers[domain] = {name: _value(header, secrets) for name, header in each["headers"].items()}
+    for number, one in enumerate(placed):
+        use = {"credential": one.credential, "placeholder": one.variable}
+        for host in one.hosts:
+            # Such a rule sets no header: it replaces the placeholder wherever a request has it.
+            headers.setdefault(host, {})[f"x-worker-token-{number}"] = use
+    return _narrowed(declared.rules_of(headers), allowed)
+
+
+def _narrowed(rules: dict[str, list[dict[str, Any]]], allowed: Destinations) -> dict[str, Any]:
+    """The policy that allows what is allowed, with the rules that lie within it."""
+    if allowed == EVERYTHING:
+        return {"allow": {**rules, "*": []}}
+    found = allowed.policy()
+    if not rules or not allowed.allow:
+        return found
+    within = inside(list(rules), allowed)
+    names: dict[str, list[dict[str, Any]]] = {domain: rule for domain, rule in rules.items() if domain in within}
+    for name in allowed.allow:
+        # A policy follows the most specific name alone, so what is narrower than a rule has its headers too.
+        wider = next((rules[above] for above in declared.wildcards_above(name) if above in rules), [])
+        names.setdefault(name, wider)
+    found["allow"] = names
+    return found
 
 
 def _value(header: dict[str, str], secrets: Mapping[str, str]) -> Any:

@@ -12,25 +12,30 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from hutch.control.records import Scope
 from hutch.storage import worker_rows, worker_syncs
 from hutch.storage.sealing import Sealer
-from hutch.workers import schema
-from hutch.workers.manifest import Manifest, Sync
+from hutch.workers import schema, tables
+from hutch.workers.manifest import AiConnector, Manifest, Sync
 from hutch.workers.reading import shown
 from hutch.workers.schema import Migration
 from hutch.workers.sync import Deploy, Restart, SyncConfig, advance, new
 
 
 def configs(manifest: Manifest) -> Iterator[tuple[str, SyncConfig]]:
-    """The syncs of a manifest that write to databases, by key. Those that write to XLDBs are run by hand alone."""
+    """The syncs of a manifest and its AI connectors, by key."""
+    syncs = {item.key for item in manifest.capabilities if item.tag == "sync"}
     for item in manifest.capabilities:
-        config = item.config
-        if item.tag == "sync" and isinstance(config, Sync) and config.database_key is not None:
-            yield item.key, SyncConfig(schedule=config.schedule, replaces=config.replaces, database=config.database_key)
+        config, database = item.config, tables.written(manifest, item)
+        if database is None:
+            continue
+        if isinstance(config, Sync):
+            yield item.key, SyncConfig(schedule=config.schedule, replaces=config.replaces, database=database)
+        elif isinstance(config, AiConnector) and item.key not in syncs:
+            yield item.key, SyncConfig(schedule=config.schedule, replaces=False, database=database)
 
 
 async def losses(connection: AsyncConnection, scope: Scope, worker_id: str, manifest: Manifest) -> list[str]:
     """What `apply` would delete, in sentences."""
     before = await worker_rows.databases(connection, scope, worker_id)
-    found = schema.migrate([item.definition for item in before.values()], manifest.databases)
+    found = schema.migrate([item.definition for item in before.values()], tables.databases(manifest))
     return [f"database {shown(item.key)}: {sentence}" for item in found for sentence in item.losses]
 
 
@@ -40,7 +45,7 @@ async def apply(
     """Have databases and syncs be as a manifest declares them, in the transaction that has its deployment serve."""
     known = await worker_syncs.of_worker(connection, scope, worker_id, sealer, lock=True)
     await worker_syncs.next_mark(connection, scope, worker_id, now)
-    migrations = await worker_rows.migrate(connection, scope, worker_id, manifest.databases, now)
+    migrations = await worker_rows.migrate(connection, scope, worker_id, tables.databases(manifest), now)
     declared = dict(configs(manifest))
     for key, config in declared.items():
         stored = known.get(key)

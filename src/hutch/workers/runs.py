@@ -25,8 +25,9 @@ from hutch.host.protocol import SessionRecord, SessionRef
 from hutch.storage import webhooks as webhook_rows
 from hutch.storage import workers as rows
 from hutch.storage.workers import Deployment, Run, Worker
-from hutch.workers import checks, connections, environment, reconcile, sandbox
+from hutch.workers import checks, connections, environment, network, reconcile, sandbox
 from hutch.workers import manifest as manifests
+from hutch.workers.destinations import Difference
 from hutch.workers.envelope import Scanner
 from hutch.workers.languages import LANGUAGES, SOURCE
 from hutch.workers.lines import Lines, Log
@@ -50,6 +51,8 @@ PREPARED = ("sync", "ai_connector")
 VERIFY = "verify"
 """A webhook's verification, in the name of a run: `webhook:KEY` is the event that was handed over."""
 DENY_ALL = "deny-all"
+NO_TOKEN = "not-reachable"  # noqa: S105 - none
+"""In the place of a token whose hosts a run can't reach."""
 
 Say = Callable[[str, str], Awaitable[None]]
 Begins = Callable[[Run], Awaitable[None]]
@@ -101,9 +104,9 @@ class Done:
 # -- deployments -------------------------------------------------------------------------------------
 
 
-async def fetch_manifest(services: Services, scope: Scope, worker: Worker) -> Manifest:
-    """Read the manifest of the newest build in a run of its own, and have that deployment serve. Raises `HutchError`; the one
-    that served before goes on then."""
+async def fetch_manifest(services: Services, scope: Scope, worker: Worker) -> tuple[Manifest, Difference]:
+    """Read the manifest of the newest build in a run of its own, and have that deployment serve; the manifest, and what changed
+    about what the worker may reach. Raises `HutchError`; the one that served before goes on then."""
     async with services.database.read() as connection:
         found = await rows.latest(connection, scope, worker.id, ("built", "ready"), services.sealer)
     if found is None:
@@ -127,6 +130,9 @@ async def fetch_manifest(services: Services, scope: Scope, worker: Worker) -> Ma
             checks.check(manifest)
         except BadRequestError as error:
             raise execution.failed("ManifestError", error.message) from error
+        changed = await network.review(services, scope, worker, found, manifest)
+        for line in changed.lines():
+            await execution.note(line)
         async with services.database.read() as connection:
             for sentence in await reconcile.losses(connection, scope, worker.id, manifest):
                 await execution.note(sentence)
@@ -140,7 +146,7 @@ async def fetch_manifest(services: Services, scope: Scope, worker: Worker) -> Ma
         addresses = {item.key: ids.webhook_address() for item in manifest.capabilities if item.tag == "webhook"}
         await webhook_rows.ensure(connection, scope, worker.id, addresses, now, deployed=True)
     services.syncs_due.set()
-    return manifest
+    return manifest, changed
 
 
 # -- capabilities ------------------------------------------------------------------------------------
@@ -295,12 +301,10 @@ class _Execution:
         services = self._services
         async with services.database.read() as connection:
             secrets = await rows.secrets(connection, self._scope, self._worker.id, services.sealer)
-        policy: Any = DENY_ALL if self._manifest is None else environment.policy(secrets, self._manifest)
-        if self._work.how.network is not None:
-            policy = self._work.how.network
-        variables = environment.variables(secrets, self._manifest)
-        variables |= await connections.variables(services, self._scope, self._worker, self._manifest)
-        return digest(self._deployment.id, variables, policy), functools.partial(self._begin, variables, policy)
+        policy, tokens, values = await self._network(secrets)
+        variables = environment.variables(secrets, self._manifest, tokens)
+        key = digest(self._deployment.id, variables, [policy, sorted(values.items())])
+        return key, functools.partial(self._begin, variables, policy, values)
 
     async def go(self, then: Callable[[OwnSandbox], Awaitable[None]] | None = None) -> Ended:
         """Run the program; `then` looks at what it left when it was a success. Raises `HutchError`."""
@@ -318,7 +322,7 @@ class _Execution:
                 await then(ready.box)
         finally:
             await self._lines.finish()
-            warm.later(ready)
+            warm.later(ready, self._recorded)
         if self._work.keep_warm and self._deployment.id == self._worker.deployment_id:
             warm.want(self._worker.id, key, begin)
         return ended
@@ -346,6 +350,36 @@ class _Execution:
         ahead = self._services.ahead
         return await (ahead.begin(begin) if self._work.ahead and ahead is not None else begin())
 
+    async def _network(self, secrets: dict[str, str]) -> tuple[Any, dict[str, str], dict[str, str]]:
+        """The network policy, the variables of OAuth tokens that it has no placeholders for, and the values of those for which it
+        has."""
+        services, manifest, worker = self._services, self._manifest, self._worker
+        if manifest is None:
+            return DENY_ALL, {}, {}
+        declared = network.declared_of(self._deployment)
+        found = await connections.tokens(services, self._scope, worker, manifest)
+        placed, tokens = await connections.placed(services, worker, found, declared.oauth)
+        if self._work.how.network is not None:
+            # A token that the gateway would have put in goes nowhere.
+            return self._work.how.network, tokens | {one.variable: NO_TOKEN for one in placed}, {}
+        allowed = await network.allowed_for(services, self._scope, worker, self._deployment)
+        try:
+            policy = environment.policy(secrets, manifest, allowed, placed)
+        except ValueError:
+            tokens |= {one.variable: one.token for one in placed}
+            return environment.policy(secrets, manifest, allowed), tokens, {}
+        named = json.dumps(policy)
+        for one in placed:
+            if one.credential not in named:
+                # None of its hosts may be reached.
+                tokens[one.variable] = NO_TOKEN
+        return policy, tokens, {one.credential: one.token for one in placed if one.credential in named}
+
+    async def _recorded(self) -> None:
+        """The sandbox is gone: write down what it did with the network."""
+        if self._manifest is not None and self._run.session_id is not None:
+            await network.record_later(self._services, self._scope, self._run.id, self._run.session_id)
+
     async def _finish(self, ready: Ready) -> Ended:
         """Hand over the job, and take what comes of it."""
         end = asyncio.get_running_loop().time() + self._services.settings.workers.run_timeout_s
@@ -372,7 +406,7 @@ class _Execution:
             return record.stop_reason == "budget_exceeded"
         return False
 
-    async def _begin(self, variables: dict[str, str], policy: Any) -> Ready:
+    async def _begin(self, variables: dict[str, str], policy: Any, values: dict[str, str]) -> Ready:
         """A sandbox from the deployment, with its runner started."""
         settings = self._services.settings
         lives_ms = (settings.workers.run_timeout_s + settings.workers.warm_s) * 1000
@@ -387,6 +421,7 @@ class _Execution:
                     worker_id=self._worker.id,
                     budget=settings.workers.run_budget(),
                     snapshot_id=self._deployment.snapshot_id,
+                    values=values,
                 )
             )
             program = await box.start(

@@ -238,9 +238,10 @@ async def opened(
     worker_id: str,
     snapshot_id: str | None = None,
     budget: dict[str, int] | None = None,
+    values: Mapping[str, str] | None = None,
 ) -> AsyncIterator[OwnSandbox]:
     """A sandbox of the workers' image, or from a snapshot, under a network policy, perhaps with a budget of its own; it is gone
-    when the block ends. Raises `HutchError`."""
+    when the block ends. `values` are those of credentials that the policy names and nobody stored. Raises `HutchError`."""
     name = f"{name}-{services.process_id}"
     settings = services.settings
     vcpus = settings.workers.vcpus
@@ -263,7 +264,8 @@ async def opened(
         budget=budget,
     )
     found = await checked(services, scope, msgspec.json.encode(policy))
-    config = replace(config, network_policy=kept(found, FIRST_GENERATION))
+    own = {name: value for name, value in (values or {}).items() if name in found.credentials}
+    config = replace(config, network_policy=replace(kept(found, FIRST_GENERATION), values=own))
     made = await boot(
         services, scope, name, config, [], image=image, snapshot=snapshot, snapshot_stays=False, worker_id=worker_id
     )

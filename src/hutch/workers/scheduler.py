@@ -27,7 +27,7 @@ from hutch.storage import tenants, worker_rows, worker_syncs
 from hutch.storage import workers as workers_table
 from hutch.storage.worker_syncs import Sync
 from hutch.storage.workers import Deployment, Worker
-from hutch.workers import pacers, runs, sync
+from hutch.workers import pacers, runs, sync, tables
 from hutch.workers import serving as deployments
 from hutch.workers.changes import Batch
 from hutch.workers.manifest import Capability, Manifest
@@ -210,7 +210,7 @@ async def _serving(
     except BadRequestError as error:
         log.warning("syncs of worker %s rest until it is deployed again: %s", worker.id, error)
         return None
-    capability = manifest.capability(taken.key, "sync")
+    capability = manifest.capability(taken.key, "sync") or manifest.capability(taken.key, "ai_connector")
     return (worker, deployment, manifest, capability) if capability is not None else None
 
 
@@ -251,7 +251,9 @@ async def _keep(services: Services, job: Job) -> None:
 
 async def _outcome(services: Services, job: Job) -> Outcome:
     try:
-        return await runs.outcome(services, job.sync.scope, job.worker, job.deployment, job.manifest, job.capability, job.context)
+        scope, worker = job.sync.scope, job.worker
+        found = await runs.outcome(services, scope, worker, job.deployment, job.manifest, job.capability, job.context)
+        return tables.converted(job.manifest, job.capability, found)
     except HutchError as error:
         after = error.retry_after_s * 1000 if error.retry_after_s is not None else None
         return Failure(name=error.code, message=error.message, retry_after_ms=after, made_here=True)

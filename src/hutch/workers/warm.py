@@ -84,15 +84,17 @@ class WarmRuns:
         self._beginning.add(key)
         self._spawn(self._begin(key, begin))
 
-    def later(self, ready: Ready) -> None:
-        """End what was used, while its result is on its way, and after syncs that are due have begun."""
-        self._spawn(self._end(ready))
+    def later(self, ready: Ready, then: Callable[[], Awaitable[None]] | None = None) -> None:
+        """End what was used, while its result is on its way, and after syncs that are due have begun; `then` is done after it."""
+        self._spawn(self._end(ready, then))
 
-    async def _end(self, ready: Ready) -> None:
+    async def _end(self, ready: Ready, then: Callable[[], Awaitable[None]] | None) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.calm.wait(), PATIENCE_S)
         async with self._ends:
             await end(ready)
+        if then is not None:
+            await then()
 
     def forget(self, worker_id: str) -> None:
         """The worker is gone."""

@@ -11,7 +11,7 @@ import msgspec
 from hutch.client import paths
 from hutch.client._sync.deploys import Told, deploy
 from hutch.client._sync.transport import Http
-from hutch.client.models import Worker, WorkerRun, WorkerTool
+from hutch.client.models import Destinations, Worker, WorkerNetwork, WorkerRun, WorkerTool
 
 
 class _Workers(msgspec.Struct):
@@ -40,6 +40,14 @@ class _Result(msgspec.Struct):
 
 class _Capabilities(msgspec.Struct):
     capabilities: list[dict[str, Any]]
+
+
+class _Network(msgspec.Struct):
+    network: WorkerNetwork
+
+
+class _Review(msgspec.Struct):
+    review: bool
 
 
 class _Secret(msgspec.Struct):
@@ -129,6 +137,32 @@ class Workers:
         path = f"{paths.worker_tool(worker_id, tool)}/call"
         body = {"arguments": arguments}
         return (self._http.call("POST", path, _Result, body=body, query=self._project, timeout_s=None, safe=False)).result
+
+    # -- network -------------------------------------------------------------------------------------
+
+    def network(self, worker_id: str) -> WorkerNetwork:
+        """Where a worker may connect to, and where its runs did."""
+        return (self._http.call("GET", paths.worker_network(worker_id), _Network, query=self._project)).network
+
+    def set_network(self, worker_id: str, mode: str, destinations: Destinations | None = None) -> WorkerNetwork:
+        """`set` has the worker reach `destinations`, `learn` anything, `declared` what its files say."""
+        given = msgspec.to_builtins(destinations) if destinations is not None else {}
+        body = {"mode": mode, **given}
+        answer = self._http.call("PUT", paths.worker_network(worker_id), _Network, body=body, query=self._project)
+        return answer.network
+
+    def confirm_network(self, worker_id: str, deployment: str) -> None:
+        """Agree to what a deployment reaches that waits, and have it serve."""
+        path = f"{paths.worker_network(worker_id)}/confirm"
+        body = {"deployment": deployment}
+        self._http.call("POST", path, dict[str, Any], body=body, query=self._project, timeout_s=None, safe=False)
+
+    def review(self, project: str, review: bool | None = None) -> bool:
+        """Whether deployments of a project that reach more wait until somebody agrees; with `review` that is set."""
+        path = paths.worker_review(project)
+        if review is None:
+            return (self._http.call("GET", path, _Review)).review
+        return (self._http.call("PUT", path, _Review, body={"review": review})).review
 
     # -- environment ---------------------------------------------------------------------------------
 
