@@ -149,13 +149,13 @@ class World:
             if name not in SERVICES:
                 return 421, {"error": f"{name} is not here"}
             authorized = headers.get("authorization") == f"Bearer {token(name)}"
-            instead = self.instead[name].pop(0) if self.instead[name] else None
+            instead = self.instead[name].pop(0) if self.instead[name] else 0
             status, reply = 401, {"error": "who are you?"}
-            if instead is not None:
-                status, reply = instead, {"error": "not now"}
-            elif authorized:
+            if authorized and instead <= 0:
                 given = json.loads(body) if body else None
                 status, reply = SERVICES[name](self.knows[name], method, parts.path, dict(parse_qsl(parts.query)), given, headers)
+            if instead != 0:
+                status, reply = abs(instead), {"error": "not now"}
             self.asked.append({"name": name, "method": method, "path": path, "authorized": authorized, "status": status})
             return status, json.loads(json.dumps(reply))
 
@@ -244,7 +244,8 @@ class Outside:
         return found
 
     def fail(self, name: str, *statuses: int) -> None:
-        """The next answers of a service; 429 comes with a `Retry-After`."""
+        """The next answers of a service; 429 comes with a `Retry-After`. 0 is the truth, and -503 does what was asked and then
+        answers 503."""
         self._order(do="fail", name=name, **{"with": list(statuses)})
 
     def forget(self) -> None:
