@@ -27,8 +27,9 @@ from hutch.api.routing import PlainRoute
 from hutch.clock import now_ms
 from hutch.control.permissions import PERMISSIONS, Permission, TokenRole, granted
 from hutch.control.records import Scope
-from hutch.storage import worker_rows, worker_syncs, workers
+from hutch.storage import worker_rows, worker_syncs, worker_views, workers
 from hutch.storage.models import Base
+from hutch.storage.worker_views import Definition, View
 from hutch.workers import manifest, reconcile
 from hutch.workers.changes import Upsert
 from hutch.workers.merge import merged
@@ -103,6 +104,7 @@ class Victim:
             "key": "k",
             "sync": f"sync-{CANARY}",
             "database": f"database-{CANARY}",
+            "view": f"view-{CANARY}",
             "tool": f"tool-{CANARY}",
             "name": f"cred-{CANARY}" if "credentials" in route.path else f"box-{CANARY}",
         }
@@ -255,6 +257,8 @@ async def synced(api: Api, team_id: str, project_id: str, worker_id: str) -> Non
         known = await worker_rows.databases(connection, scope, worker_id)
         writes, _ = merged([upsert], f"database-{CANARY}", set(known))
         await worker_rows.write(connection, scope, worker_id, known, writes, mark=now, now=now)
+        view = View(f"view-{CANARY}", Definition(properties=(f"p-{CANARY}",)), now)
+        await worker_views.put(connection, scope, worker_id, f"database-{CANARY}", view, 1)
         found = await worker_syncs.find(connection, scope, worker_id, f"sync-{CANARY}", sealer, lock=True)
         assert found is not None
         state = msgspec.structs.replace(found.state, last_error=f"secret-{CANARY}", failures=1)

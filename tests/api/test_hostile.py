@@ -209,6 +209,8 @@ async def test_no_endpoint_takes_json_that_parsers_differ_about(api: Api) -> Non
         "key": "press",
         "webhook": "plain",
         "sync": "none",
+        "database": "none",
+        "view": "none",
         "tool": "ask",
         "run_id": "none",
         "job_id": "none",

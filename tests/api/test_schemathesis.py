@@ -79,6 +79,7 @@ class Things:
             "key": "none",
             "sync": "none",
             "database": "none",
+            "view": "none",
             "team": self._own.team_id,
             "project": self._own.project_id,
         }

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import csv
 import io
 import json
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
 
 from hutch import ids
+from hutch.api import databases
 from hutch.control.records import Scope
 from hutch.errors import UnavailableError
 from hutch.storage import workers
@@ -303,3 +307,127 @@ async def test_keys_of_all_kinds_are_in_paths(api: Api, answers: list[Answers]) 
         assert (await api.http.post(f"/hutch/v1/workers/{worker}/syncs/{key}/pause")).status_code in {400, 404, 405, 413, 414}, (
             key
         )
+
+
+async def test_a_schedule_is_another_than_the_program_s_until_it_is_taken_back(api: Api, answers: list[Answers]) -> None:
+    worker = await deployed(api, declared(s=MANUAL))
+    weekdays = {"type": "cron", "expression": "0 6 * * 1-5", "time_zone": "Europe/Berlin"}
+    path = f"/hutch/v1/workers/{worker}/syncs/s/schedule"
+    changed = (await api.http.put(path, json={"schedule": weekdays})).json()["sync"]
+    assert (changed["schedule"], changed["schedule_from"]) == (weekdays, "request")
+    due = datetime.fromtimestamp(changed["next_run_at"] / 1000, ZoneInfo("Europe/Berlin"))
+    assert (due.hour, due.minute, due.weekday() < 5) == (6, 0, True)
+    assert changed["next_run_at"] > api.services.clock()
+    answers.append(lambda key, state: rows(("a", 1)))
+    sooner = await api.http.put(path, json={"schedule": {"type": "continuous"}})
+    assert sooner.status_code == 200
+    async with asyncio.timeout(10):
+        while (await sync_of(api, worker))["stats"]["cycles"] < 2:
+            await asyncio.sleep(0.05)
+    back = (await api.http.put(path, json={"schedule": None})).json()["sync"]
+    assert (back["schedule"], back["schedule_from"]) == (MANUAL, "deployment")
+    assert "worker.sync_scheduled" in [entry["action"] for entry in await audit_of(api)]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        ({"type": "interval"}, "1 minute to 7 days"),
+        ({"type": "interval", "interval_ms": 1}, "1 minute to 7 days"),
+        ({"type": "interval", "interval_ms": 60_000, "time_zone": "Europe/Berlin"}, "cron"),
+        ({"type": "manual", "interval_ms": 60_000}, "interval"),
+        ({"type": "cron"}, "five fields"),
+        ({"type": "cron", "expression": "61 * * * *"}, "can't be read"),
+        ({"type": "cron", "expression": "0 0 32 1 *"}, "can't be read"),
+        ({"type": "cron", "expression": "* * * * *" * 100}, "expression"),
+        ({"type": "cron", "expression": "0 6 * * *", "time_zone": "Mars/Olympus"}, "Mars/Olympus"),
+        ({"type": "cron", "expression": "0 6 * * *", "time_zone": "../../etc/passwd"}, "time zone"),
+        ({"type": "weekly"}, "schedule.type"),
+    ],
+)
+async def test_schedules_that_are_none_are_refused(api: Api, schedule: dict[str, Any], said: str) -> None:
+    worker = await deployed(api, declared(s=MANUAL))
+    answer = await api.http.put(f"/hutch/v1/workers/{worker}/syncs/s/schedule", json={"schedule": schedule})
+    assert answer.status_code == 400
+    assert said in answer.json()["error"]["message"]
+    assert (await sync_of(api, worker))["schedule"] == MANUAL
+
+
+VIEWS = "databases/crm/people/views"
+
+
+async def test_rows_are_listed_and_exported_by_a_view(api: Api, answers: list[Answers]) -> None:
+    worker = await deployed(api, declared(s=MANUAL))
+    answers.append(lambda key, state: rows(("a", 1), ("b", 3), ("c", 2)))
+    await trigger(api, worker, wait=True)
+    at = f"/hutch/v1/workers/{worker}"
+    wanted = {"filter": {"=cmd": "=1+1"}, "sort": "-n", "properties": ["n", "Id", "n"]}
+    saved = await api.http.put(f"{at}/{VIEWS}/largest", json=wanted)
+    assert saved.status_code == 200, saved.text
+    view = saved.json()["view"]
+    assert {name: view[name] for name in ("name", "filter", "sort", "properties")} == {
+        "name": "largest", "filter": {"=cmd": "=1+1"}, "sort": "-n", "properties": ["n", "Id"]
+    }  # fmt: skip
+    assert (await api.http.get(f"{at}/{VIEWS}")).json() == {"views": [view]}
+    page = (await api.http.get(f"{at}/databases/crm/people/rows", params={"view": "largest", "limit": 2})).json()
+    assert [row["properties"] for row in page["rows"]] == [{"n": 3, "Id": "b"}, {"n": 2, "Id": "c"}]
+    further = {"view": "largest", "limit": 2, "after": page["next"]}
+    rest = (await api.http.get(f"{at}/databases/crm/people/rows", params=further)).json()
+    assert ([row["key"] for row in rest["rows"]], rest["next"]) == (["a"], None)
+    narrow = {"view": "largest", "filter": "n=1", "sort": "Id"}
+    assert [row["key"] for row in (await api.http.get(f"{at}/databases/crm/people/rows", params=narrow)).json()["rows"]] == ["a"]
+    exported = await api.http.get(f"{at}/databases/crm/people/export", params={"view": "largest", "format": "csv"})
+    table = list(csv.reader(io.StringIO(exported.text)))
+    assert [row[:3] for row in table] == [["key", "n", "Id"], ["b", "3", "b"], ["c", "2", "c"], ["a", "1", "a"]]
+    gone = await api.http.delete(f"{at}/{VIEWS}/largest")
+    assert (gone.status_code, (await api.http.delete(f"{at}/{VIEWS}/largest")).status_code) == (204, 404)
+    assert (await api.http.get(f"{at}/databases/crm/people/rows", params={"view": "largest"})).status_code == 404
+    assert {"worker.view_saved", "worker.view_deleted"} <= {entry["action"] for entry in await audit_of(api)}
+
+
+async def test_a_view_of_what_a_deployment_took_away_says_so(api: Api, answers: list[Answers]) -> None:
+    content = copy.deepcopy(declared(s=MANUAL))
+    worker = await deployed(api, content)
+    at = f"/hutch/v1/workers/{worker}"
+    assert (await api.http.put(f"{at}/{VIEWS}/by-n", json={"sort": "n"})).status_code == 200
+    scope, now = Scope(api.own.team_id, api.own.project_id), api.services.clock()
+    del content["databases"][0]["config"]["schema"]["properties"]["n"]
+    async with api.services.database.write() as connection:
+        parsed = manifest.parse(json.dumps(content).encode())
+        await reconcile.apply(connection, scope, worker, parsed, api.services.sealer, now)
+    refused = await api.http.get(f"{at}/databases/crm/people/rows", params={"view": "by-n"})
+    assert (refused.status_code, "`sort`" in refused.json()["error"]["message"]) == (400, True)
+    assert [view["name"] for view in (await api.http.get(f"{at}/{VIEWS}")).json()["views"]] == ["by-n"]
+
+
+@pytest.mark.parametrize(
+    ("name", "view"),
+    [
+        ("x", {"filter": {"none": "a"}}),
+        ("x", {"filter": {"n": "one"}}),
+        ("x", {"filter": {"Id": "a\0b"}}),
+        ("x", {"filter": {f"p{n}": "a" for n in range(11)}}),
+        ("x", {"sort": "none"}),
+        ("x", {"sort": "s" * 600}),
+        ("x", {"properties": ["none"]}),
+        ("x", {"properties": ["Id"] * 501}),
+        ("x", {"filter": []}),
+        ("-x", {}),
+        ("x" * 65, {}),
+        ("%00", {}),
+    ],
+)
+async def test_views_that_are_none_are_refused(api: Api, name: str, view: dict[str, Any]) -> None:
+    worker = await deployed(api, declared(s=MANUAL))
+    answer = await api.http.put(f"/hutch/v1/workers/{worker}/{VIEWS}/{name}", json=view)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_request")
+    assert (await api.http.get(f"/hutch/v1/workers/{worker}/{VIEWS}")).json() == {"views": []}
+
+
+async def test_a_database_has_so_many_views_and_no_more(api: Api) -> None:
+    worker = await deployed(api, declared(s=MANUAL))
+    at = f"/hutch/v1/workers/{worker}/{VIEWS}"
+    saved = await asyncio.gather(*(api.http.put(f"{at}/v{number}", json={}) for number in range(databases.MAX_VIEWS)))
+    assert {answer.status_code for answer in saved} == {200}
+    assert (await api.http.put(f"{at}/more", json={})).status_code == 400
+    assert (await api.http.put(f"{at}/v0", json={"sort": "n"})).status_code == 200

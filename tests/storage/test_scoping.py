@@ -136,7 +136,7 @@ def is_scoped(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     """Whether it takes a scope and uses it, or compares with the team that it takes."""
     parameters = {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)}
     names = {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
-    if "scope" in parameters and names & {"within", "_named", "_rows_of", "_pairs_of"}:
+    if "scope" in parameters and names & {"within", "_named", "_rows_of", "_pairs_of", "_views_of"}:
         return True
     compared = {
         one.comparators[0].id

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
@@ -12,7 +14,9 @@ from hutch.workers.changes import Batch, Change, Delete, Upsert
 from hutch.workers.manifest import MINUTE_MS, Schedule
 from hutch.workers.outcome import Failure, Success
 from hutch.workers.sync import (
+    MANUAL_ATTEMPTS,
     Apply,
+    Ask,
     Decision,
     Deploy,
     Due,
@@ -20,6 +24,7 @@ from hutch.workers.sync import (
     Finished,
     Label,
     Pause,
+    Reschedule,
     Reset,
     Restart,
     Resume,
@@ -385,6 +390,61 @@ def test_another_schedule_counts_from_now_on() -> None:
     assert life.state.due_ms is None
     life.send(Deploy(now_ms=life.now, config=config(schedule=Schedule(type="interval", interval_ms=5 * MINUTE_MS))))
     assert life.state.due_ms == NOW + 5 * MINUTE_MS
+
+
+def test_a_schedule_that_was_asked_for_counts_whatever_is_deployed() -> None:
+    life = Life(config())
+    life.due()
+    life.finish(good())
+    noon = Schedule(type="cron", expression="0 12 * * *", time_zone="Europe/Berlin")
+    life.send(Reschedule(now_ms=life.now, schedule=noon))
+    due = life.state.due_ms
+    assert due is not None
+    assert datetime.fromtimestamp(due / 1000, ZoneInfo("Europe/Berlin")).strftime("%H:%M:%S") == "12:00:00"
+    assert life.now < due <= life.now + 86_400_000
+    life.send(Deploy(now_ms=life.now, config=config(schedule=MANUAL)))
+    assert life.state.due_ms == due
+    life.send(Reschedule(now_ms=life.now, schedule=None))
+    assert life.state.due_ms is None
+
+
+def test_times_of_a_new_cron_schedule_that_were_before_it_were_not_missed() -> None:
+    life = Life(config())
+    life.due()
+    life.finish(good())
+    life.now += 48 * 60 * MINUTE_MS
+    life.send(Reschedule(now_ms=life.now, schedule=Schedule(type="cron", expression="0 12 * * *")))
+    assert life.state.due_ms is not None
+    assert life.state.due_ms > life.now
+
+
+def test_another_schedule_leaves_a_retry_and_what_was_asked_for_alone() -> None:
+    life = Life(config())
+    life.due()
+    life.finish(bad())
+    retry = life.state.due_ms
+    life.send(Reschedule(now_ms=life.now, schedule=Schedule(type="interval", interval_ms=MINUTE_MS)))
+    assert life.state.due_ms == retry
+    life.send(Ask(now_ms=life.now))
+    life.send(Reschedule(now_ms=life.now, schedule=MANUAL))
+    assert life.state.due_ms == life.now
+    started(life.due())
+
+
+@pytest.mark.parametrize("by_deployment", [False, True])
+def test_a_manual_cycle_that_was_given_up_goes_on_by_its_new_schedule(by_deployment: bool) -> None:
+    life = Life(config(schedule=MANUAL))
+    life.trigger()
+    for _ in range(MANUAL_ATTEMPTS):
+        life.finish(bad())
+        life.due(after_ms=2 * 3_600_000)
+    assert life.state.due_ms is None
+    hourly = Schedule(type="interval", interval_ms=60 * MINUTE_MS)
+    event = (
+        Deploy(now_ms=life.now, config=config(schedule=hourly)) if by_deployment else Reschedule(now_ms=life.now, schedule=hourly)
+    )
+    life.send(event)
+    started(life.due())
 
 
 def test_a_lost_run_is_run_again_at_once_from_the_same_state() -> None:

@@ -22,6 +22,7 @@ from hutch.workers.sync import (
     Event,
     Finished,
     Pause,
+    Reschedule,
     Reset,
     Restart,
     Resume,
@@ -232,6 +233,11 @@ class Syncs(RuleBasedStateMachine):
         schedule = Schedule(type="interval", interval_ms=minutes * MINUTE_MS)
         self.configs[name] = msgspec.structs.replace(self.configs[name], schedule=schedule)
         self.send(name, Deploy(now_ms=self.now, config=self.configs[name]))
+
+    @rule(name=NAMES, minutes=st.sampled_from([None, 1, 5, 30]))
+    def somebody_wants_another_schedule(self, name: str, minutes: int | None) -> None:
+        wanted = None if minutes is None else Schedule(type="interval", interval_ms=minutes * MINUTE_MS)
+        self.send(name, Reschedule(now_ms=self.now, schedule=wanted))
 
     @rule(replaces=st.booleans())
     def a_deployment_changes_the_mode(self, replaces: bool) -> None:

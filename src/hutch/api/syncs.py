@@ -1,10 +1,7 @@
-"""Workers as Hutch's own API shows them: their syncs, which it starts, pauses and resets, and the databases that they write."""
+"""Workers as Hutch's own API shows them, and their syncs, which it schedules, starts, pauses and resets."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import msgspec
@@ -13,41 +10,29 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hutch.api import body as bodies
-from hutch.api import paging
-from hutch.api.responses import JSON_TYPE, JsonResponse, StreamResponse
-from hutch.api.routing import Answer, PlainRoute, documented
+from hutch.api.responses import JsonResponse
+from hutch.api.routing import PlainRoute, documented
 from hutch.api.services import Services, services_of
 from hutch.control import answers
 from hutch.control.permissions import Permission
 from hutch.control.records import Scope
-from hutch.control.requests import TriggerSync
+from hutch.control.requests import ScheduleSync, TriggerSync
 from hutch.errors import BadRequestError, NotFoundError
 from hutch.storage import audit_log, worker_rows, worker_syncs
 from hutch.storage import workers as workers_table
-from hutch.storage.worker_rows import Order, Row, Stored
+from hutch.storage.worker_rows import Stored
 from hutch.storage.worker_syncs import Sync
 from hutch.storage.workers import Worker
-from hutch.workers import scheduler, values
+from hutch.workers import scheduler
 from hutch.workers import serving as deployments
-from hutch.workers.manifest import DEFAULT_SCHEDULE, Property, public
-from hutch.workers.sync import Ask, Event, Pause, Reset, Resume
+from hutch.workers.checks import wrong_schedule
+from hutch.workers.manifest import Schedule, public
+from hutch.workers.sync import Ask, Event, Pause, Reschedule, Reset, Resume
 
 router = APIRouter(route_class=PlainRoute, tags=["workers"])
 
-DEFAULT_ROWS = 100
-MAX_ROWS = 1000
-EXPORTED = 500
-"""Rows that an export reads at once."""
-MAX_FILTERS = 10
 MAX_WAIT_S = 600
-CSV = "text/csv; charset=utf-8"
 PROJECT: dict[str, Any] = {"projectId": "Id or slug of the project; default: the token's"}
-_ROWS = PROJECT | {
-    "after": "`next` of the page before, with the same `filter` and `sort`",
-    "limit": ("At most 1000; 100 by default", {"type": "integer", "minimum": 1, "maximum": 999_999_999}),
-    "filter": "`PROPERTY=TEXT`: rows where it is so; several with `&filter=`",
-    "sort": "A property, with `-` before it from the largest on; otherwise rows are in the order of their creation",
-}
 
 
 # -- workers -----------------------------------------------------------------------------------------
@@ -72,7 +57,7 @@ async def list_workers(request: Request) -> Response:
 )
 async def get_worker(request: Request, worker_id: str) -> Response:
     """A worker: what it can do, how its syncs do, and its databases."""
-    services, scope, worker = await _found(request, worker_id)
+    services, scope, worker = await worker_of(request, worker_id)
     serving = await deployments.serving(services, scope, worker)
     async with services.database.read() as connection:
         syncs = await worker_syncs.of_worker(connection, scope, worker.id, services.sealer)
@@ -105,7 +90,7 @@ async def get_worker(request: Request, worker_id: str) -> Response:
 async def trigger_sync(request: Request, worker_id: str, sync: str) -> Response:
     """Begin a cycle now, whatever the schedule says, also of a paused sync; with `wait`, answer when it is complete or failed.
     With `preview`, run the sync once, from its state or `context`, and answer what it returned; nothing is written."""
-    services, scope, worker = await _found(request, worker_id)
+    services, scope, worker = await worker_of(request, worker_id)
     body = await bodies.read(request, TriggerSync)
     if body.preview:
         value = await scheduler.preview(services, scope, worker, sync, body.context)
@@ -148,8 +133,32 @@ async def reset_sync(request: Request, worker_id: str, sync: str) -> Response:
     return await _told(request, worker_id, sync, Reset(now_ms=services_of(request).clock()), "worker.sync_reset")
 
 
+@router.put(
+    "/hutch/v1/workers/{worker_id}/syncs/{sync:path}/schedule",
+    openapi_extra=documented(
+        ScheduleSync,
+        query=PROJECT,
+        answer=answers.SyncRead,
+        errors=(404,),
+        example={"schedule": {"type": "cron", "expression": "0 6 * * 1-5", "time_zone": "Europe/Berlin"}},
+        needs=Permission.WORKER_WRITE,
+    ),
+)
+async def schedule_sync(request: Request, worker_id: str, sync: str) -> Response:
+    """Have a sync run at other times than its program says, whatever is deployed; null is the program's schedule again. What is
+    under way, or tried again, goes on."""
+    body = await bodies.read(request, ScheduleSync)
+    wanted = None
+    if body.schedule is not None:
+        wanted = Schedule(**body.schedule.model_dump())
+        for wrong in wrong_schedule(wanted):
+            raise BadRequestError("schedule_invalid", f"Invalid request: `schedule`: {wrong}")
+    event = Reschedule(now_ms=services_of(request).clock(), schedule=wanted)
+    return await _told(request, worker_id, sync, event, "worker.sync_scheduled")
+
+
 async def _told(request: Request, worker_id: str, key: str, event: Event, action: str) -> Response:
-    services, scope, worker = await _found(request, worker_id)
+    services, scope, worker = await worker_of(request, worker_id)
     await tell(request, services, scope, worker, key, event, action)
     return JsonResponse({"sync": await _sync(request, services, await scheduler.find(services, scope, worker.id, key))})
 
@@ -163,136 +172,10 @@ async def tell(request: Request, services: Services, scope: Scope, worker: Worke
     services.syncs_due.set()
 
 
-# -- databases ---------------------------------------------------------------------------------------
-
-
-@router.get(
-    "/hutch/v1/workers/{worker_id}/databases/{database:path}/rows",
-    openapi_extra=documented(query=_ROWS, answer=answers.RowPage, errors=(404,), needs=Permission.WORKER_LOGS),
-)
-async def list_rows(request: Request, worker_id: str, database: str) -> Response:
-    """Rows of a database, with plain values. `next` is the `after` of the next page, null on the last one."""
-    services, scope, worker = await _found(request, worker_id)
-    limit = min(paging.number(request, "limit", DEFAULT_ROWS, least=1), MAX_ROWS)
-    after = paging.number(request, "after", 0, least=0, digits=18)
-    known, properties = await _known(services, scope, worker, database)
-    filters, order = _filters(request, properties), _order(request, properties)
-    place = {"offset": after} if order is not None else {"after": after}
-    async with services.database.read() as connection:
-        found, more = await worker_rows.page(
-            connection, scope, worker.id, known, database, limit=limit, filters=filters, order=order, **place
-        )
-    end = after + limit if order is not None else found[-1].number if found else 0
-    return JsonResponse({"rows": [_row(row) for row in found], "next": str(end) if more else None})
-
-
-@router.get(
-    "/hutch/v1/workers/{worker_id}/databases/{database:path}/export",
-    openapi_extra=documented(
-        query=PROJECT | {"format": "json (default) or csv"},
-        answer=answers.RowExport,
-        more=(Answer(200, "text/csv", None),),
-        errors=(404,),
-        needs=Permission.WORKER_LOGS,
-    ),
-)
-async def export_rows(request: Request, worker_id: str, database: str) -> Response:
-    """All rows of a database, as they are read one after another. Texts that a spreadsheet would compute are made harmless in
-    CSV."""
-    services, scope, worker = await _found(request, worker_id)
-    kind = paging.choice(request, "format", "json", ("json", "csv"))
-    known, properties = await _known(services, scope, worker, database)
-    chunks = _chunks(services, scope, worker, known, database)
-    disposition = (b"content-disposition", f'attachment; filename="rows.{kind}"'.encode())
-    if kind == "csv":
-        return StreamResponse(_csv(chunks, properties), CSV.encode(), [disposition])
-    return StreamResponse(_json(chunks), JSON_TYPE, [disposition])
-
-
-async def _chunks(
-    services: Services, scope: Scope, worker: Worker, known: Mapping[str, Stored], database: str
-) -> AsyncIterator[list[Row]]:
-    after, more = 0, True
-    while more:
-        async with services.database.read() as connection:
-            found, more = await worker_rows.page(connection, scope, worker.id, known, database, limit=EXPORTED, after=after)
-        if found:
-            after = found[-1].number
-            yield found
-
-
-async def _json(chunks: AsyncIterator[list[Row]]) -> AsyncIterator[bytes]:
-    yield b'{"rows":['
-    first = True
-    async for chunk in chunks:
-        yield (b"" if first else b",") + b",".join(msgspec.json.encode(_row(row)) for row in chunk)
-        first = False
-    yield b"]}"
-
-
-async def _csv(chunks: AsyncIterator[list[Row]], properties: Mapping[str, Property]) -> AsyncIterator[bytes]:
-    yield _line(["key", *(values.csv_text("text", name) for name in properties), "updated_at"])
-    async for chunk in chunks:
-        for row in chunk:
-            cells = [values.csv_text(item.type, row.properties[name]) for name, item in properties.items()]
-            yield _line([values.csv_text("text", row.key), *cells, str(row.updated_at)])
-
-
-def _line(cells: list[str]) -> bytes:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\r\n").writerow(cells)
-    return out.getvalue().encode()
-
-
-async def _known(
-    services: Services, scope: Scope, worker: Worker, database: str
-) -> tuple[dict[str, Stored], dict[str, Property]]:
-    """The worker's databases, and the properties of one. Raises `NotFoundError`."""
-    async with services.database.read() as connection:
-        known = await worker_rows.databases(connection, scope, worker.id)
-    if database not in known:
-        raise NotFoundError("not_found", f"The worker has no database '{database[:64]}'.")
-    return known, worker_rows.properties(known, database)
-
-
-def _filters(request: Request, properties: Mapping[str, Property]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for sent in request.query_params.getlist("filter"):
-        if not sent:
-            continue
-        name, mark, text = sent.partition("=")
-        item = properties.get(name)
-        if not mark or item is None or "\0" in sent or len(found) == MAX_FILTERS:
-            raise BadRequestError(
-                "bad_request",
-                f"Invalid request: `filter` should be PROPERTY=TEXT, at most {MAX_FILTERS} times, of a property of it.",
-            )
-        if item.type not in _FILTERED or (item.type == "checkbox" and text not in {"true", "false"}):
-            raise BadRequestError("bad_request", f"Invalid request: `filter` can't compare this with a {item.type}.")
-        if item.type == "number" and values.decode("number", text).cell.value is None:
-            raise BadRequestError("bad_request", "Invalid request: `filter` should compare a number with a number.")
-        found[name] = text
-    return found
-
-
-_FILTERED = frozenset({"title", "text", "url", "email", "phone_number", "select", "status", "number", "checkbox"})
-
-
-def _order(request: Request, properties: Mapping[str, Property]) -> Order | None:
-    sent = request.query_params.get("sort")
-    if not sent:
-        return None
-    descending = sent not in properties and sent.startswith("-")
-    name = sent[1:] if descending else sent
-    if name not in properties or properties[name].type not in _FILTERED | {"date"}:
-        raise BadRequestError("bad_request", "Invalid request: `sort` should be a property of the database with a single value.")
-    return Order(name, properties[name].type, descending)
-
-
 # -- common ------------------------------------------------------------------------------------------
 
 
-async def _found(request: Request, worker_id: str) -> tuple[Services, Scope, Worker]:
+async def worker_of(request: Request, worker_id: str) -> tuple[Services, Scope, Worker]:
     """The worker and its project. Its id says which that is to a token for a whole team. Raises `NotFoundError`."""
     services = services_of(request)
     principal = await services.auth.principal(request)
@@ -305,7 +188,7 @@ async def _found(request: Request, worker_id: str) -> tuple[Services, Scope, Wor
 
 
 def _worker(worker: Worker) -> dict[str, Any]:
-    return _present(
+    return present(
         {
             "id": worker.id,
             "name": worker.name,
@@ -317,7 +200,7 @@ def _worker(worker: Worker) -> dict[str, Any]:
     )
 
 
-def _present(fields: dict[str, Any]) -> dict[str, Any]:
+def present(fields: dict[str, Any]) -> dict[str, Any]:
     """Without those that are None: what there is not is absent."""
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -336,12 +219,13 @@ async def _sync(request: Request, services: Services, found: Sync) -> dict[str, 
         "paused": state.paused,
         "database": state.config.database,
         "mode": "replace" if state.config.replaces else "incremental",
-        "schedule": _schedule(state.config.schedule or DEFAULT_SCHEDULE),
+        "schedule": _schedule(state.schedule),
+        "schedule_from": "deployment" if state.override is None else "request",
         "next_run_at": None if executing or due is None else max(due, services.clock()),
         "failures": state.failures,
         "last_error": state.last_error if quotes else None,
         "warnings": list(found.warnings) if quotes else [],
-        "stats": _present(
+        "stats": present(
             {
                 "last_succeeded_at": stats.last_succeeded_ms,
                 "last_completed_at": stats.last_completed_ms,
@@ -355,11 +239,11 @@ async def _sync(request: Request, services: Services, found: Sync) -> dict[str, 
             }
         ),
     }
-    return _present(fields)
+    return present(fields)
 
 
 def _schedule(schedule: Any) -> dict[str, Any]:
-    return _present(
+    return present(
         {
             "type": schedule.type,
             "interval_ms": schedule.interval_ms,
@@ -381,8 +265,3 @@ def _database(stored: Stored, count: int) -> dict[str, Any]:
         "added_options": stored.options,
         "rows": count,
     }
-
-
-def _row(row: Row) -> dict[str, Any]:
-    found = {"key": row.key, "properties": row.properties, "updated_at": row.updated_at}
-    return found | _present({"icon": row.icon, "cover": row.cover, "markdown": row.markdown})

@@ -1013,6 +1013,7 @@ class Sync(TypedDict):
     database: NotRequired[str]
     mode: Literal["replace", "incremental"]
     schedule: SyncSchedule
+    schedule_from: Literal["deployment", "request"]
     next_run_at: NotRequired[Time]
     failures: Count
     last_error: NotRequired[str]
@@ -1076,6 +1077,24 @@ class Row(TypedDict):
 class RowPage(TypedDict):
     rows: list[Row]
     next: str | None
+
+
+class DatabaseView(TypedDict):
+    """A way to look at a database. `properties` null: all of them; `sort` null: in the order of creation."""
+
+    name: str
+    filter: dict[str, str]
+    sort: str | None
+    properties: list[str] | None
+    updated_at: Time
+
+
+class ViewRead(TypedDict):
+    view: DatabaseView
+
+
+class ViewRecords(TypedDict):
+    views: list[DatabaseView]
 
 
 class RowExport(TypedDict):

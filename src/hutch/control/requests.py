@@ -424,6 +424,38 @@ class TriggerSync(Body):
     context: Any = None
 
 
+class SyncTimes(Body):
+    """When a sync is due. `interval_ms` belongs to `interval`, `expression` and `time_zone` (IANA; UTC without) to `cron`."""
+
+    type: Literal["interval", "continuous", "manual", "cron"]
+    interval_ms: int | None = None
+    expression: str | None = Field(None, max_length=128)
+    time_zone: str | None = Field(None, max_length=64)
+
+    @model_validator(mode="after")
+    def _belongs(self) -> Self:
+        if self.interval_ms is not None and self.type != "interval":
+            raise ValueError("`interval_ms` is only valid when `type` is interval")
+        if (self.expression is not None or self.time_zone is not None) and self.type != "cron":
+            raise ValueError("`expression` and `time_zone` are only valid when `type` is cron")
+        return self
+
+
+class ScheduleSync(Body):
+    """Body of the times of a sync; null is what its program says."""
+
+    schedule: SyncTimes | None = None
+
+
+class PutView(Body):
+    """Body of a view of a worker's database: rows where properties are these texts, sorted by one (`-` before it: descending),
+    with these properties (null: all)."""
+
+    filter: dict[str, str] = Field(default_factory=dict, max_length=10)
+    sort: str | None = Field(None, max_length=512)
+    properties: list[str] | None = Field(None, max_length=500)
+
+
 class LinkBody(Body):
     """Body of a link to a private port."""
 

@@ -617,6 +617,20 @@ class WorkerDatabaseModel(Base):
     updated_at: Mapped[int] = mapped_column(BigInteger)
 
 
+class WorkerViewModel(Base):
+    """A view of a worker's database (`hutch.storage.worker_views`)."""
+
+    __tablename__ = "worker_views"
+
+    worker_id: Mapped[str] = mapped_column(ForeignKey("workers.id", ondelete="CASCADE"), primary_key=True)
+    database: Mapped[str] = mapped_column(_bytewise(256), primary_key=True)
+    name: Mapped[str] = mapped_column(_bytewise(256), primary_key=True)
+    team_id: Mapped[str] = mapped_column(String(64))
+    project_id: Mapped[str] = mapped_column(String(64))
+    definition: Mapped[dict[str, Any]] = mapped_column(JSON)
+    updated_at: Mapped[int] = mapped_column(BigInteger)
+
+
 class WorkerRowModel(Base):
     """A row of a worker's database. `key_digest` is that of its key, which is longer than what indexes take; `cells` has its
     values by property (`hutch.workers.values.Cell`); `seen` is the mark of the sync that wrote or confirmed it last."""

@@ -24,7 +24,7 @@ import msgspec
 
 from hutch.workers import schedule as times
 from hutch.workers.changes import Batch, Change, Delete, PacerState, TableDelete
-from hutch.workers.manifest import Schedule
+from hutch.workers.manifest import DEFAULT_SCHEDULE, Schedule
 from hutch.workers.outcome import Failure, Success
 
 BACKOFF_BASE_MS = 30_000
@@ -101,6 +101,8 @@ class SyncState(msgspec.Struct, frozen=True, kw_only=True):
     it means nothing while `paused`."""
 
     config: SyncConfig
+    override: Schedule | None = None
+    """What somebody wants instead of the manifest's schedule."""
     cursor: Any = None
     cursor_replaces: bool = False
     """Whether the cursor was left by a cycle in replace mode."""
@@ -121,6 +123,11 @@ class SyncState(msgspec.Struct, frozen=True, kw_only=True):
     last_started_ms: int | None = None
     last_ended_ms: int | None = None
     stats: Stats = Stats()
+
+    @property
+    def schedule(self) -> Schedule:
+        """The one that counts."""
+        return self.override or self.config.schedule or DEFAULT_SCHEDULE
 
     @property
     def label(self) -> Label:
@@ -184,13 +191,20 @@ class Deploy(msgspec.Struct, frozen=True, kw_only=True):
     config: SyncConfig
 
 
+class Reschedule(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody wants another schedule than the manifest's, whatever is deployed; None: the manifest's again."""
+
+    now_ms: int
+    schedule: Schedule | None
+
+
 class Restart(msgspec.Struct, frozen=True, kw_only=True):
     """The run is known to be gone without a result, and nobody is to blame: it is run again at once."""
 
     now_ms: int
 
 
-Event: TypeAlias = Due | Trigger | Ask | Finished | Pause | Resume | Reset | Deploy | Restart
+Event: TypeAlias = Due | Trigger | Ask | Finished | Pause | Resume | Reset | Deploy | Reschedule | Restart
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -244,6 +258,8 @@ def advance(state: SyncState, event: Event) -> tuple[SyncState, tuple[Decision, 
         return _reset(state, event.now_ms), ()
     if isinstance(event, Deploy):
         return _deploy(state, event), ()
+    if isinstance(event, Reschedule):
+        return _rescheduled(replace(state, override=event.schedule), state.schedule, event.now_ms), ()
     return _restart(state, event.now_ms), ()
 
 
@@ -306,7 +322,7 @@ def _ask(state: SyncState, now_ms: int) -> SyncState:
 
 def _asked(state: SyncState) -> SyncState:
     # A retry, or the rest of a cycle, is the cycle that was asked for. What failed before does not count against it.
-    manual = state.config.schedule is not None and state.config.schedule.type == "manual"
+    manual = state.schedule.type == "manual"
     return replace(state, failures=0) if manual else state
 
 
@@ -365,7 +381,7 @@ def _succeed(state: SyncState, batch: Batch, event: Finished) -> tuple[SyncState
 def _complete(state: SyncState, now_ms: int) -> SyncState:
     cycle = state.cycle
     assert cycle is not None
-    due = times.next_due(state.config.schedule, cycle.started_ms, now_ms)
+    due = times.next_due(state.schedule, cycle.started_ms, now_ms)
     return replace(
         state,
         cycle=None,
@@ -382,8 +398,8 @@ def _complete(state: SyncState, now_ms: int) -> SyncState:
 
 def _fail(state: SyncState, failure: Failure, event: Finished) -> SyncState:
     failures = state.failures + 1
-    delay = backoff_ms(state.config.schedule, failures, failure, event.jitter)
-    manual = state.config.schedule is not None and state.config.schedule.type == "manual"
+    delay = backoff_ms(state.schedule, failures, failure, event.jitter)
+    manual = state.schedule.type == "manual"
     gives_up = manual and failures >= MANUAL_ATTEMPTS and not state.triggered
     not_before = event.now_ms + (failure.retry_after_ms or 0)
     return replace(
@@ -420,8 +436,8 @@ def _resume(state: SyncState, now_ms: int) -> SyncState:
 def _scheduled(state: SyncState, now_ms: int) -> int | None:
     """When the next cycle is due by the schedule, between cycles."""
     if state.last_started_ms is None or state.last_ended_ms is None:
-        return times.first_due(state.config.schedule, now_ms)
-    return times.next_due(state.config.schedule, state.last_started_ms, state.last_ended_ms)
+        return times.first_due(state.schedule, now_ms)
+    return times.next_due(state.schedule, state.last_started_ms, state.last_ended_ms)
 
 
 def _reset(state: SyncState, now_ms: int) -> SyncState:
@@ -445,11 +461,11 @@ def _reset(state: SyncState, now_ms: int) -> SyncState:
 
 def _after_reset(state: SyncState, now_ms: int) -> int | None:
     """A cycle that was cut off begins anew, if that is what the schedule or somebody wants."""
-    return now_ms if state.triggered else times.first_due(state.config.schedule, now_ms)
+    return now_ms if state.triggered else times.first_due(state.schedule, now_ms)
 
 
 def _deploy(state: SyncState, event: Deploy) -> SyncState:
-    old, cycle = state.config, state.cycle
+    old, before, cycle = state.config, state.schedule, state.cycle
     state = replace(state, config=event.config)
     if cycle is not None and (old.database, old.replaces) != (event.config.database, event.config.replaces):
         # What this cycle wrote so far is elsewhere, or not all that there is.
@@ -460,9 +476,21 @@ def _deploy(state: SyncState, event: Deploy) -> SyncState:
     if state.failures and state.due_ms is not None:
         # The new code may be the remedy.
         return replace(state, due_ms=max(event.now_ms, state.not_before_ms))
-    if old.schedule == event.config.schedule or cycle is not None:
+    return _rescheduled(state, before, event.now_ms)
+
+
+def _rescheduled(state: SyncState, before: Schedule, now_ms: int) -> SyncState:
+    """Between cycles the next one is due by another schedule from now on. The rest of a cycle, or what was asked for, is due when
+    it was; a manual cycle that was given up is gone on with."""
+    if state.schedule == before or state.running or state.triggered:
         return state
-    return replace(state, due_ms=_scheduled(state, event.now_ms))
+    if state.cycle is not None:
+        given_up = state.due_ms is None and state.schedule.type != "manual"
+        return replace(state, due_ms=max(now_ms, state.not_before_ms)) if given_up else state
+    if state.schedule.type == "cron":
+        # No time of it was missed: it was not its time yet.
+        return replace(state, due_ms=times.first_due(state.schedule, now_ms))
+    return replace(state, due_ms=_scheduled(state, now_ms))
 
 
 def _digest(batch: Batch) -> str:
