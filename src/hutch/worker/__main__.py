@@ -5,7 +5,8 @@
                                                      runs that capability; the result goes to standard output
                                                      (docs/worker-runner.md)
 
-ENTRY is a file; `file.py:name` where the worker is not called `worker`. The exit code is 0 for a success, 1 for a failure.
+ENTRY is a file, `file.py:name` where the worker is not called `worker`, or a directory: then pyproject.toml may say which
+(`[tool.hutch] worker = "src/app.py:mine"`), and worker.py is it otherwise. The exit code is 0 for a success, 1 for a failure.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import importlib.util
 import json
 import os
 import sys
+import tomllib
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hutch.worker import running
 from hutch.worker.errors import WorkerError
@@ -27,6 +29,8 @@ USAGE = 2
 
 def load(entry: str) -> Worker:
     """The worker of a program. Raises `WorkerError`, and whatever the program does."""
+    if Path(entry).is_dir():
+        entry = _entry(Path(entry))
     path, _, name = entry.partition(":")
     file = Path(path).resolve()
     if not file.is_file():
@@ -44,6 +48,20 @@ def load(entry: str) -> Worker:
     return found
 
 
+def _entry(directory: Path) -> str:
+    """Raises `WorkerError`."""
+    project = directory / "pyproject.toml"
+    found: Any = "worker.py"
+    if project.is_file():
+        try:
+            found = tomllib.loads(project.read_text(encoding="utf-8")).get("tool", {}).get("hutch", {}).get("worker", found)
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, AttributeError) as error:
+            raise WorkerError(f"pyproject.toml can't be read: {error}") from error
+    if not isinstance(found, str):
+        raise WorkerError('pyproject.toml: `worker` of [tool.hutch] should be a text such as "src/app.py:mine".')
+    return str(directory / found)
+
+
 def main(arguments: list[str]) -> int:
     match arguments:
         case [entry, "--manifest", file]:
@@ -58,7 +76,8 @@ def main(arguments: list[str]) -> int:
     return USAGE
 
 
-if __name__ == "__main__":
+def start() -> NoReturn:
+    """Do what the command line says, and end."""
     code = 1
     try:
         code = main(sys.argv[1:])
@@ -72,3 +91,7 @@ if __name__ == "__main__":
     sys.stderr.flush()
     # Programs leave threads behind.
     os._exit(code)
+
+
+if __name__ == "__main__":
+    start()

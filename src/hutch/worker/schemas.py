@@ -69,8 +69,8 @@ def of_type(kind: Any, place: str = "", depth: int = 0) -> Schema:
     if fields is not None:
         return _object({name: of_type(field, f"{place}.{name}", depth + 1) for name, field in fields.items()})
     raise WorkerError(
-        f"{place or 'The type'}: {getattr(kind, '__name__', kind)} can't be said in a tool's schema. Use str, int, float, bool, a "
-        "list, a dict, a Literal, an Enum, a TypedDict, a dataclass, or give `schema`."
+        f"{place or 'The type'}: {getattr(kind, '__name__', kind)} can't be said in a tool's schema. Use str, int, float, bool, "
+        "a list, a dict, a Literal, an Enum, a TypedDict, a dataclass, or give `schema`."
     )
 
 
