@@ -6,6 +6,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +43,16 @@ worker.tool("look_around", {
   schema: schemas.object({}),
   execute: () => execSync("env; cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null; true").toString(),
 });
+"""
+LOOKS_AROUND_IN_PYTHON = """
+
+@worker.tool()
+def look_around() -> str:
+    \"\"\"All that a program finds of its surroundings.\"\"\"
+    import subprocess
+
+    script = "env; cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null; true"
+    return subprocess.check_output(["sh", "-c", script]).decode(errors="replace")
 """
 """What a curious author adds to a worker."""
 
@@ -137,6 +150,36 @@ def by_ntn(place: Place, name: str, *given: str, more: str = "") -> Worker:
     return Worker(place, json.loads((ntn.directory / "workers.json").read_text())["workerId"])
 
 
+def by_hutch(place: Place, name: str, *given: str, more: str = "") -> Worker:
+    """The same in Python, deployed by `hutch worker`: the first deploy makes the worker and says what is missing."""
+    project = place.directory / "python" / f"{name}-python"
+    shutil.copytree(WORKERS / project.name, project, ignore=shutil.ignore_patterns("__pycache__"))
+    if more:
+        source = project / "worker.py"
+        source.write_text(source.read_text() + more)
+
+    def hutch(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "hutch", "worker", *arguments]
+        environment = place.server.environment | {"PYTHONPATH": str(CHECKOUT / "src")}
+        return subprocess.run(
+            command, cwd=project, env=environment, input=stdin, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    first = hutch("deploy")
+    assert first.returncode != 0
+    assert f"{given[0].partition('=')[0]} is not set" in first.stderr
+    for secret in given:
+        key, _, value = secret.partition("=")
+        stored = hutch("env", "set", project.name, key, stdin=value)
+        assert stored.returncode == 0, stored.stderr
+    deployed = hutch("deploy")
+    assert deployed.returncode == 0, deployed.stderr
+    return Worker(place, json.loads((project / "workers.json").read_text())["workerId"])
+
+
+LANGUAGES = {"typescript": (by_ntn, LOOKS_AROUND), "python": (by_hutch, LOOKS_AROUND_IN_PYTHON)}
+
+
 # -- records of a CRM ------------------------------------------------------------------------------
 
 COMPANIES = [{"id": name, "name": name.title(), "stage": "lead"} for name in ("acme", "bolt", "corn")]
@@ -150,10 +193,11 @@ def person(name: str, company: str, changed: int, **more: Any) -> dict[str, Any]
 PEOPLE = [person("ada", "acme", 1), person("bob", "bolt", 2), person("cyd", "acme", 3)]
 
 
-@pytest.fixture(scope="module", params=["typescript"])
+@pytest.fixture(scope="module", params=list(LANGUAGES))
 def crm(request: pytest.FixtureRequest, place: Place) -> Worker:
     place.outside.know("crm.test", companies=COMPANIES, people=PEOPLE)
-    made = by_ntn(place, "crm", *secrets("CRM_URL"), more=LOOKS_AROUND)
+    deploy, more = LANGUAGES[request.param]
+    made = deploy(place, "crm", *secrets("CRM_URL"), more=more)
     made.pause()
     return made
 
@@ -209,12 +253,12 @@ def rate(service: str, per_minute: int, since: str = "2026-11-27T12:00:00Z") -> 
     return {"service": service, "perMinute": per_minute, "since": since}
 
 
-@pytest.fixture(scope="module", params=["typescript"])
+@pytest.fixture(scope="module", params=list(LANGUAGES))
 def spikes(request: pytest.FixtureRequest, place: Place) -> Worker:
     given = (*secrets("ERRORS_URL", "ISSUES_URL"), f"ALARM_SECRET={ALARM_SECRET}")
     place.outside.know("errors.test", rates=[])
     place.outside.know("issues.test")
-    made = by_ntn(place, "spikes", *given)
+    made = LANGUAGES[request.param][0](place, "spikes", *given)
     made.pause()
     return made
 
@@ -331,9 +375,9 @@ x = [1]
 """
 
 
-@pytest.fixture(scope="module", params=["typescript"])
+@pytest.fixture(scope="module", params=list(LANGUAGES))
 def minutes(request: pytest.FixtureRequest, place: Place) -> Worker:
-    return by_ntn(place, "minutes", *secrets("CHAT_URL", "PAGES_URL"))
+    return LANGUAGES[request.param][0](place, "minutes", *secrets("CHAT_URL", "PAGES_URL"))
 
 
 def test_a_chat_thread_becomes_a_page(minutes: Worker) -> None:

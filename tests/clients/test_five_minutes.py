@@ -110,3 +110,11 @@ def test_from_nothing_to_a_sync_with_ntn(newcomer: Newcomer) -> None:
     assert days == sorted(set(days)), "twelve full moons, the next one first"
     assert said.count("sync:full_moons") >= 4, "the first cycle and the one that was asked for, in both lists of runs"
     assert '"hasMore":false' in said.replace(" ", ""), "what `exec` shows"
+
+
+def test_the_same_in_python_with_hutch_worker(newcomer: Newcomer) -> None:
+    [_, where, *_] = BLOCK.finditer(section("Five minutes: from nothing to a sync"))
+    said = run(newcomer, script([where, *BLOCK.finditer(section("The same with `hutch worker`, in Python"))]))
+    assert "first" in said.partition("Created things")[0], "what `dev` shows"
+    assert re.search(r"^.*\bfirst,.*\n.*\bsecond,", said, re.MULTILINE), said
+    assert "sync:all_things" in said
