@@ -31,16 +31,23 @@ class Project:
     directory: Path
     server: RunningServer
 
-    def hutch(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def hutch(self, *arguments: str, written: str = "") -> subprocess.CompletedProcess[str]:
         where = self.server.where
-        own = {"HUTCH_URL": where.url, "HUTCH_TOKEN": where.token, **environment}
+        own = {"HUTCH_URL": where.url, "HUTCH_TOKEN": where.token}
         command = [str(HUTCH), "worker", *arguments]
         return subprocess.run(
-            command, cwd=self.directory, env=os.environ | own, capture_output=True, text=True, timeout=300, check=False
+            command,
+            cwd=self.directory,
+            env=os.environ | own,
+            input=written,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
         )
 
-    def done(self, *arguments: str, **environment: str) -> str:
-        ended = self.hutch(*arguments, **environment)
+    def done(self, *arguments: str, written: str = "") -> str:
+        ended = self.hutch(*arguments, written=written)
         assert ended.returncode == 0, ended.stderr
         return ended.stdout
 
@@ -65,7 +72,7 @@ def greeting(watched: RunningServer, tmp_path_factory: pytest.TempPathFactory) -
     said = project.done("deploy")
     assert "Created greeting" in said
     assert "+ tool  greet" in said
-    project.done("env", "set", "greeting", "WEBHOOK_SECRET=of-the-webhook")
+    project.done("env", "set", "greeting", "WEBHOOK_SECRET", written="of-the-webhook")
     yield project
     project.done("rm", "greeting")
 
@@ -81,7 +88,7 @@ def test_a_tool_is_called_with_typed_arguments(greeting: Project) -> None:
     assert wrong.returncode != 0
     assert "/name must be string" in wrong.stderr
     runs = json.loads(greeting.done("runs", "greeting", "--json"))["runs"]
-    assert "greeting you" in greeting.done("logs", "greeting", runs[-1]["runId"])
+    assert "greeting you" in greeting.done("logs", "greeting", [one for one in runs if one["name"] == "tool:greet"][-1]["runId"])
 
 
 def test_a_cycle_of_its_sync_is_rows(greeting: Project) -> None:

@@ -88,21 +88,20 @@ def deploy(
             raise BadRequestError(
                 "bad_option", f"--name is for new workers; {directory / projects.STATE} says that this is one already."
             )
-        before = await _capabilities(client, worker_id)
+        before = await _kinds(client, worker_id)
         worker = await client.workers.deploy(directory, name=name or directory.resolve().name, worker_id=worker_id, told=told)
-        after = await _capabilities(client, worker.worker_id)
+        after = await _kinds(client, worker.worker_id)
         if as_json:
             output.write_json({"worker": worker, "capabilities": after})
             return
         output.write_line(f"{'Updated' if worker_id else 'Created'} {worker.name} ({worker.worker_id})")
-        kinds = before | {str(item["key"]): str(item["_tag"]) for item in after}
-        now = {str(item["key"]) for item in after}
-        for key, kind in kinds.items():
-            mark = " " if key in before and key in now else "+" if key in now else "-"
+        for key, kind in (before | after).items():
+            mark = " " if key in before and key in after else "+" if key in after else "-"
             output.write_line(f"{mark} {kind}  {key}")
 
-    async def _capabilities(client: AsyncClient, worker_id: str | None) -> Any:
-        return await client.workers.capabilities(worker_id) if worker_id else []
+    async def _kinds(client: AsyncClient, worker_id: str | None) -> dict[str, str]:
+        found = await client.workers.capabilities(worker_id) if worker_id else []
+        return {str(item["key"]): str(item["_tag"]) for item in found}
 
     raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
 

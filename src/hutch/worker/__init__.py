@@ -22,7 +22,7 @@ depend on anything. `python -m hutch.worker` runs a program as the platform does
 """
 
 from hutch.worker import properties
-from hutch.worker.changes import Delete, Page, Upsert, delete, page, upsert
+from hutch.worker.changes import Delete, Page, Record, Upsert, delete, page, record, upsert
 from hutch.worker.credentials import CREDENTIAL
 from hutch.worker.errors import RateLimitError, WebhookVerificationError, WorkerError
 from hutch.worker.events import AutomationEvent, VerifyRequest, VerifyResponse, WebhookEvent
@@ -40,6 +40,7 @@ __all__ = [
     "Page",
     "Property",
     "RateLimitError",
+    "Record",
     "Schedule",
     "Upsert",
     "VerifyRequest",
@@ -55,5 +56,6 @@ __all__ = [
     "manual",
     "page",
     "properties",
+    "record",
     "upsert",
 ]

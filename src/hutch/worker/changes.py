@@ -57,10 +57,21 @@ class Delete:
 
 
 @dataclass(frozen=True, slots=True)
+class Record:
+    """What an AI connector writes, in the form of its archetype."""
+
+    key: str
+    content: Mapping[str, Any]
+
+    def sent(self) -> dict[str, Any]:
+        return {"type": "upsert", "key": self.key, "record": dict(self.content)}
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """What one run has. With `more` it is run again at once, with `state`; `state` is kept for the next cycle too."""
 
-    changes: list[Upsert | Delete] = field(default_factory=list)
+    changes: list[Upsert | Delete | Record] = field(default_factory=list)
     more: bool = False
     state: Any = None
 
@@ -75,6 +86,11 @@ def delete(key: str) -> Delete:
     return Delete(key)
 
 
-def page(changes: Iterable[Upsert | Delete] = (), *, more: bool = False, state: Any = None) -> Page:
+def record(key: str, content: Mapping[str, Any]) -> Record:
+    """A chat or a project, for an AI connector."""
+    return Record(key, content)
+
+
+def page(changes: Iterable[Upsert | Delete | Record] = (), *, more: bool = False, state: Any = None) -> Page:
     """What one run has."""
     return Page(list(changes), more, state)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from hutch.worker import credentials, schemas
-from hutch.worker.changes import Page
+from hutch.worker.changes import Delete, Page, Record, Upsert
 from hutch.worker.errors import ExecutionError, InvalidToolInputError, InvalidToolOutputError, WorkerError
 from hutch.worker.events import AutomationEvent, VerifyRequest, VerifyResponse, WebhookEvent
 from hutch.worker.properties import Database, Property
@@ -219,21 +219,43 @@ class Worker:
             _takes(function, 1, f"The sync {name!r}", "the state")
 
             def execute(context: Any) -> Any:
-                context = context if isinstance(context, dict) else {}
-                self._resume(context.get("pacers") or {})
-                state = context["state"] if "state" in context else context.get("userContext")
-                found = _called(function, state)
-                if not isinstance(found, Page):
-                    raise TypeError(f"a sync should return a Page, not {type(found).__name__}")
-                value: dict[str, Any] = {
-                    "changes": [change.sent(database) for change in found.changes],
+                found = self._page(function, context)
+                return {
+                    "changes": [_change(change, database) for change in found.changes],
                     "hasMore": found.more,
                     "nextUserContext": schemas.plain(found.state),
-                    "nextPacerStates": {name: pacer.state() for name, pacer in self._pacers.items()},
+                    "nextPacerStates": self._pacer_states(),
                 }
-                return value
 
             self._add(Capability("sync", name, config, execute))
+            return function
+
+        return register
+
+    def ai_connector(
+        self,
+        connector: str,
+        *,
+        archetype: Literal["chat", "project"],
+        key: str | None = None,
+        schedule: Schedule | None = None,
+    ) -> Callable[[Function], Function]:
+        """A function of the state (None in the first run) that returns a `Page` of `record`s for an AI connector."""
+
+        def register(function: Function) -> Function:
+            config = {"aiConnectorId": connector, "archetype": archetype}
+            config |= _present({"schedule": schedule.declared if schedule else None})
+            name = key or function.__name__
+            _takes(function, 1, f"The AI connector {name!r}", "the state")
+
+            def execute(context: Any) -> Any:
+                found = self._page(function, context)
+                value = {"changes": [_record(change) for change in found.changes], "hasMore": found.more}
+                return (
+                    value | _present({"nextUserContext": schemas.plain(found.state)}) | {"nextPacerStates": self._pacer_states()}
+                )
+
+            self._add(Capability("ai_connector", name, config, execute))
             return function
 
         return register
@@ -348,6 +370,18 @@ class Worker:
 
     # -- its own -------------------------------------------------------------------------------------
 
+    def _page(self, function: Callable[..., Any], context: Any) -> Page:
+        """What a sync returns, from the state and the pacers that it is given."""
+        context = context if isinstance(context, dict) else {}
+        self._resume(context.get("pacers") or {})
+        found = _called(function, context["state"] if "state" in context else context.get("userContext"))
+        if not isinstance(found, Page):
+            raise TypeError(f"a sync should return a Page, not {type(found).__name__}")
+        return found
+
+    def _pacer_states(self) -> dict[str, Any]:
+        return {name: pacer.state() for name, pacer in self._pacers.items()}
+
     def _resume(self, states: Mapping[str, Any]) -> None:
         for key, pacer in self._pacers.items():
             sent = states.get(key)
@@ -366,6 +400,18 @@ class Worker:
     def _add(self, capability: Capability) -> None:
         self._reserve(capability.key)
         self._capabilities[capability.key] = capability
+
+
+def _change(change: Any, database: Database) -> dict[str, Any]:
+    if not isinstance(change, Upsert | Delete):
+        raise TypeError(f"a sync's changes should be `upsert`s and `delete`s, not {type(change).__name__}")
+    return change.sent(database)
+
+
+def _record(change: Any) -> dict[str, Any]:
+    if not isinstance(change, Record):
+        raise TypeError(f"an AI connector's changes should be `record`s, not {type(change).__name__}")
+    return change.sent()
 
 
 def _called(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
