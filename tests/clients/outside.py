@@ -166,7 +166,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answered(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
-        port = self.server.server_address[1]
+        port: int = self.connection.getsockname()[1]
         if port == CONTROL_PORT:
             status, reply = 200, self.world.control(json.loads(body))
         else:
