@@ -63,15 +63,17 @@ SETTINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """`jobs`: webhooks, automations and tools together; `cycles` of syncs; seconds between kills."""
+    """`jobs`: webhooks, automations and tools together; `cycles` of syncs, before each of which so many `changes` are made
+    outside; seconds between kills."""
 
     jobs: int
     cycles: int
+    changes: int
     pause_s: tuple[float, float]
     kills: int | None
 
 
-SMALL, FULL = Size(10, 2, (1.5, 3.0), 4), Size(700, 100, (6.0, 14.0), None)
+SMALL, FULL = Size(10, 2, 16, (1.5, 3.0), 4), Size(500, 100, 4, (6.0, 14.0), None)
 
 
 @dataclass
@@ -194,7 +196,7 @@ class Campaign:
 
     def cycles_of_all(self) -> None:
         for number in range(self.size.cycles):
-            truth = self.api.change(4)
+            truth = self.api.change(self.size.changes)
             self.cycle(("full", "delta")[number % 2], truth)
 
     # -- kills -------------------------------------------------------------------------------------

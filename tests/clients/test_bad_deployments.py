@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import httpx
@@ -23,15 +24,31 @@ Bad: TypeAlias = bytes | str
 """An archive, or an expression in JavaScript that is what the worker exports."""
 
 
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Two workers that serve, with a tool `hello`: one that is deployed again and again, and one whose manifest is read again."""
+
+    built: Deployer
+    read: Deployer
+
+    def refused(self, bad: Bad) -> tuple[Deployer, Built]:
+        if isinstance(bad, bytes):
+            return self.built, self.built.deploy(bad)
+        self.read.secret(EXPORTS=bad)
+        fetched = self.read.call("FetchAndSaveCapabilities")
+        return self.read, Built(fetched.is_success, "", fetched)
+
+
 @pytest.fixture(scope="module")
-def worker(watched: RunningServer) -> Iterator[Deployer]:
-    """A worker that serves, with a tool `hello`."""
+def workers(watched: RunningServer) -> Iterator[Workers]:
     headers = {"authorization": f"Bearer {watched.where.token}"}
     with httpx.Client(base_url=watched.where.url, headers=headers, timeout=300) as http:
-        made = Deployer.create(http, "bad")
-        made.deployed(program(CHANGING))
+        made = Workers(Deployer.create(http, "built"), Deployer.create(http, "read"))
+        made.built.deployed(program(GOOD))
+        made.read.deployed(program(CHANGING))
         yield made
-        made.call("DeleteWorker").raise_for_status()
+        for each in (made.built, made.read):
+            each.call("DeleteWorker").raise_for_status()
 
 
 def exporting(manifest: object, after: str = "") -> str:
@@ -122,13 +139,13 @@ BAD: dict[str, tuple[Callable[[], Bad], list[str]]] = {
     "an interval of a second": (lambda: interval(1000), ['sync "all"', "1 minute to 7 days"]),
     "an interval of a month": (lambda: interval(31 * 86_400_000), ["1 minute to 7 days"]),
     "a cron of four fields": (lambda: cron("* * * *"), ['sync "all"', "its schedule", "five fields"]),
-    "a cron without an hour": (lambda: cron("0 25 * * *"), ["its schedule", "25"]),
+    "a cron without an hour": (lambda: cron("0 25 * * *"), ["its schedule", "Bad hour"]),
     "a time zone of nowhere": (lambda: cron("0 6 * * *", "Mars/Olympus"), ["Mars/Olympus", "Europe/Berlin"]),
     "a credential for an address": (lambda: manifest(credentials=[credential("10.0.0.1")]), ["KEY", "10.0.0.1"]),
     "a credential for strangers": (lambda: manifest(credentials=[credential("*.github.io")]), ["KEY", "*.github.io"]),
     "a credential for everybody": (lambda: manifest(credentials=[credential("*")]), ["KEY", "*"]),
     "a credential with a path": (lambda: manifest(credentials=[credential("api.test/v1")]), ["KEY", "api.test/v1"]),
-    "a credential as the host": (lambda: manifest(credentials=[credential("api.test", "Host")]), ["KEY", "Host"]),
+    "a credential as the host": (lambda: manifest(credentials=[credential("api.test", "Host")]), ["KEY", "header host"]),
     "a credential that is not used": (
         lambda: manifest(credentials=[credential("api.test", template="x")]),
         ["KEY", "{{credential}}"],
@@ -160,16 +177,9 @@ BAD: dict[str, tuple[Callable[[], Bad], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_deployment_that_cannot_be_says_what_to_fix(worker: Deployer, name: str) -> None:
+def test_a_deployment_that_cannot_be_says_what_to_fix(workers: Workers, name: str) -> None:
     bad, words = BAD[name]
-    made = bad()
-    if isinstance(made, bytes):
-        worker.secret(EXPORTS="")
-        refused = worker.deploy(made)
-    else:
-        worker.secret(EXPORTS=made)
-        fetched = worker.call("FetchAndSaveCapabilities")
-        refused = Built(fetched.is_success, "", fetched)
+    worker, refused = workers.refused(bad())
     assert not refused.ok, refused.words
     missing = [word for word in words if word not in refused.words.replace('\\"', '"')]
     assert not missing, refused.words
@@ -179,9 +189,9 @@ def test_a_deployment_that_cannot_be_says_what_to_fix(worker: Deployer, name: st
     assert [item["key"] for item in listed] == ["hello"], "the one before"
 
 
-def test_after_all_of_them_the_one_before_serves_and_a_good_one_is_taken(worker: Deployer) -> None:
-    worker.secret(EXPORTS="")
-    assert worker.value("hello") == "still here"
-    worker.deployed(program(declaring(tools("hello", "more"), "await say(key);"), **SDK))
-    assert worker.value("more") == "more"
-    worker.deployed(program(CHANGING))
+def test_after_all_of_them_the_one_before_serves_and_a_good_one_is_taken(workers: Workers) -> None:
+    assert workers.built.value("hello") == "still here"
+    workers.read.secret(EXPORTS="")
+    assert workers.read.value("hello") == "still here"
+    workers.built.deployed(program(declaring(tools("hello", "more"), "await say(key);"), **SDK))
+    assert workers.built.value("more") == "more"

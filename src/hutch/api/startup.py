@@ -30,7 +30,7 @@ from hutch.storage import tenants, tokens
 from hutch.storage.database import Database
 from hutch.storage.migrate import Migrations
 from hutch.storage.sealing import KeyFile, Sealer
-from hutch.workers import builds, jobs, scheduler
+from hutch.workers import builds, jobs, sandbox, scheduler
 from hutch.workers.rates import WorkerRates
 from hutch.workers.warm import WarmRuns
 
@@ -123,7 +123,7 @@ async def started(settings: Settings, loaded: Loaded, images: Images, clock: Clo
             scheduler.keep_syncing,
         )
         tasks = [asyncio.create_task(work(services)) for work in endless]
-        tasks.append(asyncio.create_task(builds.end_leftovers(services, left)))
+        tasks.append(asyncio.create_task(sandbox.end_leftovers(services, left)))
         tasks.append(asyncio.create_task(token_uses.keep_written(services.auth.uses, database)))
         if loaded.exporter is not None:
             tasks.append(asyncio.create_task(telemetry.keep_sending(services, loaded.exporter)))

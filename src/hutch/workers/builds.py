@@ -16,7 +16,6 @@ from importlib.resources import files
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from hutch.api.sandboxes import delete, find_with_session
 from hutch.api.services import Services
 from hutch.control.records import Scope
 from hutch.errors import BadRequestError, ConflictError, HutchError, NotFoundError
@@ -35,7 +34,6 @@ PLATFORM = "/opt/hutch-worker"
 RUNNER = f"{PLATFORM}/runner.mjs"
 ENTRY = "dist/index.js"
 KEPT_ARCHIVE_S = 3600
-LEFTOVERS_EVERY_S = 1.0
 MAX_ADDRESS_BYTES = 4096
 
 Say = Callable[[str, str], Awaitable[None]]
@@ -201,22 +199,6 @@ async def forget(services: Services, scope: Scope, worker: Worker) -> None:
         for snapshot_id in await rows.snapshots(connection, scope, worker.id):
             await snapshots.mark_deleted(connection, snapshot_id, services.clock())
     services.snapshots_due.set()
-
-
-async def end_leftovers(services: Services, left: list[tuple[Scope, str]]) -> None:
-    """End and delete the sandboxes that a predecessor of this process had for workers."""
-    for scope, name in left:
-        while True:
-            try:
-                record, session = await find_with_session(services, scope, name)
-                await delete(services, scope, record, session)
-            except NotFoundError:
-                break
-            except HutchError as error:
-                log.info("sandbox %s of a worker is not deleted yet: %s", name, error.message)
-                await asyncio.sleep(LEFTOVERS_EVERY_S)
-            else:
-                break
 
 
 async def give_up(services: Services) -> list[tuple[Scope, str]]:

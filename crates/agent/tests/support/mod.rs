@@ -327,7 +327,7 @@ impl Connection {
                     error.kind(),
                     std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
                 ) => {}
-            Err(_) => return false,
+            Err(error) => { eprintln!("XXX read: {error:?}"); return false },
         }
         while let Some(event) = self.mux.next_event().expect("the agent keeps to the protocol") {
             let (stream, item) = match event {
