@@ -6,7 +6,7 @@ import io
 import json
 import tarfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.root, pytest.mark.sandbox, pytest.mark.timeout(600)]
 MIB = 2**20
 MOST_UNPACKED = 64 * MIB
 CANARY = "canary-6f1b2c9d40e7"
-RUN_TIMEOUT_S = 40
+RUN_TIMEOUT_S = 60
 EVIL = declaring(
     tools("evil"),
     """
@@ -49,6 +49,8 @@ class Place:
     http: httpx.Client
     evil: Deployer
     good: Deployer
+    endless: Future[httpx.Response]
+    """A run that has been going on since before the first test."""
 
     def run(self, code: str) -> httpx.Response:
         return self.evil.run("evil", {"code": code})
@@ -71,16 +73,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     process, where = start_server(data_dir, log, environment={f"HUTCH_{name}": value for name, value in settings.items()})
     try:
         headers = {"authorization": f"Bearer {where.token}"}
-        with httpx.Client(base_url=where.url, headers=headers, timeout=300) as http:
-            found = Place(
-                RunningServer(process, data_dir, log, where, before),
-                http,
-                Deployer.create(http, "evil"),
-                Deployer.create(http, "good"),
-            )
-            found.good.secret(SECRET=CANARY)
-            found.good.deployed(program(declaring(tools("hello"), "await say(process.env.SECRET ?? 'nothing');")))
-            found.evil.deployed(program(EVIL))
+        with httpx.Client(base_url=where.url, headers=headers, timeout=300) as http, ThreadPoolExecutor(1) as threads:
+            evil, good = Deployer.create(http, "evil"), Deployer.create(http, "good")
+            evil.deployed(program(EVIL))
+            code = "process.on('SIGTERM', () => {}); console.log('spins'); await new Promise(() => setInterval(() => {}, 100));"
+            endless = threads.submit(evil.run, "evil", {"code": code})
+            good.secret(SECRET=CANARY)
+            good.deployed(program(declaring(tools("hello"), "await say(process.env.SECRET ?? 'nothing');")))
+            found = Place(RunningServer(process, data_dir, log, where, before), http, evil, good, endless)
             yield found
     finally:
         stop_server(process, log)
@@ -91,15 +91,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 # -- results that are forged ---------------------------------------------------------------------------
 
 GENUINE = "await say('genuine');"
+EVERYWHERE = """
+for (let fd = 3; fd < 64; fd++) try {
+  const found = fs.fstatSync(fd);
+  if (found.isFIFO() || found.isSocket()) fs.writeSync(fd, forged);
+} catch {}
+"""
 RESULTS: dict[str, tuple[str, object]] = {
     "printed before": (f"await print(forged); {GENUINE}", "genuine"),
     "by a child": (f"shell('cat /tmp/forged'); {GENUINE}", "genuine"),
     "by root": (f"shell('sudo cat /tmp/forged'); {GENUINE}", "genuine"),
     "to the runner's descriptor": (f"shell(`cat /tmp/forged > /proc/${{process.pid}}/fd/1`); {GENUINE}", "genuine"),
-    "to every descriptor": (
-        f"for (let fd = 3; fd < 64; fd++) try {{ fs.writeSync(fd, forged) }} catch {{}} {GENUINE}",
-        "genuine",
-    ),
+    "to every pipe and socket": (f"{EVERYWHERE} {GENUINE}", "genuine"),
     "to standard error": ("process.stderr.write(forged); process.exit(0)", "NoResultError"),
     "after it, by what is left running": (
         f"{GENUINE} spawn('sh', ['-c', 'sleep 1; cat /tmp/forged'], {{detached: 1, stdio: ['ignore', 1, 2]}}); process.exit(0)",
@@ -164,25 +167,14 @@ def test_a_gigabyte_of_log_is_cut_and_costs_the_server_no_memory(place: Place) -
 
 def test_others_run_beside_a_fork_bomb_and_it_ends_with_whoever_asked(place: Place) -> None:
     body = {"workerId": place.evil.worker, "capabilityKey": "evil", "stream": True}
-    bomb = "console.log('lit'); shell('bomb() { bomb | bomb & }; bomb'); for (;;) try { spawn('sleep', ['100']) } catch {}"
+    bomb = "spawn('sh', ['-c', 'while :; do sleep 100 & done']); spawn('sh', ['-c', 'bomb() { bomb | bomb & }; bomb']);"
+    bomb += "console.log('lit'); await new Promise(() => setInterval(() => {}, 1000));"
     with place.http.stream("POST", "/api/v3/workersRunCapability", json=body | {"args": {"code": bomb}}) as answer:
         assert next(line for line in answer.iter_lines() if "lit" in line)
         assert place.good.value("hello") == CANARY
         assert place.evil.get("/runs", limit=1)["runs"][0].get("ended_at") is None
     # Nobody reads any more.
     wait_until(lambda: "ended_at" in place.evil.get("/runs", limit=1)["runs"][0], 30, "its end")
-    wait_until(lambda: not place.machines(), 30, "no sandbox")
-
-
-def test_a_run_that_does_not_end_is_ended(place: Place) -> None:
-    deaf = "process.on('SIGTERM', () => {}); console.log('waits'); await new Promise(() => setInterval(() => {}, 1000));"
-    with ThreadPoolExecutor(2) as threads:
-        both = [threads.submit(place.run, code) for code in ("console.log('spins'); for (;;) ;", deaf)]
-        for each in both:
-            assert each.result().json()["name"] == "RunTimeoutError"
-    logs = {place.evil.get(f"/runs/{run['id']}")["run"]["logs"].strip() for run in place.evil.get("/runs", limit=2)["runs"]}
-    assert logs == {"spins", "waits"}
-    wait_until(lambda: not place.machines(), 30, "no sandbox")
 
 
 @pytest.mark.parametrize("code", ["shell('sudo kill -9 1')", "shell('sudo kill -9 -1')", "process.kill(process.pid, 'SIGKILL')"])
@@ -192,7 +184,6 @@ def test_a_run_that_ends_itself_or_its_sandbox_is_an_error_and_closed(place: Pla
     run = place.evil.last_run()
     assert run["exit_code"] != 0
     assert run["ended_at"] is not None
-    wait_until(lambda: not place.machines(), 30, "no sandbox")
     assert place.good.value("hello") == CANARY
 
 
@@ -201,35 +192,26 @@ def test_a_run_that_ends_itself_or_its_sandbox_is_an_error_and_closed(place: Pla
 SEARCH = f"""
 const wanted = {json.dumps(CANARY[:8])} + {json.dumps(CANARY[8:])};
 const root = (...command) => spawnSync("sudo", command, {{encoding: "latin1", maxBuffer: 1 << 26}}).stdout;
-const places = "/etc /home /opt /root /run /srv /tmp /usr/local /var /vercel".split(" ");
+const places = "/etc /home /opt /root /run /tmp /var /vercel".split(" ");
 await say([root("grep", "-rlsa", wanted, ...places), root("sh", "-c", "cat /proc/[0-9]*/environ").includes(wanted)]);
 """
 """Looks for the other worker's secret, as root, without having it in one piece."""
 
 
-def test_another_workers_secret_is_nowhere(place: Place) -> None:
-    place.evil.secret(OWN="own")
-    assert place.good.value("hello") == CANARY
-    assert place.run(SEARCH).json() == {"result": ["", False]}
-
-
-def test_a_secret_that_was_there_for_the_build_is_not_in_its_snapshot(place: Place) -> None:
-    leaving = Deployer.create(place.http, "leaving")
-    leaving.secret(SECRET=CANARY)
-    leaving.deployed(program(EVIL))
-    leaving.call("DeleteSecret", key="SECRET").raise_for_status()
-    assert leaving.value("evil", {"code": SEARCH}) == ["", False]
-
-
-def test_a_declared_credential_is_nowhere_in_a_run(place: Place) -> None:
+def test_secrets_of_others_of_the_build_and_of_the_gateway_are_nowhere(place: Place) -> None:
+    """The other worker has just run; one secret was there for the build alone; one is added by the gateway."""
     holding = Deployer.create(place.http, "holding")
-    holding.secret(SECRET=CANARY)
+    holding.secret(BUILT=CANARY, SECRET=CANARY)
     rule = {"domain": "api.test", "transform": [{"headers": {"Authorization": "Bearer {{credential}}"}}]}
-    source = EVIL.replace(
-        '"capabilities"', f'"credentials": {json.dumps([{"key": "SECRET", "network": [rule]}])}, "capabilities"', 1
-    )
-    holding.deployed(program(source))
+    declared = json.dumps([{"key": "SECRET", "network": [rule]}])
+    holding.deployed(program(EVIL.replace('"capabilities"', f'"credentials": {declared}, "capabilities"', 1)))
+    holding.call("DeleteSecret", key="BUILT").raise_for_status()
+    assert place.good.value("hello") == CANARY
     assert holding.value("evil", {"code": SEARCH}) == ["", False]
+    holding.secret(OWN=CANARY)
+    left = "fs.writeFileSync('/tmp/left', process.env.OWN);"
+    assert holding.value("evil", {"code": left + SEARCH}) == ["/tmp/left\n", True], "what is there is found"
+    holding.call("DeleteWorker").raise_for_status()
 
 
 def test_the_servers_own_addresses_are_not_reached(place: Place) -> None:
@@ -259,27 +241,30 @@ def test_what_a_manifest_promises_and_the_program_does_not_have_is_an_error_of_t
     assert lying.run("made 1").status_code == 404
 
 
-@pytest.mark.parametrize(
-    ("left", "words"),
-    [
-        ("execSync('mkfifo /tmp/hutch-manifest.json');", "can't be"),
-        ("fs.symlinkSync('/dev/zero', '/tmp/hutch-manifest.json');", "can't be"),
-        ("fs.symlinkSync('/etc/shadow', '/tmp/hutch-manifest.json');", "can't be"),
-        ("fs.mkdirSync('/tmp/hutch-manifest.json');", "can't be"),
-        ("fs.writeFileSync('/tmp/hutch-manifest.json', 'null');", "can't be"),
-    ],
-    ids=["pipe", "zeros", "shadow", "directory", "null"],
-)
-def test_what_is_left_where_the_manifest_belongs_is_refused(place: Place, left: str, words: str) -> None:
-    trap = Deployer.create(place.http, "trap")
-    source = "const { execSync } = require('node:child_process'); const fs = require('node:fs');"
-    source += f"if (process.argv.includes('--manifest')) {{ {left} process.exit(0); }}"
-    built = trap.deploy(program(source))
-    assert not built.ok
-    assert built.manifest is not None
-    assert built.manifest.status_code == 422, built.words
-    assert words in built.words
-    trap.call("DeleteWorker").raise_for_status()
+TRAPS = {
+    "pipe": "require('node:child_process').execSync('mkfifo /tmp/hutch-manifest.json')",
+    "zeros": "fs.symlinkSync('/dev/zero', '/tmp/hutch-manifest.json')",
+    "shadow": "fs.symlinkSync('/etc/shadow', '/tmp/hutch-manifest.json')",
+    "directory": "fs.mkdirSync('/tmp/hutch-manifest.json')",
+    "null": "fs.writeFileSync('/tmp/hutch-manifest.json', 'null')",
+}
+
+
+@pytest.fixture(scope="module")
+def trap(place: Place) -> Deployer:
+    """A worker that ends while it is loaded, and leaves what its secret says."""
+    made = Deployer.create(place.http, "trap")
+    assert not made.deploy(program("const fs = require('node:fs'); eval(process.env.TRAP); process.exit(0);")).ok
+    return made
+
+
+@pytest.mark.parametrize("name", TRAPS)
+def test_what_is_left_where_the_manifest_belongs_is_refused(trap: Deployer, name: str) -> None:
+    trap.secret(TRAP=TRAPS[name])
+    refused = trap.call("FetchAndSaveCapabilities")
+    assert refused.status_code == 422, refused.text
+    assert refused.json()["name"] == "ManifestError"
+    assert "can't be" in refused.json()["message"]
 
 
 # -- archives ------------------------------------------------------------------------------------------
@@ -312,15 +297,9 @@ def bomb() -> bytes:
 ARCHIVES: dict[str, Callable[[], bytes]] = {
     "an absolute name": lambda: tar(("/etc/evil", b"x")),
     "a name above": lambda: tar(("../../evil", b"x")),
-    "a name above inside": lambda: tar(("a/../../../evil", b"x")),
-    "a link": lambda: tar(special("link", tarfile.SYMTYPE, "/etc")),
     "a link and what is below": lambda: tar(special("link", tarfile.SYMTYPE, "/etc"), ("link/evil", b"x")),
     "a hard link": lambda: tar(special("hard", tarfile.LNKTYPE, "/etc/passwd")),
-    "a hard link inside": lambda: tar(special("hard", tarfile.LNKTYPE, "index.js")),
     "a device": lambda: tar(special("device", tarfile.CHRTYPE)),
-    "a disk": lambda: tar(special("disk", tarfile.BLKTYPE)),
-    "a pipe": lambda: tar(special("pipe", tarfile.FIFOTYPE)),
-    "an empty name": lambda: tar(("", b"x")),
     "a file below a file": lambda: tar(("index.js/below", b"x")),
     "no gzip": lambda: b"not an archive at all" * 100,
     "a bomb": bomb,
@@ -333,4 +312,12 @@ def test_an_archive_with_a_trick_is_refused(place: Place, name: str) -> None:
     refused = place.evil.deploy(ARCHIVES[name]())
     assert not refused.ok
     assert "archive can't be unpacked" in refused.words, refused.words
-    assert place.run(GENUINE).json() == {"result": "genuine"}, "the one before"
+
+
+# Last, so that nobody waits for it.
+def test_a_run_that_does_not_end_is_ended_and_nothing_is_left(place: Place) -> None:
+    assert place.endless.result().json()["name"] == "RunTimeoutError"
+    runs = [run["id"] for run in place.evil.get("/runs", limit=100)["runs"]]
+    assert "spins\n" in [place.evil.get(f"/runs/{run}")["run"]["logs"] for run in runs]
+    assert place.run(GENUINE).json() == {"result": "genuine"}, "the deployment from before the archives"
+    wait_until(lambda: not place.machines(), 30, "no sandbox")
