@@ -325,9 +325,10 @@ impl Connection {
             Err(error)
                 if matches!(
                     error.kind(),
-                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
+                    // A read with a time-out may be interrupted without any signal's handler (signal(7)).
+                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut | std::io::ErrorKind::Interrupted
                 ) => {}
-            Err(error) => { eprintln!("XXX read: {error:?}"); return false },
+            Err(_) => return false,
         }
         while let Some(event) = self.mux.next_event().expect("the agent keeps to the protocol") {
             let (stream, item) = match event {
