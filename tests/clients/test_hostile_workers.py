@@ -170,11 +170,15 @@ def test_others_run_beside_a_fork_bomb_and_it_ends_with_whoever_asked(place: Pla
     bomb = "spawn('sh', ['-c', 'while :; do sleep 100 & done']); spawn('sh', ['-c', 'bomb() { bomb | bomb & }; bomb']);"
     bomb += "console.log('lit'); await new Promise(() => setInterval(() => {}, 1000));"
     with place.http.stream("POST", "/api/v3/workersRunCapability", json=body | {"args": {"code": bomb}}) as answer:
-        assert next(line for line in answer.iter_lines() if "lit" in line)
+        lines = answer.iter_lines()
+        assert next(line for line in lines if "lit" in line)
         assert place.good.value("hello") == CANARY
-        assert place.evil.get("/runs", limit=1)["runs"][0].get("ended_at") is None
+        run = place.evil.last_run()
+        assert "ended_at" not in run, (run["logs"], run.get("output"))
+        lines.close()
     # Nobody reads any more.
     wait_until(lambda: "ended_at" in place.evil.get("/runs", limit=1)["runs"][0], 30, "its end")
+    assert place.evil.last_run()["output"]["error"]["name"] == "RunCanceledError"
 
 
 @pytest.mark.parametrize("code", ["shell('sudo kill -9 1')", "shell('sudo kill -9 -1')", "process.kill(process.pid, 'SIGKILL')"])

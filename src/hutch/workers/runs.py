@@ -268,6 +268,8 @@ class _Execution:
         return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            self._result = {"_tag": "error", "error": {"name": "RunCanceledError", "message": "The run was canceled."}}
         if isinstance(error, HutchError) and not isinstance(error, RunFailedError):
             self._result = {"_tag": "error", "error": {"name": error.code, "message": error.message}}
             await self._log.feed(2, f"\nhutch: {error.message}\n".encode())
