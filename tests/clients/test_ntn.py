@@ -146,6 +146,11 @@ def test_the_environment_has_secrets_but_what_the_gateway_adds(odd: Ntn) -> None
     assert "is set by the runner" in refused.err
 
 
+def test_a_native_add_on_is_installed_and_runs(odd: Ntn) -> None:
+    """CRC-32 of its check string, by a library in machine code."""
+    assert odd.run("native") == {"crc32": 0xCBF43926}
+
+
 def test_what_fails_says_so_and_is_a_run_with_an_exit_code(odd: Ntn) -> None:
     thrown = odd("exec", "throws")
     assert (thrown.code, thrown.out) == (API_ERROR, "")
