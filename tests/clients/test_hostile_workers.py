@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import tarfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +25,7 @@ pytestmark = [pytest.mark.root, pytest.mark.sandbox, pytest.mark.timeout(600)]
 MIB = 2**20
 MOST_UNPACKED = 64 * MIB
 CANARY = "canary-6f1b2c9d40e7"
-RUN_TIMEOUT_S = 60
+RUN_TIMEOUT_S, BUILD_TIMEOUT_S = 60, 20
 EVIL = declaring(
     tools("evil"),
     """
@@ -70,6 +71,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     before = leaks.snapshot(data_dir)
     settings = {"POOL__SIZE": "0", "WORKERS__WARM_S": "0", "WORKERS__RUN_TIMEOUT_S": str(RUN_TIMEOUT_S)}
     settings["SANDBOX__MAX_ARCHIVE_BYTES"] = str(MOST_UNPACKED)
+    settings |= {"WORKERS__BUILD_TIMEOUT_S": str(BUILD_TIMEOUT_S), "WORKERS__MAX_ARCHIVE_BYTES": str(MIB)}
     process, where = start_server(data_dir, log, environment={f"HUTCH_{name}": value for name, value in settings.items()})
     try:
         headers = {"authorization": f"Bearer {where.token}"}
@@ -170,12 +172,12 @@ def test_others_run_beside_a_fork_bomb_and_it_ends_with_whoever_asked(place: Pla
     bomb = "spawn('sh', ['-c', 'while :; do sleep 100 & done']); spawn('sh', ['-c', 'bomb() { bomb | bomb & }; bomb']);"
     bomb += "console.log('lit'); await new Promise(() => setInterval(() => {}, 1000));"
     with place.http.stream("POST", "/api/v3/workersRunCapability", json=body | {"args": {"code": bomb}}) as answer:
+        # The connection is closed when nobody has its lines any more.
         lines = answer.iter_lines()
         assert next(line for line in lines if "lit" in line)
         assert place.good.value("hello") == CANARY
         run = place.evil.last_run()
         assert "ended_at" not in run, (run["logs"], run.get("output"))
-        lines.close()
     # Nobody reads any more.
     wait_until(lambda: "ended_at" in place.evil.get("/runs", limit=1)["runs"][0], 30, "its end")
     assert place.evil.last_run()["output"]["error"]["name"] == "RunCanceledError"
@@ -316,6 +318,22 @@ def test_an_archive_with_a_trick_is_refused(place: Place, name: str) -> None:
     refused = place.evil.deploy(ARCHIVES[name]())
     assert not refused.ok
     assert "archive can't be unpacked" in refused.words, refused.words
+
+
+def test_of_two_files_of_one_name_the_last_counts(place: Place) -> None:
+    twice = Deployer.create(place.http, "twice")
+    twice.deployed(tar(("index.js", declaring(tools("evil"), "await say('the last');").encode())))
+    assert twice.value("evil") == "the last"
+    twice.call("DeleteWorker").raise_for_status()
+
+
+def test_an_archive_that_is_too_large_and_a_build_that_does_not_end_name_the_setting(place: Place) -> None:
+    refused = place.evil.upload(random.Random(1).randbytes(MIB + 100_000))
+    assert refused.status_code == 413
+    assert f"more than {MIB} bytes (workers.max_archive_bytes)" in refused.text
+    late = place.evil.deploy(program(EVIL, scripts={"build": "echo begun; sleep 600"}))
+    assert "begun" in late.log
+    assert f"`build` took longer than {BUILD_TIMEOUT_S} s (workers.build_timeout_s)" in late.log
 
 
 # Last, so that nobody waits for it.
