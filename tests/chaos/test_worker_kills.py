@@ -259,10 +259,11 @@ class Campaign:
             numbers.put(number)
 
         def ask() -> None:
+            chance = random.Random(SEED)
             with contextlib.suppress(queue.Empty):
                 while True:
                     self.job(numbers.get_nowait())
-                    time.sleep(self.random.uniform(0, self.size.jobs_every_s))
+                    time.sleep(chance.uniform(0, self.size.jobs_every_s))
 
         with ThreadPoolExecutor(4) as threads:
             killing = threads.submit(self.killing)
@@ -297,6 +298,8 @@ class Campaign:
             800,
             lambda: str([one for one in self.deliveries().values() if one["status"] not in OVER]),
         )
+        automations = {number: self.until_over(job) for number, job in self.asked.triggered.items()}
+        # What is over has no effects any more.
         deliveries, effects = self.deliveries(), self.api.effects()
         self.final = {name: one["status"] for name, one in deliveries.items()}
         came: Counter[tuple[str, str]] = Counter((effect["kind"], effect["id"]) for effect in effects)
@@ -314,8 +317,7 @@ class Campaign:
         assert self.asked.triggered.keys() == numbers
         assert len(set(self.asked.triggered.values())) == len(numbers)
         found: Counter[str] = Counter()
-        for number, job in self.asked.triggered.items():
-            ended = self.until_over(job)
+        for number, ended in automations.items():
             assert ended["attempts"] <= 1, ended
             assert came["automation", str(number)] <= ended["attempts"], ended
             if ended["status"] == "done":
