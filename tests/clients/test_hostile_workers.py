@@ -104,7 +104,6 @@ RESULTS: dict[str, tuple[str, object]] = {
     "by a child": (f"shell('cat /tmp/forged'); {GENUINE}", "genuine"),
     "by root": (f"shell('sudo cat /tmp/forged'); {GENUINE}", "genuine"),
     "to the runner's descriptor": (f"shell(`cat /tmp/forged > /proc/${{process.pid}}/fd/1`); {GENUINE}", "genuine"),
-    "to every pipe and socket": (f"{EVERYWHERE} {GENUINE}", "genuine"),
     "to standard error": ("process.stderr.write(forged); process.exit(0)", "NoResultError"),
     "after it, by what is left running": (
         f"{GENUINE} spawn('sh', ['-c', 'sleep 1; cat /tmp/forged'], {{detached: 1, stdio: ['ignore', 1, 2]}}); process.exit(0)",
@@ -133,6 +132,13 @@ def test_a_result_is_the_last_whole_one_and_else_there_is_none(place: Place, nam
     else:
         assert answer.json() == {"result": expected}
         assert place.evil.last_run()["output"] == {"_tag": "success", "value": expected}
+
+
+def test_what_is_written_to_other_descriptors_is_no_result(place: Place) -> None:
+    """Those of Node's own pipes may end it."""
+    answer = place.run(EVERYWHERE + GENUINE)
+    assert answer.json().get("result", "genuine") == "genuine"
+    assert "forged" not in json.dumps(place.evil.last_run()["output"])
 
 
 def test_inputs_change_no_objects(place: Place) -> None:
