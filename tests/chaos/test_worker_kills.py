@@ -348,7 +348,8 @@ class Campaign:
             keys = client.usage.receipt_keys()
             count = 0
             for run in runs:
-                assert "exit_code" in run, run
+                output = self.worker.get(f"/runs/{run['id']}")["run"]["output"]
+                assert output["_tag"] == ("success" if run["exit_code"] == 0 else "error"), (run, output)
                 if "session_id" not in run:
                     assert run["exit_code"] != 0, run
                     continue
