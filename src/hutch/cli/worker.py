@@ -1,4 +1,4 @@
-"""`hutch worker …`: workers beside `ntn`, which deploys them."""
+"""`hutch worker …`: workers, beside `ntn` or without it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from typing import Annotated, Any
 
 import typer
 
-from hutch.cli import errors, options, output
+from hutch.cli import errors, options, output, worker_project
 from hutch.cli.connection import with_client
 from hutch.cli.credential import read_secret
 from hutch.client import AsyncClient
 from hutch.client.models import Worker, WorkerTool
 from hutch.errors import BadRequestError, HutchError, NotFoundError
 
-app = typer.Typer(no_args_is_help=True, help="Workers of a project: what there is, runs, tools, secrets. `ntn` deploys them.")
+app = typer.Typer(no_args_is_help=True, help="Workers of a project: begin, try and deploy them; runs, tools, secrets.")
 env_app = typer.Typer(no_args_is_help=True, help="Secrets that runs find in their environment.")
 app.add_typer(env_app, name="env")
+
+app.command()(worker_project.new)
+app.command()(worker_project.dev)
+app.command()(worker_project.deploy)
 
 MAX_INPUT_BYTES = 8 * 1024 * 1024
 

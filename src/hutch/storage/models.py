@@ -504,6 +504,7 @@ class DeploymentModel(Base):
     snapshot_id: Mapped[str | None] = mapped_column(String(64))
     manifest: Mapped[bytes | None] = mapped_column(LargeBinary)
     created_at: Mapped[int] = mapped_column(BigInteger)
+    language: Mapped[str] = mapped_column(String(16), server_default="node")
     updated_at: Mapped[int] = mapped_column(BigInteger)
 
 

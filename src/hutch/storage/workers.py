@@ -58,6 +58,8 @@ class Deployment:
     snapshot_id: str | None
     manifest: dict[str, Any] | None
     created_at: int
+    language: str = "node"
+    """What it is written in (`hutch.workers.languages`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +227,7 @@ async def change_deployment(
     before: tuple[str, ...],
     snapshot_id: str | None = None,
     manifest: bytes | None = None,
+    language: str | None = None,
 ) -> bool:
     """Move a deployment on from one of the states `before`; False when it was in none of them."""
     values: dict[str, Any] = {"status": status, "updated_at": now}
@@ -232,6 +235,8 @@ async def change_deployment(
         values["snapshot_id"] = snapshot_id
     if manifest is not None:
         values["manifest"] = manifest
+    if language is not None:
+        values["language"] = language
     own = within(scope, DeploymentModel)
     statement = update(DeploymentModel).where(*own, DeploymentModel.id == deployment_id, DeploymentModel.status.in_(before))
     return (await connection.execute(statement.values(**values))).rowcount > 0

@@ -12,9 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
-from importlib.resources import files
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from hutch.api.services import Services
 from hutch.control.records import Scope
@@ -22,17 +20,13 @@ from hutch.errors import BadRequestError, ConflictError, HutchError, NotFoundErr
 from hutch.storage import sandboxes, snapshots
 from hutch.storage import workers as rows
 from hutch.storage.workers import Deployment, Worker
-from hutch.workers import sandbox
+from hutch.workers import languages, sandbox
+from hutch.workers.languages import LANGUAGES, PLATFORM, SOURCE, Language
 from hutch.workers.lines import Lines
 from hutch.workers.sandbox import OwnSandbox
 
 log = logging.getLogger(__name__)
 
-SOURCE = "/vercel/sandbox"
-"""Where a worker is, in its builds and runs."""
-PLATFORM = "/opt/hutch-worker"
-RUNNER = f"{PLATFORM}/runner.mjs"
-ENTRY = "dist/index.js"
 KEPT_ARCHIVE_S = 3600
 MAX_ADDRESS_BYTES = 4096
 
@@ -42,10 +36,6 @@ Say = Callable[[str, str], Awaitable[None]]
 
 class BuildFailed(Exception):
     """A build that is over; the text says what to mend."""
-
-
-def runner() -> bytes:
-    return files("hutch.workers").joinpath("runner.mjs").read_bytes()
 
 
 class Archives:
@@ -124,19 +114,19 @@ async def _build(
         worker_id=worker.id,
     ) as box:
         steps = Steps(box, say, step_ms)
-        # Before anything of the worker is there to say otherwise.
-        registries = settings.registries or (await _registry(box, step_ms),)
-        await box.set_policy({"allow": {name: [] for name in registries}})
         try:
             await box.unpack(archive, SOURCE, gzip=True)
         except BadRequestError as error:
             raise BuildFailed(f"The archive can't be unpacked: {error.message}") from error
-        await box.put({"runner.mjs": runner()}, PLATFORM, sudo=True)
-        missing = "test -f package.json || { echo 'There is no package.json.' >&2; exit 1; }"
-        await steps.run("install", ["sh", "-c", f"{missing}; npm install --no-audit --no-fund --include=dev"])
+        name = await _language(box, step_ms)
+        language = LANGUAGES[name]
+        await box.put(language.files(), PLATFORM, sudo=True)
+        index = await _index(box, language, step_ms)
+        await box.set_policy({"allow": {host: [] for host in settings.registries or language.registries(index)}})
+        await steps.run("install", language.install, env=language.environment(index))
         await box.set_policy("deny-all")
-        await steps.run("build", ["npm", "run", "build"], env=secrets)
-        await steps.run("check", ["sh", "-c", f"test -f {ENTRY} || {{ echo 'The build left no {ENTRY}.' >&2; exit 1; }}"])
+        for step in language.steps:
+            await steps.run(step.name, step.argv, env=secrets if step.secrets else None)
         snapshot = await box.seal()
     async with services.database.write() as connection:
         await rows.change_deployment(
@@ -147,6 +137,7 @@ async def _build(
             status="built",
             before=("building",),
             snapshot_id=snapshot.id,
+            language=name,
         )
         built = await rows.deployment(connection, scope, found.id, services.sealer)
     if built is None:
@@ -154,19 +145,34 @@ async def _build(
     return built
 
 
-async def _registry(box: OwnSandbox, timeout_ms: int) -> str:
-    """The name of the registry that npm is set to. Raises `BuildFailed`."""
+async def _language(box: OwnSandbox, timeout_ms: int) -> str:
+    """What a project is written in. Raises `BuildFailed`."""
+    found = languages.detected(await _said(box, languages.DETECT, SOURCE, timeout_ms) or "")
+    if found is None:
+        raise BuildFailed(languages.UNKNOWN)
+    return found
+
+
+async def _index(box: OwnSandbox, language: Language, timeout_ms: int) -> str:
+    """The address of the registry that the image is set to; nothing of the worker has run yet. Raises `BuildFailed`."""
+    if language.index is None:
+        return ""
+    address = await _said(box, language.index, "/", timeout_ms)
+    if not address or not language.registries(address):
+        raise BuildFailed("The image does not say which registry it is set to; name some in `workers.registries`.")
+    return address
+
+
+async def _said(box: OwnSandbox, argv: list[str], cwd: str, timeout_ms: int) -> str | None:
+    """What a program prints; None where it fails."""
     said = bytearray()
 
     async def written(channel: int, data: bytes) -> None:
         if channel == 1:
             said.extend(data[:MAX_ADDRESS_BYTES])
 
-    ended = await box.run(["npm", "config", "get", "registry"], cwd="/", timeout_ms=timeout_ms, written=written)
-    name = urlsplit(said.decode("utf-8", "replace").strip()).hostname
-    if ended.exit_code != 0 or not name:
-        raise BuildFailed("npm in the image does not say which registry it is set to; name some in `workers.registries`.")
-    return name
+    ended = await box.run(argv, cwd=cwd, timeout_ms=timeout_ms, written=written)
+    return said.decode("utf-8", "replace").strip() if ended.exit_code == 0 else None
 
 
 class Steps:

@@ -35,8 +35,8 @@ from hutch.storage import workers as rows
 from hutch.storage.workers import Deployment, Run, Worker
 from hutch.workers import checks, connections, environment, reconcile, sandbox
 from hutch.workers import manifest as manifests
-from hutch.workers.builds import ENTRY, RUNNER, SOURCE
 from hutch.workers.envelope import Scanner
+from hutch.workers.languages import LANGUAGES, SOURCE
 from hutch.workers.lines import Lines, Log
 from hutch.workers.manifest import Capability, Manifest
 from hutch.workers.outcome import End, Failure, Outcome, judge, recorded_exit_code
@@ -360,7 +360,7 @@ class _Execution:
                 )
             )
             program = await box.start(
-                ["node", RUNNER, f"{SOURCE}/{ENTRY}", *self._work.arguments],
+                [*LANGUAGES[self._deployment.language].start, *self._work.arguments],
                 cwd=SOURCE,
                 timeout_ms=lives_ms,
                 env=variables,
