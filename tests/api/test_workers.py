@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from hutch.api.workers import _told
 from hutch.control.permissions import TokenRole
 from hutch.storage import workers as rows
 from tests.api.conftest import Api
@@ -200,3 +201,19 @@ async def test_a_deleted_project_leaves_no_archive(api: Api) -> None:
         while len(list(uploads.iterdir())) > 1:
             await asyncio.sleep(0.05)
     assert [path.read_bytes() for path in uploads.iterdir()] == [b"stays"]
+
+
+async def test_a_stream_ends_though_nobody_reads_what_a_worker_floods_it_with() -> None:
+    full = asyncio.Event()
+
+    async def floods(records: asyncio.Queue[bytes | None]) -> None:
+        while True:
+            if records.full():
+                full.set()
+            await records.put(b"x")
+
+    stream = _told(floods)
+    assert await anext(stream) == b"x"
+    await full.wait()
+    async with asyncio.timeout(10):
+        await stream.aclose()  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -21,7 +22,7 @@ from hutch.control.records import Scope
 from hutch.errors import ConflictError, NotFoundError
 from hutch.storage import workers as rows
 from hutch.storage.workers import Run, Worker
-from hutch.workers import network, runs
+from hutch.workers import jobs, network, runs
 from hutch.workers import serving as deployments
 from hutch.workers.runs import VERIFY, How
 
@@ -100,6 +101,8 @@ async def _full(services: Services, scope: Scope, worker: Worker, run_id: str) -
         shown["input"] = given["context"]
     if result is not None:
         shown["output"] = result
+    elif run.ended_at is not None:
+        shown["output"] = {"_tag": "error", "error": msgspec.to_builtins(jobs.LOST)}
     seen = await network.of_run(services, scope, run)
     if seen is not None:
         shown["network"] = seen_shape(seen)

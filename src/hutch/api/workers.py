@@ -515,8 +515,8 @@ async def _told(work: Callable[[Records], Awaitable[None]]) -> AsyncIterator[byt
         except Exception:
             log.exception("a worker's stream failed")
             await records.put(line({"_tag": "error", "error": "The server failed to handle the request. Its log says why."}))
-        finally:
-            await records.put(None)
+        # Not when it is canceled: there may be no room, and nobody who makes some.
+        await records.put(None)
 
     working = asyncio.ensure_future(whole())
     try:

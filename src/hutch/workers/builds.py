@@ -20,7 +20,6 @@ from pathlib import Path
 
 import msgspec
 
-from hutch.api.sandboxes import delete, find_with_session
 from hutch.api.services import Services
 from hutch.control.records import Scope
 from hutch.errors import BadRequestError, ConflictError, HutchError, NotFoundError, PayloadTooLargeError
@@ -35,7 +34,6 @@ from hutch.workers.sandbox import OwnSandbox
 log = logging.getLogger(__name__)
 
 KEPT_ARCHIVE_S = 3600
-LEFTOVERS_EVERY_S = 1.0
 MAX_ADDRESS_BYTES = 4096
 
 Say = Callable[[str, str], Awaitable[None]]
@@ -271,25 +269,9 @@ async def forget(services: Services, scope: Scope, worker: Worker) -> None:
     services.snapshots_due.set()
 
 
-async def end_leftovers(services: Services, left: list[tuple[Scope, str]]) -> None:
-    """End and delete the sandboxes that a dead process had for workers."""
-    for scope, name in left:
-        while True:
-            try:
-                record, session = await find_with_session(services, scope, name)
-                await delete(services, scope, record, session)
-            except NotFoundError:
-                break
-            except HutchError as error:
-                log.info("sandbox %s of a worker is not deleted yet: %s", name, error.message)
-                await asyncio.sleep(LEFTOVERS_EVERY_S)
-            else:
-                break
-
-
 async def give_up(services: Services, alive: Collection[str]) -> list[tuple[Scope, str]]:
     """What processes were building or running that live no more is over, and archives that nobody waits for go. The sandboxes
-    that they had are answered, for `end_leftovers`."""
+    that they had are answered, for `sandbox.end_leftovers`."""
     async with services.database.write() as connection:
         await rows.give_up(connection, services.clock(), alive)
         wanted = await rows.awaited_uploads(connection)

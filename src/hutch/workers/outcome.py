@@ -139,12 +139,12 @@ def _no_result(printed: Printed, end: End, exit_code: int | None) -> Failure:
         return _made("RunLostError", "The sandbox of the run was lost before there was a result.", printed)
     thrown = printed.thrown
     if isinstance(thrown, dict) and isinstance(thrown.get("message"), str):
-        reason = f"after it threw {shown(thrown['message'], 300)}"
+        reason = f"after it threw {shown(thrown['message'], 300)}."
     elif exit_code:
-        reason = f"with exit code {exit_code}; the log says why"
+        reason = f"with exit code {exit_code}; the log says why."
     else:
         reason = "with exit code 0: did it call process.exit, or never settle?"
-    return _made("NoResultError", f"The run ended without a result, {reason}.", printed)
+    return _made("NoResultError", f"The run ended without a result, {reason}", printed)
 
 
 def _made(name: str, message: str, printed: Printed) -> Failure:

@@ -21,7 +21,7 @@ from hutch.api.services import Services
 from hutch.control.records import Scope
 from hutch.errors import HutchError
 from hutch.storage import processes as rows
-from hutch.workers import builds
+from hutch.workers import builds, sandbox
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class Presence:
 
     async def _end(self, scope: Scope, name: str) -> None:
         try:
-            await builds.end_leftovers(self._services, [(scope, name)])
+            await sandbox.end_leftovers(self._services, [(scope, name)])
         finally:
             self._left.discard((scope, name))
 

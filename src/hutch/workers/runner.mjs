@@ -33,7 +33,9 @@ function input() {
 
 async function main() {
   if (mode === "--manifest") {
-    writeFileSync(rest[0], JSON.stringify((await worker()).manifest));
+    const { manifest } = await worker();
+    if (manifest === undefined) throw new Error(`the default export of ${entry} has no manifest: is it a Worker of @notionhq/workers?`);
+    writeFileSync(rest[0], JSON.stringify(manifest));
     return 0;
   }
   const loaded = await worker();

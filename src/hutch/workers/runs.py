@@ -20,7 +20,16 @@ import msgspec
 from hutch import ids
 from hutch.api.services import Services
 from hutch.control.records import Scope
-from hutch.errors import BadRequestError, ConflictError, GoneError, HutchError, NotFoundError, RateLimitedError, RunFailedError
+from hutch.errors import (
+    BadRequestError,
+    ConflictError,
+    GoneError,
+    HutchError,
+    NotFoundError,
+    PayloadTooLargeError,
+    RateLimitedError,
+    RunFailedError,
+)
 from hutch.host.protocol import SessionRecord, SessionRef
 from hutch.storage import webhooks as webhook_rows
 from hutch.storage import workers as rows
@@ -41,6 +50,8 @@ FETCH = "fetchAndSaveCapabilities"
 MANIFEST_FILE = "/tmp/hutch-manifest.json"  # noqa: S108 - in the guest
 SLACK_MS = 60_000
 """How much longer than its program a run's sandbox may live."""
+READ_S = 20.0
+"""How long reading a manifest may take that was written."""
 FAILED = 1
 LOST = -1
 """What a program whose session took it with it has for an exit code."""
@@ -115,7 +126,16 @@ async def fetch_manifest(services: Services, scope: Scope, worker: Worker) -> tu
 
     async def take(box: OwnSandbox) -> None:
         nonlocal content
-        content = await box.read(MANIFEST_FILE, manifests.MAX_BYTES)
+        # The worker's own code could have put anything there.
+        try:
+            async with asyncio.timeout(READ_S):
+                content = await box.read(MANIFEST_FILE, manifests.MAX_BYTES)
+        except PayloadTooLargeError as error:
+            message = f"The worker's manifest can't be used: it has more than {manifests.MAX_BYTES} bytes. Declare less."
+            raise execution.failed("ManifestError", message) from error
+        except (NotFoundError, BadRequestError, TimeoutError) as error:
+            message = "The worker can't be loaded: it ended before its manifest was written. Does it call process.exit?"
+            raise execution.failed("ManifestError", message) from error
 
     work = Work(FETCH, ["--manifest", MANIFEST_FILE])
     execution = _Execution(services, scope, worker, found, None, work)
@@ -271,6 +291,8 @@ class _Execution:
         return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            self._result = {"_tag": "error", "error": {"name": "RunCanceledError", "message": "The run was canceled."}}
         if isinstance(error, HutchError) and not isinstance(error, RunFailedError):
             self._result = self._refusal or {"_tag": "error", "error": {"name": error.code, "message": error.message}}
             await self._log.feed(2, f"\nhutch: {error.message}\n".encode())

@@ -7,6 +7,7 @@ They are sandboxes of the worker's project: metered, and bounded by its policies
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import logging
@@ -46,6 +47,7 @@ PIECE_BYTES = 256 * 1024
 STDIN_TIMEOUT_MS = 20_000
 OFFERED_BYTES = 16 * 1024
 """What a pipe takes although nobody reads it."""
+LEFTOVERS_EVERY_S = 1.0
 KILLED = 137
 
 Written = Callable[[int, bytes], Awaitable[None]]
@@ -279,7 +281,25 @@ async def opened(
             except HutchError as error:
                 if isinstance(error, NotFoundError):
                     raise
-                log.warning("sandbox %s of a worker could not be deleted: %s", name, error.message)
+                log.warning("sandbox %s of a worker could not be deleted yet: %s", name, error.message)
+                if services.warm is not None:
+                    services.warm.try_again(end_leftovers(services, [(scope, name)]))
+
+
+async def end_leftovers(services: Services, left: list[tuple[Scope, str]]) -> None:
+    """End and delete sandboxes that were for workers, however long the host does not answer."""
+    for scope, name in left:
+        while True:
+            try:
+                record, session = await find_with_session(services, scope, name)
+                await delete(services, scope, record, session)
+            except NotFoundError:
+                break
+            except HutchError as error:
+                log.info("sandbox %s of a worker is not deleted yet: %s", name, error.message)
+                await asyncio.sleep(LEFTOVERS_EVERY_S)
+            else:
+                break
 
 
 def owner_of(name: str) -> str:

@@ -12,8 +12,9 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -57,6 +58,8 @@ class WarmRuns:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._beginning: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._left: set[asyncio.Task[None]] = set()
+        """Ends of sandboxes that the host did not answer about."""
         self._ends = asyncio.Semaphore(ENDS_AT_ONCE)
         self.calm = asyncio.Event()
         """Set while no sync that is due waits for its turn."""
@@ -96,6 +99,12 @@ class WarmRuns:
         if then is not None:
             await then()
 
+    def try_again(self, work: Coroutine[Any, Any, None]) -> None:
+        """End what could not be ended, for as long as this process lives; the next one ends what it finds."""
+        task = asyncio.create_task(work)
+        self._left.add(task)
+        task.add_done_callback(self._left.discard)
+
     def forget(self, worker_id: str) -> None:
         """The worker is gone."""
         key = self._of_worker.pop(worker_id, None)
@@ -109,6 +118,9 @@ class WarmRuns:
             for key in list(self._ready):
                 self._discard(key)
             await asyncio.gather(*self._tasks, return_exceptions=True)
+        for task in self._left:
+            task.cancel()
+        await asyncio.gather(*self._left, return_exceptions=True)
 
     async def _begin(self, key: str, begin: Begin) -> None:
         try:

@@ -325,7 +325,8 @@ impl Connection {
             Err(error)
                 if matches!(
                     error.kind(),
-                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
+                    // A read with a time-out may be interrupted without any signal's handler (signal(7)).
+                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut | std::io::ErrorKind::Interrupted
                 ) => {}
             Err(_) => return false,
         }
