@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from hutch.host.protocol import SessionStatus
-from hutch.workers import jobs, processes
+from hutch.workers import processes, webhooks
 from tests.api.conftest import Api
 from tests.api.deployed import deployed
 from tests.storage.postgres import cluster
@@ -167,7 +167,7 @@ async def test_one_that_is_told_to_end_finishes_what_it_runs(api: Api) -> None:
 
 
 async def test_what_it_can_not_finish_is_taken_over_at_once_and_counts_once(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs.webhooks, "RETRY_DELAYS_MS", (0, 0, 0))
+    monkeypatch.setattr(webhooks, "RETRY_DELAYS_MS", (0, 0, 0))
     gate = Gate()
     worker = await deployed(api, gate)
     hook = next(
