@@ -155,7 +155,7 @@ def _box(
 async def _install(services: Services, box: OwnSandbox, steps: Steps, language: Language, step_ms: int) -> None:
     """Install what a worker depends on, with the network open for that. Raises `BuildFailed`."""
     index = await _index(box, language, step_ms)
-    hosts = services.settings.workers.registries or language.registries(index)
+    hosts = services.settings.workers.registries or languages.registries(index)
     await box.set_policy({"allow": {host: [] for host in hosts}})
     await steps.run("install", language.install, env=language.environment(index))
     await box.set_policy("deny-all")
@@ -196,7 +196,7 @@ async def _index(box: OwnSandbox, language: Language, timeout_ms: int) -> str:
     if language.index is None:
         return ""
     address = await _said(box, language.index, "/", timeout_ms)
-    if not address or not language.registries(address):
+    if not address or not languages.registries(address):
         raise BuildFailed("The image does not say which registry it is set to; name some in `workers.registries`.")
     return address
 
