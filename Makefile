@@ -7,7 +7,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 # Sandboxes need root. Setup itself asks for it where it has to, so that the checkout stays its owner's. Through env, because sudo
 # has a PATH of its own.
-SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=HUTCH_CACHE_DIR,HUTCH_CAMPAIGN,FUZZ_SECONDS,CI env "PATH=$$PATH")
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=HUTCH_CACHE_DIR,HUTCH_CAMPAIGN,HUTCH_SERVER__LISTEN,FUZZ_SECONDS,CI env "PATH=$$PATH")
 
 # Compiled Rust lies outside the checkout, where setup has it too: a fresh checkout is warm.
 export HUTCH_CACHE_DIR ?= $(HOME)/.cache/hutch
@@ -40,7 +40,7 @@ test-all: export HUTCH_CAMPAIGN := full
 test-all: test  ## Every test, the long campaigns in full
 
 serve: setup  ## A server on this machine, its state in .hutch/data
-	$(SUDO) .venv/bin/hutch serve --data-dir .hutch/data
+	$(SUDO) .venv/bin/hutch serve --data-dir $(or $(HUTCH_SERVER__DATA_DIR),.hutch/data)
 
 fuzz:  ## Fuzz the gateway's parsers (TARGET=… for one, SECONDS=… for how long each)
 	FUZZ_SECONDS=$(or $(SECONDS),60) FUZZ_TARGET_DIR=$(CARGO_TARGET_DIR)/fuzz scripts/fuzz $(TARGET)

@@ -31,6 +31,12 @@ def variables(server: Server, environment: Mapping[str, str]) -> dict[str, str]:
         "VERCEL_AUTH_TOKEN": server.token,
         "VERCEL_TEAM_ID": server.team_id,
         "VERCEL_PROJECT_ID": server.project_id,
+        "NOTION_API_BASE_URL": server.url,
+        "NOTION_API_TOKEN": server.token,
+        # Any will do: the token says which project it is.
+        "NOTION_WORKSPACE_ID": server.project_id or "default",
+        # Without it `ntn` looks for a keyring of the desktop before it takes the token.
+        "NOTION_KEYRING": "0",
         "NODE_OPTIONS": node if redirect in node else f"{node} {redirect}".strip(),
         "PYTHONPATH": python
         if str(PYTHON_PATH) in python.split(os.pathsep)

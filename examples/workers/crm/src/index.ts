@@ -1,10 +1,20 @@
-import { Worker } from "@notionhq/workers";
+import { CREDENTIAL_VALUE, Worker } from "@notionhq/workers";
 import * as Builder from "@notionhq/workers/builder";
 import * as Schema from "@notionhq/workers/schema";
 import { changedPeople, companies, people, type Person } from "./crm.js";
 
 const worker = new Worker();
 
+// Programs never see the token: the gateway adds it to requests to the CRM.
+if (process.env.CRM_URL) {
+  worker.credential("CRM_TOKEN", {
+    network: [
+      { domain: new URL(process.env.CRM_URL).hostname, transform: [{ headers: { Authorization: `Bearer ${CREDENTIAL_VALUE}` } }] },
+    ],
+  });
+}
+
+// All syncs together ask no more often.
 const crm = worker.pacer("crm", { allowedRequests: 50, intervalMs: 1000 });
 
 const companyTable = worker.database("companies", {
@@ -68,17 +78,23 @@ worker.sync("all_people", {
   },
 });
 
+// What changed since the last complete cycle, page by page. `newest` becomes `since` when all pages are read, so that nothing
+// is left out if a change comes meanwhile.
+type Progress = { since: number; newest: number; after?: string };
+
 worker.sync("changed_people", {
   database: peopleTable,
   mode: "incremental",
   schedule: "1m",
-  execute: async (since?: number) => {
+  execute: async (progress?: Progress) => {
+    const { since, newest, after } = progress ?? { since: 0, newest: 0 };
     await crm.wait();
-    const changed = await changedPeople(since ?? 0);
+    const { items, next } = await changedPeople(since, after);
+    const seen = Math.max(newest, ...items.map((person) => person.changed));
     return {
-      changes: changed.map((person) => (person.deleted ? { type: "delete" as const, key: person.id } : upsert(person))),
-      hasMore: false,
-      nextState: Math.max(since ?? 0, ...changed.map((person) => person.changed)),
+      changes: items.map((person) => (person.deleted ? { type: "delete" as const, key: person.id } : upsert(person))),
+      hasMore: next !== undefined,
+      nextState: next === undefined ? { since: seen, newest: seen } : { since, newest: seen, after: next },
     };
   },
 });
