@@ -49,6 +49,7 @@ UNSAID: dict[str, tuple[str, ...]] = {
     "set_network_policy": (POLICY,),
     "put_team_policy": (POLICY,),
     "put_project_policy": (POLICY,),
+    "put_worker_network": (POLICY,),
     # A grammar of its own.
     "pull_image": ("image_reference_invalid",),
     "build_image": ("image_reference_invalid",),

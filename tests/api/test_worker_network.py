@@ -142,7 +142,8 @@ async def test_hostile_sets_are_refused_and_change_nothing(api: Api, body: Any) 
     worker = await deployed(api, lambda job: OK, ASK)
     await put(api, worker, mode="set", allow=["a.example.com"])
     answer = await api.http.put(f"/hutch/v1/workers/{worker}/network", json=body)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_request"), answer.text
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["code"] in ("bad_request", "invalid_network_policy")
     assert (await shown(api, worker))["allowed"]["allow"] == ["a.example.com"]
 
 

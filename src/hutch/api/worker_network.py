@@ -106,13 +106,17 @@ def _setting(services: Services, body: own.PutNetwork) -> Setting:
     """Raises `BadRequestError`."""
     if body.mode != "set":
         if body.allow is not None or body.subnets is not None or body.plaintextHttp:
-            raise BadRequestError("bad_request", 'Invalid request: destinations belong to the mode "set".')
+            raise _invalid('destinations belong to the mode "set".')
         return Setting(mode=body.mode, since_ms=services.clock() if body.mode == "learn" else 0)
     wanted = {"allow": body.allow or [], "subnets": body.subnets or [], "plaintextHttp": body.plaintextHttp}
     try:
         return Setting(mode="set", network=destinations.parse(wanted, services.boundaries))
     except ValueError as error:
-        raise BadRequestError("bad_request", f"Invalid request: {error}") from error
+        raise _invalid(str(error)) from error
+
+
+def _invalid(reason: str) -> BadRequestError:
+    return BadRequestError("invalid_network_policy", f"Invalid request: {reason}", details={"pointer": ""})
 
 
 @router.post(
