@@ -1,6 +1,7 @@
 """From an uploaded archive to a snapshot that runs start from.
 
-    archive ─▶ sandbox: install (registries only, no secrets) ─▶ network closed ─▶ build, read the manifest (secrets) ─▶ sealed
+    archive ─▶ dependencies, installed or a layer of before (registries only, no secrets) ─▶ network closed ─▶ build (secrets)
+            ─▶ sealed ─▶ the manifest is read in a run of its own
 
 A deployment serves once its manifest was read; one that fails changes nothing about the worker.
 """
@@ -11,7 +12,8 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from hutch.api.services import Services
@@ -20,8 +22,8 @@ from hutch.errors import BadRequestError, ConflictError, HutchError, NotFoundErr
 from hutch.storage import sandboxes, snapshots
 from hutch.storage import workers as rows
 from hutch.storage.workers import Deployment, Worker
-from hutch.workers import languages, sandbox
-from hutch.workers.languages import LANGUAGES, PLATFORM, SOURCE, Language
+from hutch.workers import languages, layers, sandbox
+from hutch.workers.languages import LANGUAGES, NODE, PLATFORM, SOURCE, Language
 from hutch.workers.lines import Lines
 from hutch.workers.sandbox import OwnSandbox
 
@@ -75,7 +77,9 @@ async def build(services: Services, scope: Scope, worker: Worker, say: Say) -> D
         found = await rows.latest(connection, scope, worker.id, ("uploaded",), services.sealer)
         if found is None:
             raise NotFoundError("source_not_found", "Nothing was uploaded that is not built yet. Deploy again.")
-        begun = await rows.change_deployment(connection, scope, found.id, now, status="building", before=("uploaded",))
+        begun = await rows.change_deployment(
+            connection, scope, found.id, now, status="building", before=("uploaded",), owner=services.process_id
+        )
     if not begun:
         raise ConflictError("conflict", "The upload is being built by another request.")
     store = archives(services)
@@ -103,16 +107,9 @@ async def _build(
     secrets: dict[str, str],
     say: Say,
 ) -> Deployment:
-    settings = services.settings.workers
-    step_ms = settings.build_timeout_s * 1000
-    async with sandbox.opened(
-        services,
-        scope,
-        f"worker-build-{found.id}",
-        policy="deny-all",
-        timeout_ms=min(5 * step_ms, services.settings.sandbox.max_timeout_ms),
-        worker_id=worker.id,
-    ) as box:
+    step_ms = services.settings.workers.build_timeout_s * 1000
+    layer = await _layer(services, scope, worker, found, archive, say)
+    async with _box(services, scope, worker, f"worker-build-{found.id}", layer) as box:
         steps = Steps(box, say, step_ms)
         try:
             await box.unpack(archive, SOURCE, gzip=True)
@@ -121,10 +118,8 @@ async def _build(
         name = await _language(box, step_ms)
         language = LANGUAGES[name]
         await box.put(language.files(), PLATFORM, sudo=True)
-        index = await _index(box, language, step_ms)
-        await box.set_policy({"allow": {host: [] for host in settings.registries or language.registries(index)}})
-        await steps.run("install", language.install, env=language.environment(index))
-        await box.set_policy("deny-all")
+        if layer is None:
+            await _install(services, box, steps, language, step_ms)
         for step in language.steps:
             await steps.run(step.name, step.argv, env=secrets if step.secrets else None)
         snapshot = await box.seal()
@@ -145,6 +140,47 @@ async def _build(
     return built
 
 
+def _box(
+    services: Services, scope: Scope, worker: Worker, name: str, snapshot_id: str | None = None
+) -> AbstractAsyncContextManager[OwnSandbox]:
+    """A sandbox of a build, without a network."""
+    timeout_ms = min(5 * services.settings.workers.build_timeout_s * 1000, services.settings.sandbox.max_timeout_ms)
+    return sandbox.opened(
+        services, scope, name, policy="deny-all", timeout_ms=timeout_ms, worker_id=worker.id, snapshot_id=snapshot_id
+    )
+
+
+async def _install(services: Services, box: OwnSandbox, steps: Steps, language: Language, step_ms: int) -> None:
+    """Install what a worker depends on, with the network open for that. Raises `BuildFailed`."""
+    index = await _index(box, language, step_ms)
+    hosts = services.settings.workers.registries or languages.registries(index)
+    await box.set_policy({"allow": {host: [] for host in hosts}})
+    await steps.run("install", language.install, env=language.environment(index))
+    await box.set_policy("deny-all")
+
+
+async def _layer(services: Services, scope: Scope, worker: Worker, found: Deployment, archive: bytes, say: Say) -> str | None:
+    """A snapshot with the dependencies of a worker for Node, which are installed now unless they were before; None when they can
+    only be installed beside its source. Raises `BuildFailed`, and there is no layer then."""
+    settings = services.settings.workers
+    given = await asyncio.to_thread(layers.inputs, archive) if settings.keep_layers_s else None
+    if given is None:
+        return None
+    language = LANGUAGES[NODE]
+    key = given.key(sandbox.base_image(services).pinned, language.install, settings.registries)
+    known = await layers.find(services, scope, given, key)
+    if known is not None:
+        await say("stdout", "The dependencies are those of before, and installed already.")
+        return known
+    step_ms = settings.build_timeout_s * 1000
+    async with _box(services, scope, worker, f"worker-install-{found.id}") as box:
+        await box.unpack(given.archive(), SOURCE, gzip=False)
+        await _install(services, box, Steps(box, say, step_ms), language, step_ms)
+        snapshot = await box.seal()
+    await layers.keep(services, scope, key, snapshot.id)
+    return snapshot.id
+
+
 async def _language(box: OwnSandbox, timeout_ms: int) -> str:
     """What a project is written in. Raises `BuildFailed`."""
     found = languages.detected(await _said(box, languages.DETECT, SOURCE, timeout_ms) or "")
@@ -158,7 +194,7 @@ async def _index(box: OwnSandbox, language: Language, timeout_ms: int) -> str:
     if language.index is None:
         return ""
     address = await _said(box, language.index, "/", timeout_ms)
-    if not address or not language.registries(address):
+    if not address or not languages.registries(address):
         raise BuildFailed("The image does not say which registry it is set to; name some in `workers.registries`.")
     return address
 
@@ -207,15 +243,15 @@ async def forget(services: Services, scope: Scope, worker: Worker) -> None:
     services.snapshots_due.set()
 
 
-async def give_up(services: Services) -> list[tuple[Scope, str]]:
-    """At the start of the process: what a predecessor was building or running is over, and archives that nobody waits for go. The
-    sandboxes that it had are answered, for `end_leftovers`."""
+async def give_up(services: Services, alive: Collection[str]) -> list[tuple[Scope, str]]:
+    """What processes were building or running that live no more is over, and archives that nobody waits for go. The sandboxes
+    that they had are answered, for `sandbox.end_leftovers`."""
     async with services.database.write() as connection:
-        await rows.give_up(connection, services.clock())
+        await rows.give_up(connection, services.clock(), alive)
         wanted = await rows.awaited_uploads(connection)
-        left = await sandboxes.of_workers(connection)
+        found = await sandboxes.of_workers(connection)
     await asyncio.to_thread(_sweep, services, wanted)
-    return left
+    return [(scope, name) for scope, name in found if sandbox.owner_of(name) not in alive]
 
 
 async def drop_archives(services: Services) -> None:

@@ -27,8 +27,10 @@ _FILES = {"package.json": NODE, "pyproject.toml": PYTHON, "requirements.txt": PY
 DETECT = ["sh", "-c", f"for file in {' '.join(_FILES)}; do if test -f $file; then echo $file; fi; done"]
 UNKNOWN = f"The project has none of {', '.join(_FILES)} at its top."
 
-_INDEX = "https://pypi.org/simple"
-_INDEX_FILES = "files.pythonhosted.org"
+# The address, and where what it lists is: what pip is set to, or what it has built in.
+_PYTHON_INDEX = """python3 -m pip config get global.index-url 2>/dev/null || python3 -c '
+from pip._internal.models.index import PyPI
+print(PyPI.simple_url, PyPI.file_storage_domain)'"""
 _UV = "uv --no-cache --no-config --quiet"
 _INSTALL_PYTHON = f"""set -e
 {_UV} venv .venv
@@ -59,12 +61,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """`index` prints the address of the registry that `install` uses, `registries` are the hosts of one, and `environment` tells
+    """`index` prints the address of the registry that `install` uses, and other hosts that it needs; `environment` tells
     `install` about it. `files` are put into `PLATFORM`; `start` is followed by the runner's arguments."""
 
     install: list[str]
     index: list[str] | None
-    registries: Callable[[str], tuple[str, ...]]
     environment: Callable[[str], dict[str, str]]
     steps: tuple[Step, ...]
     files: Callable[[], Mapping[str, bytes]]
@@ -77,13 +78,11 @@ def detected(said: str) -> str | None:
     return next((language for name, language in _FILES.items() if name in found), None)
 
 
-def _host(address: str) -> tuple[str, ...]:
-    name = urlsplit(address).hostname
-    return (name,) if name else ()
-
-
-def _indexes(address: str) -> tuple[str, ...]:
-    return (*_host(address), _INDEX_FILES) if address == _INDEX else _host(address)
+def registries(said: str) -> tuple[str, ...]:
+    """Hosts, from what `Language.index` printed; none where it is no address."""
+    address, *others = said.split() or [""]
+    host = urlsplit(address).hostname
+    return (host, *others) if host else ()
 
 
 def _node_files() -> dict[str, bytes]:
@@ -104,7 +103,6 @@ LANGUAGES = {
     NODE: Language(
         install=["npm", "install", "--no-audit", "--no-fund", "--include=dev"],
         index=["npm", "config", "get", "registry"],
-        registries=_host,
         environment=_none,
         steps=(
             Step("build", ["npm", "run", "build"], secrets=True),
@@ -115,9 +113,8 @@ LANGUAGES = {
     ),
     PYTHON: Language(
         install=["sh", "-c", _INSTALL_PYTHON],
-        index=["sh", "-c", f"python3 -m pip config get global.index-url 2>/dev/null || echo {_INDEX}"],
-        registries=_indexes,
-        environment=lambda address: {"UV_DEFAULT_INDEX": address, "UV_PYTHON_DOWNLOADS": "never"},
+        index=["sh", "-c", _PYTHON_INDEX],
+        environment=lambda said: {"UV_DEFAULT_INDEX": said.split()[0], "UV_PYTHON_DOWNLOADS": "never"},
         steps=(),
         files=_python_files,
         start=[f"{SOURCE}/.venv/bin/python", "-u", f"{PLATFORM}/python/start.py", SOURCE],
@@ -125,7 +122,6 @@ LANGUAGES = {
     OWN: Language(
         install=["sh", "-c", f"test -x {OWN_PROGRAM} || chmod +x {OWN_PROGRAM}; ./{OWN_PROGRAM} --install"],
         index=None,
-        registries=lambda _: (),
         environment=_none,
         steps=(),
         files=dict,

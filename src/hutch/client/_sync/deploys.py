@@ -13,7 +13,8 @@ import msgspec
 from hutch.client import paths, projects
 from hutch.client._sync.transport import Http
 from hutch.client.models import Worker
-from hutch.errors import HutchError, RunFailedError
+from hutch.client.wire import decode
+from hutch.errors import InternalError, RunFailedError
 
 Told = Callable[[str, str], None]
 """Called with the stream (`stdout`, `stderr`) and a piece of what a build writes."""
@@ -70,9 +71,9 @@ def _build(http: Http, project: dict[str, str], worker_id: str, told: Told | Non
         for chunk in response.iter_bytes():
             *lines, left = (left + chunk).split(b"\n")
             if len(left) > MAX_LINE_BYTES:
-                raise HutchError("bad_answer", "The server answered with a line that does not end.")
+                raise InternalError("unexpected_answer", "The server answered with a line that does not end.")
             for line in lines:
-                record: dict[str, Any] = msgspec.json.decode(line) if line.strip() else {}
+                record = decode(line.strip(), dict[str, Any])
                 if record.get("_tag") == "log" and told is not None:
                     told(str(record["event"]["stream"]), str(record["event"]["data"]))
                 elif record.get("_tag") == "error":
