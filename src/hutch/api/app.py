@@ -39,6 +39,7 @@ from hutch.api import (
     tokens,
     traffic,
     usage,
+    worker_login,
     worker_mcp,
     worker_runs,
     worker_tokens,
@@ -87,6 +88,8 @@ ROUTERS = (
     worker_tools.router,
     worker_mcp.router,
     worker_tokens.router,
+    worker_login.router,
+    worker_login.page_router,
     system.router,
 )
 ALWAYS_ANSWERED = frozenset({"/healthz", "/readyz", "/metrics", "/health"})
