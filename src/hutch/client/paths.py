@@ -118,10 +118,18 @@ def door(name: str) -> str:
     return f"/v3/workers{name}"
 
 
-def worker_tools(worker_id: str) -> str:
+def worker(worker_id: str, *parts: str) -> str:
+    """A worker, or something of it: `parts` are steps of the path, in which a key may be anything."""
     if _REFERENCE.fullmatch(worker_id) is None:
         raise NotFoundError("not_found", f"Worker '{worker_id[:64]}' not found.")
-    return f"{OWN}/workers/{worker_id}/tools"
+    for part in parts:
+        if part in ("", ".", ".."):
+            raise NotFoundError("not_found", f"The worker has nothing that is called '{part}'.")
+    return "/".join((f"{OWN}/workers/{worker_id}", *(quote(part, safe="") for part in parts)))
+
+
+def worker_tools(worker_id: str) -> str:
+    return worker(worker_id, "tools")
 
 
 def worker_tool(worker_id: str, name: str) -> str:

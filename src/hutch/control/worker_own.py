@@ -36,6 +36,10 @@ class NewButton(Body):
     expires_in_s: Annotated[int, Field(ge=60, le=MAX_BUTTON_LIFE_S)] = 30 * 86_400
 
 
+class ChangeWorker(Body):
+    name: Text = Field(min_length=1, max_length=128)
+
+
 class Replay(Body):
     """`deployment`: id of another one than the one that serves; `network`: `deny-all` cuts off side effects."""
 
@@ -178,6 +182,10 @@ class RunFull(RunEntry):
 
 class RunRead(TypedDict):
     run: RunFull
+
+
+class RunCanceled(TypedDict):
+    run: RunEntry
 
 
 for _kind in list(globals().values()):
