@@ -561,6 +561,11 @@ class WorkerSettings(Section):
         description="JSON file with the operator's apps at OAuth providers, for workers that name a provider and have no app of "
         "their own; read when it is needed.",
     )
+    webhook_url: str | None = Field(
+        None,
+        description="Base URL of webhooks where they have a name of their own, such as https://hooks.example.com: at that name "
+        "the API has webhooks and nothing else. Default: the server's own.",
+    )
     run_cpu_s: int = Field(0, description="Most CPU seconds of one run, over all vCPUs; 0: any number.", ge=0, le=10_000_000)
     run_egress_bytes: int = Field(0, description="Most bytes that one run may send; 0: any number.", ge=0, le=2**50)
     run_money_nano: int = Field(
@@ -640,6 +645,16 @@ class WorkerSettings(Section):
     @classmethod
     def _file(cls, value: Path | None) -> Path | None:
         return value.expanduser().absolute() if value is not None else None
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _webhook_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.rstrip("/") or parts.query or parts.fragment:
+            raise ValueError("must be an http:// or https:// URL without a path")
+        return value.rstrip("/")
 
     def run_budget(self) -> dict[str, int] | None:
         """What one run may use, by limit of a budget; None: as much as its project may."""

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from hutch.settings import WorkerSettings
 from hutch.workers import webhooks as decisions
 from tests.api.conftest import Api
 from tests.api.deployed import ProgramError, deploy, deployed
@@ -359,3 +360,35 @@ class TestLimits:
         wrong = [await sender.post(path.replace("/plain", f"x{number}/plain")) for number in range(4)]
         assert [answer.status_code for answer in wrong] == [404, 404, 404, 429]
         assert (await sender.post(path)).status_code == 202
+
+
+class TestNameOfTheirOwn:
+    @pytest.fixture
+    def environment(self) -> dict[str, str]:
+        return {"HUTCH_WORKERS__WEBHOOK_URL": "https://hooks.localhost/"}
+
+    async def test_webhooks_are_there_and_nothing_else(self, api: Api) -> None:
+        worker = await deployed(api, lambda job: OK)
+        listed = (await api.http.get(f"/hutch/v1/workers/{worker}/webhooks")).json()["webhooks"]
+        (url,) = [httpx.URL(one["url"]) for one in listed if one["key"] == "plain"]
+        assert (url.scheme, url.netloc) == ("https", b"hooks.localhost")
+        path = url.raw_path.decode()
+        sender = api.client("")
+        for host in ("hooks.localhost", "hooks.localhost:443", "HOOKS.localhost."):
+            taken = await sender.post(f"{api.url}{path}", headers={"host": host})
+            assert taken.status_code == 202, host
+            for other in ("/healthz", "/api/hutch/v1/workers", "/webhooks", "/buttons/x", "/api/hutch/v1/worker-login", "/"):
+                refused = await api.http.get(f"{api.url}{other}", headers={"host": host})
+                assert (refused.status_code, refused.json()["error"]["code"]) == (421, "misdirected_request"), other
+        elsewhere = await sender.post(f"{api.url}{path}", headers={"host": "other.localhost"})
+        assert elsewhere.status_code == 421, "that is a sandbox's"
+        assert (await sender.post(f"{api.url}{path}")).status_code == 202
+        assert (await sender.get(f"{api.url}{path}", headers={"host": "hooks.localhost"})).status_code == 405
+
+
+@pytest.mark.parametrize(
+    "url", ["hooks.example.com", "ftp://hooks.example.com", "https://h.example/x", "https://h.example?x", "x"]
+)
+def test_a_name_that_is_no_url_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="must be an http"):
+        WorkerSettings(webhook_url=url)

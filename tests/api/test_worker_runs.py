@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from hutch.host.protocol import SessionStatus
@@ -145,3 +146,41 @@ async def test_a_run_has_a_budget_and_says_when_that_is_used_up(api: Api) -> Non
     assert (job["status"], job["error"]["name"]) == ("dead", "RunBudgetExceededError")
     called = await api.http.post("/v3/workersRunCapability", json={"workerId": worker, "capabilityKey": "ask", "args": {}})
     assert (called.status_code, called.json()["name"]) == (422, "RunBudgetExceededError")
+
+
+async def test_a_run_is_canceled_and_not_repeated(api: Api) -> None:
+    worker = await deployed(api, lambda job: OK)
+
+    async def waits(job: Any) -> tuple[bytes, int]:
+        session = next(iter(reversed(api.host.sessions)))
+        while api.host.sessions[session].status is SessionStatus.RUNNING:
+            await asyncio.sleep(0.01)
+        return b"", -1
+
+    api.host.worker = waits
+    body = {"event": {}, "retries": 3, "wait": True}
+    waiting = asyncio.create_task(api.http.post(f"/hutch/v1/workers/{worker}/automations/press/trigger", json=body))
+    while not (found := (await runs(api, worker))["runs"]) or "session_id" not in found[0]:
+        await asyncio.sleep(0.02)
+    canceled = await api.http.post(f"/hutch/v1/workers/{worker}/runs/{found[0]['id']}/cancel")
+    assert canceled.status_code == 200, canceled.text
+    job = (await waiting).json()["job"]
+    assert (job["status"], job["error"]["name"]) == ("dead", "RunCanceledError")
+    [only] = (await runs(api, worker))["runs"]
+    full = await run(api, worker, only["id"])
+    assert full["output"]["error"]["name"] == "RunCanceledError"
+    again = await api.http.post(f"/hutch/v1/workers/{worker}/runs/{only['id']}/cancel")
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "run_not_cancelable")
+    for unknown in ("none", "%00", "x" * 300):
+        assert (await api.http.post(f"/hutch/v1/workers/{worker}/runs/{unknown}/cancel")).status_code == 404
+
+
+async def test_a_worker_is_renamed_and_its_addresses_stay(api: Api) -> None:
+    worker = await deployed(api, lambda job: OK)
+    before = (await api.http.get(f"/hutch/v1/workers/{worker}/webhooks")).json()
+    renamed = await api.http.patch(f"/hutch/v1/workers/{worker}", json={"name": "other"})
+    assert (renamed.status_code, renamed.json()["worker"]["name"]) == (200, "other")
+    assert (await api.http.post("/v3/workersGetWorker", json={"workerId": worker})).json()["worker"]["name"] == "other"
+    assert (await api.http.get(f"/hutch/v1/workers/{worker}/webhooks")).json() == before
+    for name in ("", "x" * 129, "a\0b", 7, None):
+        assert (await api.http.patch(f"/hutch/v1/workers/{worker}", json={"name": name})).status_code == 400

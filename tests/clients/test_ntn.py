@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,39 @@ def test_what_fails_says_so_and_is_a_run_with_an_exit_code(odd: Ntn) -> None:
     assert "error: no luck" in streamed.err
     assert "has no capability 'none'" in odd("exec", "none").err
     assert odd("get", NOTION_API_TOKEN="nobody's").code == UNAUTHORIZED
+
+
+def test_a_run_that_goes_on_is_canceled(odd: Ntn, leak_check: None) -> None:
+    base, token = odd.environment["NOTION_API_BASE_URL"], odd.environment["NOTION_API_TOKEN"]
+    worker = json.loads((odd.directory / "workers.json").read_text())["workerId"]
+    with (
+        httpx.Client(base_url=f"{base}/api", headers={"authorization": f"Bearer {token}"}, timeout=60) as http,
+        ThreadPoolExecutor(1) as beside,
+    ):
+
+        def going_on() -> dict[str, Any] | None:
+            runs = http.get(f"/hutch/v1/workers/{worker}/runs", params={"name": "tool:waits"}).json()["runs"]
+            return next((run for run in runs if "session_id" in run and "ended_at" not in run), None)
+
+        waiting = beside.submit(odd, "exec", "waits")
+        wait_until(lambda: going_on() is not None, 60, "the run has its sandbox")
+        run = going_on()
+        assert run is not None
+        assert http.post(f"/hutch/v1/workers/{worker}/runs/{run['id']}/cancel").status_code == 200
+        said = waiting.result(60)
+        assert (said.code, "RunCanceledError" in said.err) == (API_ERROR, True), said.err
+        ended = http.get(f"/hutch/v1/workers/{worker}/runs/{run['id']}").json()["run"]
+        assert (ended["output"]["error"]["name"], ended["exit_code"] > 0) == ("RunCanceledError", True)
+
+
+def test_a_deploy_shows_the_addresses_of_webhooks(odd: Ntn) -> None:
+    base, token = odd.environment["NOTION_API_BASE_URL"], odd.environment["NOTION_API_TOKEN"]
+    worker = json.loads((odd.directory / "workers.json").read_text())["workerId"]
+    listed = httpx.get(f"{base}/api/hutch/v1/workers/{worker}/webhooks", headers={"authorization": f"Bearer {token}"}).json()
+    deployed = odd.done("deploy")
+    assert listed["webhooks"]
+    for one in listed["webhooks"]:
+        assert f"[build] webhook {one['key']}: {one['url']}" in deployed.err
 
 
 def test_what_is_printed_does_not_change_what_is_returned(odd: Ntn) -> None:

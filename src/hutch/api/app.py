@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -39,6 +40,7 @@ from hutch.api import (
     tokens,
     traffic,
     usage,
+    worker_login,
     worker_mcp,
     worker_network,
     worker_runs,
@@ -52,6 +54,7 @@ from hutch.api.first_version import FirstVersion
 from hutch.api.routing import PlainRoute, VersionedPaths
 from hutch.api.services import Services
 from hutch.errors import HutchError, MisdirectedError, NotFoundError, UnavailableError, UnsupportedMediaError
+from hutch.settings import Settings, split_listen
 
 ROUTERS = (
     # Starlette tries routes in order: what is called most comes first, and fixed paths before `{name}`.
@@ -89,8 +92,11 @@ ROUTERS = (
     worker_network.router,
     worker_mcp.router,
     worker_tokens.router,
+    worker_login.router,
+    worker_login.page_router,
     system.router,
 )
+WEBHOOKS = "/webhooks/worker/"
 ALWAYS_ANSWERED = frozenset({"/healthz", "/readyz", "/metrics", "/health"})
 
 
@@ -109,12 +115,21 @@ def create_app(services: Services) -> ASGIApp:
     return VersionedPaths(FirstVersion(Front(app, services)))
 
 
-async def misdirected(scope: Scope, receive: Receive, send: Send) -> None:
-    """Nothing of the API is at a name of a sandbox: its pages must not have the API's origin."""
-    refusal = MisdirectedError(
-        "misdirected_request", "This name is a sandbox's. Its port is served by the ingress (`ingress_url`)."
-    )
-    await error_response(refusal)(scope, receive, send)
+async def misdirected(scope: Scope, receive: Receive, send: Send, why: str) -> None:
+    """Nothing of the API is at a name of a sandbox, or of webhooks: their pages must not have the API's origin."""
+    await error_response(MisdirectedError("misdirected_request", why))(scope, receive, send)
+
+
+def webhook_name(settings: Settings, host: str) -> bool:
+    """Whether a `Host` is the one that webhooks have for themselves."""
+    parts = urlsplit(settings.workers.webhook_url or "")
+    if parts.hostname is None or parts.hostname == urlsplit(settings.server.public_url or "").hostname:
+        return False
+    try:
+        name, _ = split_listen(host)
+    except ValueError:
+        name = host
+    return name.lower().rstrip(".") == parts.hostname
 
 
 def coded(scope: Scope) -> UnsupportedMediaError | None:
@@ -144,8 +159,14 @@ class Front:
             await self._app(scope, receive, send)
             return
         host = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1")
-        if ingress.is_below_domain(self._services.settings, host):
-            await misdirected(scope, receive, send)
+        if webhook_name(self._services.settings, host):
+            if not scope["path"].startswith(WEBHOOKS):
+                await misdirected(scope, receive, send, "This name is that of webhooks. There is nothing else.")
+                return
+        elif ingress.is_below_domain(self._services.settings, host):
+            await misdirected(
+                scope, receive, send, "This name is a sandbox's. Its port is served by the ingress (`ingress_url`)."
+            )
             return
         if scope["type"] == "websocket":
             await self._socket(scope, receive, send)

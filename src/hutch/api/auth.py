@@ -296,7 +296,7 @@ class Authenticator:
             async with self._database.read() as connection:
                 record = await tokens.find(connection, claims["jti"])
             if record is not None and record.revoked_at is None and now < record.expires_at:
-                permissions = _permissions(record)
+                permissions = permissions_of(record)
                 principal = Principal(record.id, record.team_id, record.project_id, record.role, permissions, record.member_id)
                 if self._changes == changes:
                     self._verified.put(token, _Verified(principal, record.expires_at, now))
@@ -415,7 +415,7 @@ def new_token(
     return TokenRecord(ids.token_id(), team_id, project_id, role, name, now, now + ttl_ms, member_id=member_id, scopes=scopes)
 
 
-def _permissions(record: TokenRecord) -> frozenset[Permission]:
+def permissions_of(record: TokenRecord) -> frozenset[Permission]:
     """What a token may do: a member's no more than the member, and nothing when the member is gone."""
     one_project = record.project_id is not None
     permissions = granted(record.role, record.scopes, one_project=one_project)

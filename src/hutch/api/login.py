@@ -44,6 +44,8 @@ PATH = "/hutch/v1/login"
 LIFE_MS = 10 * 60_000
 INTERVAL_S = 3
 MAX_FORM_BYTES = 8192
+MOST_PROJECTS = 200
+"""Of a team, in a page that asks for one."""
 TOKEN_NAME = "hutch login"  # noqa: S105 - a name, not a secret
 _REFUSALS = (400, 403, 404, 429, 503)
 
@@ -148,7 +150,7 @@ async def _token(
     if team is None or found[0].disabled_at is not None:
         raise ForbiddenError("login_refused", "You are no member of that team any more, or were disabled.")
     member = found[0]
-    project, bound = await _project(connection, team, login.project)
+    project, bound = await project_of(connection, team, login.project)
     record = new_token(
         team.id,
         project.id if project is not None and bound else None,
@@ -172,7 +174,7 @@ async def _token(
     return record, shape
 
 
-async def _project(connection: AsyncConnection, team: Team, named: str | None) -> tuple[Project | None, bool]:
+async def project_of(connection: AsyncConnection, team: Team, named: str | None) -> tuple[Project | None, bool]:
     """The project of a login, and whether its token is for that one only. Without a name it is where to begin: the team's only
     one, or the one called `default`."""
     if named is not None:
@@ -189,13 +191,13 @@ async def _project(connection: AsyncConnection, team: Team, named: str | None) -
 # -- for browsers -----------------------------------------------------------------------------------
 
 
-def _for_browsers(**told: Any) -> Documented:
+def for_browsers(**told: Any) -> Documented:
     """What answers with pages."""
     more = [Answer(status, HTML, None) for status in (303, *_REFUSALS)]
     return documented(content=HTML, more=more, public=True, **told)
 
 
-def _with_pages(endpoint: Endpoint) -> Endpoint:
+def with_pages(endpoint: Endpoint) -> Endpoint:
     """An endpoint whose errors are pages, too."""
 
     @functools.wraps(endpoint)
@@ -212,15 +214,15 @@ def _with_pages(endpoint: Endpoint) -> Endpoint:
 
 @router.get(
     PATH,
-    openapi_extra=_for_browsers(query={"login": "A login's id, as its `url` has it", "user_code": "The code that is to be read"}),
+    openapi_extra=for_browsers(query={"login": "A login's id, as its `url` has it", "user_code": "The code that is to be read"}),
 )
-@_with_pages
+@with_pages
 async def open_login(request: Request) -> Response:
     """A browser begins its part of a login: on to the provider. Without a login it is asked for a code."""
     services = services_of(request)
     provider = _provider(services)
     services.auth.count_login(request)
-    login_id, typed = _one(request, "login"), _one(request, "user_code")
+    login_id, typed = single(request, "login"), single(request, "user_code")
     if not login_id and not typed:
         return pages.ask_for_code(_path(services))
     user_code = secrets.typed_code(typed) or ""
@@ -241,7 +243,7 @@ async def open_login(request: Request) -> Response:
 
 @router.get(
     f"{PATH}/callback",
-    openapi_extra=_for_browsers(
+    openapi_extra=for_browsers(
         query={
             "code": "The provider's code",
             "state": "What it was sent",
@@ -250,27 +252,27 @@ async def open_login(request: Request) -> Response:
         }
     ),
 )
-@_with_pages
+@with_pages
 async def login_callback(request: Request) -> Response:
     """The provider sends a browser back: who came is known then, and their roles follow what it says of them."""
     services = services_of(request)
     provider = _provider(services)
     services.auth.count_login(request)
     own = _own(services, request)
-    state, code = _one(request, "state"), _one(request, "code")
+    state, code = single(request, "state"), single(request, "code")
     if not state or not secrets.same(state, own.state):
         raise BadRequestError("login_not_valid", "This page belongs to another login than yours. Begin again.")
     async with services.database.write() as connection:
         login = await logins.returned(connection, services.clock(), own.digest)
     if login is None:
         raise _over()
-    await provider.check_sender(_one(request, "iss") or None)
+    await provider.check_sender(single(request, "iss") or None)
     if not code or len(code) > MAX_CODE_LENGTH:
-        log.warning("the provider sent a browser back without a code: %.100r", _one(request, "error"))
+        log.warning("the provider sent a browser back without a code: %.100r", single(request, "error"))
         raise ForbiddenError("login_denied", "The provider did not log you in. Begin again.")
     person = await provider.person(code, own, _redirect_uri(services))
     known = await _admitted(services, person, address_of(request))
-    choices = await _choices(services, known, login.team)
+    choices = await _choices(services, known, login.team, by_project=is_of_ntn(login))
     async with services.database.write() as connection:
         if await logins.identified(connection, services.clock(), own.digest, person.identity) is None:
             raise _over()
@@ -280,8 +282,8 @@ async def login_callback(request: Request) -> Response:
     return pages.confirm(f"{_path(services)}/confirm", own.form, named, choices, code=code_shown, address=login.address, to=to)
 
 
-@router.post(f"{PATH}/confirm", openapi_extra=_for_browsers(upload=FORM))
-@_with_pages
+@router.post(f"{PATH}/confirm", openapi_extra=for_browsers(upload=FORM))
+@with_pages
 async def confirm_login(request: Request) -> Response:
     """Somebody who is known says yes or no. Back to the port where the command line waits, with a code; or to nowhere."""
     services = services_of(request)
@@ -289,9 +291,9 @@ async def confirm_login(request: Request) -> Response:
     services.auth.count_login(request)
     own = _own(services, request)
     origin = request.headers.get("origin")
-    if origin is not None and origin != _origin(services):
+    if origin is not None and origin != origin_of(services):
         raise ForbiddenError("login_refused", "This came from another site.")
-    form = await _form(request)
+    form = await form_of(request)
     if not secrets.same(form.get("form", ""), own.form):
         raise ForbiddenError("login_refused", "This did not come from the page of this login. Begin again.")
     now, yes = services.clock(), form.get("answer") == "yes"
@@ -300,11 +302,10 @@ async def confirm_login(request: Request) -> Response:
         login = await logins.of_browser(connection, now, own.digest)
         if login is None or login.identity is None:
             raise _over()
-        member_id = form.get("member", "") if yes else None
-        if yes and member_id not in {one.id for one in await members.of_identity(connection, login.identity)}:
-            raise ForbiddenError("login_refused", "You are no member of that team.")
+        member_id, project = await _chosen(connection, login, form.get("member", "")) if yes else (None, None)
         made = secrets.digest(code) if login.port is not None else None
-        if await logins.decided(connection, now, own.digest, member_id=member_id, code_hash=made) is None:
+        decided = await logins.decided(connection, now, own.digest, member_id=member_id, code_hash=made, project=project)
+        if decided is None:
             raise _over()
         if not yes and login.port is not None:
             await logins.end(connection, login.id)
@@ -318,11 +319,25 @@ async def confirm_login(request: Request) -> Response:
     return response
 
 
-@router.get(f"{PATH}/done", openapi_extra=_for_browsers(query={"failed": "Anything, where a command line could not go on"}))
-@_with_pages
+async def _chosen(connection: AsyncConnection, login: Login, text: str) -> tuple[str, str | None]:
+    """The member of a choice and, for `ntn`, the project. Raises `ForbiddenError` for what is not theirs."""
+    named, _, project_id = text.partition(" ")
+    member = next((one for one in await members.of_identity(connection, login.identity or "") if one.id == named), None)
+    if member is None or (project_id and not is_of_ntn(login)):
+        raise ForbiddenError("login_refused", "You are no member of that team.")
+    if not is_of_ntn(login):
+        return member.id, None
+    project = await tenants.find_project(connection, member.team_id, project_id)
+    if project is None:
+        raise ForbiddenError("login_refused", "That project is not there any more.")
+    return member.id, project.id
+
+
+@router.get(f"{PATH}/done", openapi_extra=for_browsers(query={"failed": "Anything, where a command line could not go on"}))
+@with_pages
 async def login_done(request: Request) -> Response:
     """Where a command line sends the browser when it has its token."""
-    return pages.not_taken() if _one(request, "failed") else pages.done()
+    return pages.not_taken() if single(request, "failed") else pages.done()
 
 
 # -- who came ---------------------------------------------------------------------------------------
@@ -386,14 +401,22 @@ async def _note(connection: AsyncConnection, member: Member, action: str, now: i
     )
 
 
-async def _choices(services: Services, known: list[Member], asked: str | None) -> list[Choice]:
-    """The teams that somebody can log in to, of which the login may have named one. Raises `ForbiddenError` without one."""
+async def _choices(services: Services, known: list[Member], asked: str | None, *, by_project: bool) -> list[Choice]:
+    """The teams that somebody can log in to, of which the login may have named one, or their projects. Raises `ForbiddenError`
+    without one."""
     choices: list[Choice] = []
     async with services.database.read() as connection:
         for member in known:
             team = await tenants.find_team(connection, member.team_id)
-            if team is not None and member.disabled_at is None and asked in (None, team.id, team.slug):
+            if team is None or member.disabled_at is not None or asked not in (None, team.id, team.slug):
+                continue
+            if not by_project:
                 choices.append(Choice(member.id, team.slug, str(member.role)))
+                continue
+            projects = (await tenants.list_projects(connection, team.id))[:MOST_PROJECTS]
+            choices.extend(
+                Choice(f"{member.id} {project.id}", f"{team.slug}/{project.slug}", str(member.role)) for project in projects
+            )
     if choices:
         return choices
     if any(member.disabled_at is not None for member in known):
@@ -415,6 +438,11 @@ def _provider(services: Services) -> Provider:
     return services.provider
 
 
+def is_of_ntn(login: Login) -> bool:
+    """Whether `hutch.api.worker_login` began it."""
+    return not login.challenge
+
+
 def _over() -> BadRequestError:
     return BadRequestError("login_not_valid", "This login is over, was used, or is another browser's. Begin again.")
 
@@ -428,7 +456,7 @@ def _path(services: Services) -> str:
     return urlsplit(_place(services)).path
 
 
-def _origin(services: Services) -> str:
+def origin_of(services: Services) -> str:
     parts = urlsplit(services.issuer)
     return f"{parts.scheme}://{parts.netloc}"
 
@@ -437,7 +465,7 @@ def _redirect_uri(services: Services) -> str:
     return f"{_place(services)}/callback"
 
 
-def _one(request: Request, name: str) -> str:
+def single(request: Request, name: str) -> str:
     """A query parameter; empty where there is none. Raises `BadRequestError` for one that is there twice."""
     given = request.query_params.getlist(name)
     if len(given) > 1:
@@ -472,7 +500,7 @@ def _own(services: Services, request: Request) -> BrowserSecrets:
     return BrowserSecrets.of(secret)
 
 
-async def _form(request: Request) -> dict[str, str]:
+async def form_of(request: Request) -> dict[str, str]:
     """The fields of a form. Raises `BadRequestError`, `PayloadTooLargeError`."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != FORM:
         raise BadRequestError("login_not_valid", "This is no form of this server's.")

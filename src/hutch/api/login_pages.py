@@ -31,8 +31,10 @@ p { margin: 0 0 14px }
 .code { margin: 0 0 14px; padding: 14px; border: 1px dashed var(--line); border-radius: 8px; text-align: center;
 font: 600 24px/1 ui-monospace, monospace; letter-spacing: .12em }
 label { display: block; margin: 0 0 8px; overflow-wrap: anywhere }
-input[type=text] { width: 100%; margin: 4px 0 14px; padding: 10px 12px; border: 1px solid var(--line); border-radius: 8px;
+input[type=text], input[type=password] {
+width: 100%; margin: 4px 0 14px; padding: 10px 12px; border: 1px solid var(--line); border-radius: 8px;
 background: transparent; color: inherit; font: 18px ui-monospace, monospace; letter-spacing: .1em; text-transform: uppercase }
+input[type=password], input.plain { text-transform: none; letter-spacing: 0 }
 fieldset { margin: 0 0 14px; padding: 10px 14px; border: 1px solid var(--line); border-radius: 8px }
 legend { padding: 0 6px; color: var(--soft); font-size: 14px }
 .actions { display: flex; gap: 10px; margin-top: 20px }
@@ -131,6 +133,30 @@ def confirm(
         '<button type="submit" name="answer" value="no">Cancel</button></div>\n</form>'
     )
     return page("Log in to a command line", "\n".join(parts), to=to)
+
+
+def confirm_ntn(action: str, code: str, elsewhere: str | None) -> Response:
+    """Where a login of `ntn` is confirmed. `elsewhere`: where somebody goes whom the organisation's provider knows."""
+    parts = ["<p><code>ntn login</code> waits for this login. Go on only if you began it, and your terminal shows this code:</p>"]
+    if elsewhere is not None:
+        parts.append(
+            f'<p class="code">{escape(code)}</p>\n<p><a href="{escape(elsewhere)}">Log in with your organisation</a></p>'
+        )
+        parts.append('<p class="soft">Or with a token:</p>')
+    field = 'type="text" autocomplete="off" spellcheck="false"'
+    parts.append(
+        f'<form method="post" action="{escape(action)}">\n'
+        f'<label>Code\n<input {field} name="user_code" required value="{escape(code)}" maxlength="16" '
+        'placeholder="BCDF-GHJK"></label>\n'
+        '<label>Token\n<input type="password" name="token" required autocomplete="off"></label>\n'
+        f'<label>Project <span class="soft">(the token\'s, where it has one)</span>\n'
+        f'<input class="plain" {field} name="project" maxlength="64"></label>\n'
+        '<p class="soft">It becomes another token, for the workers of one project and nothing else. Make yours with '
+        "<code>hutch token create --role owner</code>.</p>\n"
+        '<div class="actions"><button class="main" type="submit" name="answer" value="yes">Log in</button>'
+        '<button type="submit" name="answer" value="no">Cancel</button></div>\n</form>'
+    )
+    return page("Log in to ntn", "\n".join(parts))
 
 
 def done() -> Response:

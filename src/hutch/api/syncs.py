@@ -17,6 +17,7 @@ from hutch.control import answers
 from hutch.control.permissions import Permission
 from hutch.control.records import Scope
 from hutch.control.requests import ScheduleSync, TriggerSync
+from hutch.control.worker_own import ChangeWorker
 from hutch.errors import BadRequestError, NotFoundError
 from hutch.storage import audit_log, worker_rows, worker_syncs
 from hutch.storage import workers as workers_table
@@ -71,6 +72,33 @@ async def get_worker(request: Request, worker_id: str) -> Response:
         "databases": [_database(item, counts.get(item.key, 0)) for item in known.values()],
     }
     return JsonResponse({"worker": answer})
+
+
+@router.patch(
+    "/hutch/v1/workers/{worker_id}",
+    openapi_extra=documented(
+        ChangeWorker,
+        query=PROJECT,
+        answer=answers.WorkerRecordRead,
+        errors=(404,),
+        example={"name": "crm"},
+        needs=Permission.WORKER_WRITE,
+    ),
+)
+async def change_worker(request: Request, worker_id: str) -> Response:
+    """Give a worker another name. Its id and the addresses of its webhooks stay."""
+    services, scope, worker = await worker_of(request, worker_id)
+    body = await bodies.read(request, ChangeWorker)
+    actor, now = await services.auth.actor(request), services.clock()
+    async with services.database.write() as connection:
+        await workers_table.touch(connection, scope, worker.id, now, name=body.name)
+        await audit_log.append(
+            connection, scope.team_id, actor, "worker.renamed", worker.id, now, project=scope.project_id, name=body.name
+        )
+        found = await workers_table.find(connection, scope, worker.id)
+    if found is None:
+        raise NotFoundError("not_found", f"Worker '{worker_id[:64]}' not found in this project.")
+    return JsonResponse({"worker": _worker(found)})
 
 
 # -- syncs -------------------------------------------------------------------------------------------

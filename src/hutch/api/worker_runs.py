@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from hutch.api import paging, usage
 from hutch.api.body import read
+from hutch.api.commands import call
 from hutch.api.responses import JsonResponse
 from hutch.api.routing import PlainRoute, documented
 from hutch.api.services import Services
@@ -19,7 +20,9 @@ from hutch.api.worker_paths import PAGE, PROJECT, before, next_of, worker_of
 from hutch.control import worker_own as own
 from hutch.control.permissions import Permission
 from hutch.control.records import Scope
-from hutch.errors import ConflictError, NotFoundError
+from hutch.errors import ConflictError, GoneError, NotFoundError
+from hutch.host.protocol import SessionRecord, StopRequest
+from hutch.storage import audit_log
 from hutch.storage import workers as rows
 from hutch.storage.workers import Run, Worker
 from hutch.workers import jobs, network, runs
@@ -81,6 +84,30 @@ async def replay_worker_run(request: Request, worker_id: str, run_id: str) -> Re
     how = How(verify=tag.endswith(f"-{VERIFY}"), deployment_id=body.deployment, network=body.network)
     done = await runs.execute(services, scope, worker, key, given["context"], how=how)
     return JsonResponse({"run": await _full(services, scope, worker, done.run.id)})
+
+
+@router.post(
+    "/hutch/v1/workers/{worker_id}/runs/{run_id}/cancel",
+    openapi_extra=documented(query=PROJECT, answer=own.RunCanceled, errors=(404, 409), needs=Permission.WORKER_RUN),
+)
+async def cancel_worker_run(request: Request, worker_id: str, run_id: str) -> Response:
+    """End a run that goes on, with its sandbox: it fails with `RunCanceledError`. A trigger or delivery is not repeated; a sync
+    goes on after its interval, from the state before the run."""
+    services, scope, worker = await worker_of(request, worker_id)
+    run, _, _ = await _find(services, scope, worker, run_id)
+    if run.ended_at is not None or run.session_id is None:
+        why = "is over" if run.ended_at is not None else "has no sandbox yet; ask again in a moment"
+        raise ConflictError("run_not_cancelable", f"The run {why}.")
+    actor, now = await services.auth.actor(request), services.clock()
+    async with services.database.write() as connection:
+        await audit_log.append(
+            connection, scope.team_id, actor, "worker.run_canceled", worker.id, now, project=scope.project_id, run=run.id
+        )
+    try:
+        await services.apply(await call(services, "session.stop", StopRequest(run.session_id, runs.CANCELED), SessionRecord))
+    except GoneError as error:
+        raise ConflictError("run_not_cancelable", "The run is over.") from error
+    return JsonResponse({"run": _entry(run)})
 
 
 async def _find(services: Services, scope: Scope, worker: Worker, run_id: str) -> tuple[Run, Any, Any]:

@@ -232,7 +232,8 @@ def _refused(answer: webhooks.Answer) -> Response:
 def url_of(services: Services, webhook: Webhook) -> str:
     """Where a webhook is called."""
     key = quote(webhook.key, safe="")
-    return f"{services.issuer}/webhooks/worker/{webhook.project_id}/{webhook.worker_id}/{webhook.address}/{key}"
+    base = services.settings.workers.webhook_url or services.issuer
+    return f"{base}/webhooks/worker/{webhook.project_id}/{webhook.worker_id}/{webhook.address}/{key}"
 
 
 async def of_worker(services: Services, scope: Scope, worker: Worker, manifest: Manifest) -> list[Webhook]:

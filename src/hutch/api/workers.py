@@ -213,9 +213,18 @@ async def workers_build(request: Request) -> Response:
             await records.put(line({"_tag": "error", "error": text}))
             await records.put(line({"_tag": "result", "result": {"ok": False}}))
         else:
+            for key, url in (await _addresses(services, scope, worker)).items():
+                await say("stdout", f"webhook {key}: {url}")
             await records.put(line({"_tag": "result", "result": {"ok": True}}))
 
     return ndjson(_told(work))
+
+
+async def _addresses(services: Services, scope: Scope, worker: Worker) -> dict[str, str]:
+    """Of the webhooks of the deployment before, which keep them: `ntn` shows no others."""
+    found = await serving(services, scope, worker)
+    known = await worker_webhooks.of_worker(services, scope, worker, found[1]) if found is not None else []
+    return {one.key: worker_webhooks.url_of(services, one) for one in known}
 
 
 @router.post(

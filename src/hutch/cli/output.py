@@ -67,6 +67,13 @@ def size(count: int) -> str:
     return f"{value:.1f} TiB"
 
 
+def json_text(value: Any) -> str:
+    """A value of an API as one line: texts as they are, everything else as JSON."""
+    if value is None:
+        return "-"
+    return value if isinstance(value, str) else json.dumps(msgspec.to_builtins(value), ensure_ascii=False)
+
+
 def text_of(value: Any) -> str:
     """A setting or field as one word."""
     if value is None:

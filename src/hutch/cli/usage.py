@@ -13,7 +13,7 @@ import typer
 from hutch.cli import errors, options, output
 from hutch.cli.connection import with_client
 from hutch.client import AsyncClient
-from hutch.client.models import Budget, BudgetList, Quantities, ReceiptKeys, Usage, UsageReport
+from hutch.client.models import Budget, BudgetList, Quantities, ReceiptKeys, Usage, UsageGroup, UsageReport
 from hutch.client.wire import decode
 from hutch.errors import BadRequestError, HutchError
 from hutch.metering import receipts
@@ -78,8 +78,13 @@ def usage(
 
 def _lines(report: UsageReport) -> Iterator[list[str]]:
     for group in report.groups:
-        yield [group.key or "-", *_cells(group.usage), money(group.amount_nano, report.currency)]
+        yield line(group.key or "-", group, report.currency)
     yield ["total", *_cells(report.total), money(report.amount_nano, report.currency)]
+
+
+def line(name: str, group: UsageGroup, currency: str) -> list[str]:
+    """A group of a report, as `COLUMNS`."""
+    return [name, *_cells(group.usage), money(group.amount_nano, currency)]
 
 
 def _cells(used: Quantities) -> list[str]:

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import sys
+import asyncio
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from hutch.cli import errors, options, output, worker_project
+from hutch.cli import errors, options, output, usage, worker_project, worker_syncs, worker_webhooks
 from hutch.cli.connection import with_client
 from hutch.cli.credential import read_secret
+from hutch.cli.worker_named import Data, Named, find, json_input
 from hutch.client import AsyncClient
-from hutch.client.models import Destinations, Worker, WorkerNetwork, WorkerTool
+from hutch.client.models import Destinations, WorkerNetwork, WorkerTool
 from hutch.errors import BadRequestError, HutchError, NotFoundError
 
 app = typer.Typer(no_args_is_help=True, help="Workers of a project: begin, try and deploy them; runs, tools, secrets.")
 env_app = typer.Typer(no_args_is_help=True, help="Secrets that runs find in their environment.")
 app.add_typer(env_app, name="env")
+app.add_typer(worker_syncs.app, name="sync")
+app.add_typer(worker_syncs.database_app, name="database")
+app.add_typer(worker_webhooks.app, name="webhook")
+app.command("connect")(worker_webhooks.connect)
 
 app.command()(worker_project.new)
 app.command()(worker_project.dev)
 app.command()(worker_project.deploy)
 
-MAX_INPUT_BYTES = 8 * 1024 * 1024
-
-Named = Annotated[str, typer.Argument(metavar="WORKER", help="Id, or a name that only one has.")]
-Data = Annotated[str | None, typer.Option("--data", "-d", help="JSON; `-` reads it from standard input. Default: {}.")]
+LOOK_S = 1.0
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, as `runs` shows it.")]
 
 
 @app.command()
@@ -80,6 +82,46 @@ def rm(
     raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
 
 
+@app.command()
+def rename(
+    worker: Named,
+    name: Annotated[str, typer.Argument(help="The new name.")],
+    data_dir: options.DataDir = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Give a worker another name. Its id and the addresses of its webhooks stay."""
+
+    async def work(client: AsyncClient) -> None:
+        found = (await find(client, worker)).worker_id
+        await client.workers.rename(found, name)
+        if as_json:
+            output.write_json({"id": found, "name": name})
+
+    raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
+
+
+@app.command("usage")
+def show_usage(
+    worker: Named,
+    start: Annotated[str | None, typer.Option("--from", help="Date or time (ISO 8601, UTC). Default: 30 days ago.")] = None,
+    end: Annotated[str | None, typer.Option("--to", help="Date or time, exclusive. Default: now.")] = None,
+    data_dir: options.DataDir = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show what a worker's builds and runs used, and what it costs."""
+
+    async def work(client: AsyncClient) -> None:
+        found = await find(client, worker)
+        report = await client.usage.report(start=start, end=end, group_by="worker")
+        mine = [group for group in report.groups if group.key == found.worker_id]
+        if as_json:
+            output.write_json({"worker": found.worker_id, "usage": mine[0] if mine else None, "currency": report.currency})
+            return
+        output.write_table(usage.COLUMNS, [usage.line(found.name, group, report.currency) for group in mine])
+
+    raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
+
+
 # -- runs --------------------------------------------------------------------------------------------
 
 
@@ -92,7 +134,7 @@ def run(
     as_json: options.AsJson = False,
 ) -> None:
     """Run a capability once and print what it returns, as JSON. Nothing that it returns is applied."""
-    value = _input(data, as_json=as_json)
+    value = json_input(data, as_json=as_json)
 
     async def work(client: AsyncClient) -> None:
         found = await find(client, worker)
@@ -129,25 +171,116 @@ def runs(worker: Named, data_dir: options.DataDir = None, as_json: options.AsJso
 def logs(
     worker: Named,
     run_id: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Id of a run. Default: the last one.")] = None,
+    follow: Annotated[
+        bool,
+        typer.Option("--follow", "-f", help="Wait for the end of the run; without RUN go on with the runs after it, for ever."),
+    ] = False,
     data_dir: options.DataDir = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Print what a run wrote."""
+    """Print what a run wrote. It is there when the run has ended."""
 
     async def work(client: AsyncClient) -> None:
         found = (await find(client, worker)).worker_id
+        if follow and run_id is None:
+            await _follow(client, found, as_json=as_json)
+            return
         chosen = run_id
         if chosen is None:
             last = await client.workers.runs(found)
             if not last:
                 raise NotFoundError("not_found", "The worker has no runs.")
             chosen = last[0].run_id
-        text = await client.workers.logs(found, chosen)
+        while follow and (await client.workers.run_details(found, chosen)).ended_at is None:  # noqa: ASYNC110 - it ends elsewhere
+            await asyncio.sleep(LOOK_S)
+        await _print_log(client, found, chosen, as_json=as_json)
+
+    raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
+
+
+async def _follow(client: AsyncClient, worker_id: str, *, as_json: bool) -> None:
+    """Print logs as runs end, from the last one on."""
+    printed: set[str] | None = None
+    while True:
+        runs = await client.workers.runs(worker_id)
+        if printed is None:
+            printed = {run.run_id for run in runs[1:] if run.ended_at is not None}
+        for run in reversed(runs):
+            if run.ended_at is not None and run.run_id not in printed:
+                if not as_json:
+                    output.note(f"{run.name} {run.run_id} ended with {run.exit_code}")
+                await _print_log(client, worker_id, run.run_id, as_json=as_json)
+        printed = {run.run_id for run in runs if run.ended_at is not None}
+        await asyncio.sleep(LOOK_S)
+
+
+async def _print_log(client: AsyncClient, worker_id: str, run_id: str, *, as_json: bool) -> None:
+    text = await client.workers.logs(worker_id, run_id)
+    if as_json:
+        output.write_json({"run": run_id, "logs": text})
+        return
+    for each in text.splitlines():
+        output.write_line(each)
+
+
+@app.command()
+def result(worker: Named, run_id: RunId, data_dir: options.DataDir = None, as_json: options.AsJson = False) -> None:
+    """Show a run: its input, its output or error, where its time went, and what it cost."""
+
+    async def work(client: AsyncClient) -> None:
+        run = await client.workers.run_details((await find(client, worker)).worker_id, run_id)
         if as_json:
-            output.write_json({"run": chosen, "logs": text})
+            output.write_json({"run": run})
             return
-        for each in text.splitlines():
-            output.write_line(each)
+        cost = usage.money(run.cost["amount_nano"], run.cost["currency"]) if run.cost is not None else "-"
+        rows = [
+            ("run", run.id),
+            ("name", run.name),
+            ("started", output.moment(run.started_at)),
+            ("ended", output.moment(run.ended_at)),
+            ("exit", output.text_of(run.exit_code)),
+            *((name.removesuffix("_ms"), f"{value} ms") for name, value in run.phases.items()),
+            ("cost", cost),
+            ("input", output.json_text(run.input)),
+            ("output", output.json_text(run.output)),
+        ]
+        output.write_table(("FIELD", "VALUE"), rows)
+
+    raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
+
+
+@app.command()
+def replay(
+    worker: Named,
+    run_id: RunId,
+    deployment: Annotated[
+        str | None, typer.Option("--deployment", help="Id of another deployment than the one that serves.")
+    ] = None,
+    deny_network: Annotated[
+        bool, typer.Option("--deny-network", help="It reaches nothing, so that it changes nothing elsewhere.")
+    ] = False,
+    data_dir: options.DataDir = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Run a capability once more with the input of a run, and print what it returns, as JSON. Nothing of it is applied."""
+
+    async def work(client: AsyncClient) -> int:
+        found = (await find(client, worker)).worker_id
+        run = await client.workers.replay(found, run_id, deployment=deployment, deny_network=deny_network)
+        output.write_json({"run": run} if as_json else run.output)
+        return 0 if run.exit_code == 0 else errors.FAILED
+
+    raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
+
+
+@app.command()
+def cancel(worker: Named, run_id: RunId, data_dir: options.DataDir = None, as_json: options.AsJson = False) -> None:
+    """End a run that goes on. What it did elsewhere is done."""
+
+    async def work(client: AsyncClient) -> None:
+        await client.workers.cancel((await find(client, worker)).worker_id, run_id)
+        if as_json:
+            output.write_json({"canceled": run_id})
 
     raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
 
@@ -206,7 +339,7 @@ def call(
     as_json: options.AsJson = False,
 ) -> None:
     """Call a tool as an agent does: what may be null may be left out. Prints what it returns, as JSON."""
-    arguments = _input(data, as_json=as_json)
+    arguments = json_input(data, as_json=as_json)
 
     async def work(client: AsyncClient) -> None:
         found = (await find(client, worker)).worker_id
@@ -386,30 +519,6 @@ def env_rm(
             output.write_json({"deleted": names})
 
     raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
-
-
-# -- common ------------------------------------------------------------------------------------------
-
-
-async def find(client: AsyncClient, named: str) -> Worker:
-    """A worker by its id, or by a name that only one has. Raises `NotFoundError`, and `BadRequestError` for a name of several."""
-    workers = await client.workers.list()
-    found = [item for item in workers if item.worker_id == named] or [item for item in workers if item.name == named]
-    if not found:
-        raise NotFoundError("not_found", f"There is no worker '{named[:128]}' in this project. `hutch worker ls` shows them.")
-    if len(found) > 1:
-        raise BadRequestError("bad_option", f"{len(found)} workers are called '{named[:128]}'; say which by its id.")
-    return found[0]
-
-
-def _input(data: str | None, *, as_json: bool) -> Any:
-    """The value of `--data`."""
-    try:
-        text = sys.stdin.buffer.read(MAX_INPUT_BYTES).decode() if data == "-" else data or "{}"
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        errors.report(BadRequestError("bad_option", f"--data is no JSON: {error}."), as_json=as_json)
-        raise typer.Exit(errors.FAILED) from None
 
 
 def _show(found: list[WorkerTool], *, as_json: bool) -> None:

@@ -593,6 +593,104 @@ class WorkerNetwork(msgspec.Struct, frozen=True, kw_only=True):
     waiting: WaitingDeployment | None = None
 
 
+class WorkerSync(msgspec.Struct, frozen=True, kw_only=True):
+    """A sync: how it does (`label`), whether it runs now, when it runs next (ms since 1970), and what it did (`stats`)."""
+
+    key: str
+    label: str
+    executing: bool
+    paused: bool
+    mode: str
+    schedule: dict[str, Any]
+    failures: int
+    stats: dict[str, Any]
+    warnings: list[str]
+    schedule_from: str = "deployment"
+    database: str | None = None
+    next_run_at: int | None = None
+    last_error: str | None = None
+
+
+class SyncPreview(msgspec.Struct, frozen=True, kw_only=True):
+    """What one run of a sync returned. Nothing was written."""
+
+    changes: list[Any]
+    has_more: bool
+    next_context: Any = None
+
+
+class WorkerDatabase(msgspec.Struct, frozen=True, kw_only=True):
+    """A database that syncs write to; `declared`: the deployment that serves has it."""
+
+    key: str
+    title: str
+    declared: bool
+    primary_key: str
+    rows: int
+    properties: dict[str, Any]
+
+
+class WorkerDetails(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker with what it can do. Times are milliseconds since 1970."""
+
+    id: str
+    name: str
+    project_id: str
+    created_at: int
+    updated_at: int
+    capabilities: list[dict[str, Any]]
+    syncs: list[WorkerSync]
+    databases: list[WorkerDatabase]
+    deployment_id: str | None = None
+
+
+class WorkerRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of a database, with plain values."""
+
+    key: str
+    properties: dict[str, Any]
+    updated_at: int
+    icon: dict[str, Any] | None = None
+    cover: dict[str, Any] | None = None
+    markdown: str | None = None
+
+
+class WorkerRowPage(msgspec.Struct, frozen=True, kw_only=True):
+    """`next` is the `after` of the next page, None on the last one."""
+
+    rows: list[WorkerRow]
+    next: str | None
+
+
+class WorkerWebhook(msgspec.Struct, frozen=True, kw_only=True):
+    """A webhook. Whoever knows its `url` may call it. `verification`: its `verify` is used; `blocked`: too many failed."""
+
+    key: str
+    url: str
+    can_verify: bool
+    verification: bool
+    failures: int
+    blocked: bool
+
+
+class WorkerRunDetails(msgspec.Struct, frozen=True, kw_only=True):
+    """A run with its input, output, log, the phases of its time, and what it cost."""
+
+    id: str
+    name: str
+    deployment_id: str
+    started_at: int
+    phases: dict[str, int]
+    logs: str
+    ended_at: int | None = None
+    exit_code: int | None = None
+    job_id: str | None = None
+    session_id: str | None = None
+    input: Any = None
+    output: Any = None
+    cost: dict[str, Any] | None = None
+
+
 class Image(msgspec.Struct, frozen=True, kw_only=True):
     """What a sandbox can start from. `source` is where it came from; "" for the server's own."""
 

@@ -118,18 +118,22 @@ def door(name: str) -> str:
     return f"/v3/workers{name}"
 
 
-def _worker(worker_id: str) -> str:
+def worker(worker_id: str, *parts: str) -> str:
+    """A worker, or something of it: `parts` are steps of the path, in which a key may be anything."""
     if _REFERENCE.fullmatch(worker_id) is None:
         raise NotFoundError("not_found", f"Worker '{worker_id[:64]}' not found.")
-    return f"{OWN}/workers/{worker_id}"
+    for part in parts:
+        if part in ("", ".", ".."):
+            raise NotFoundError("not_found", f"The worker has nothing that is called '{part}'.")
+    return "/".join((f"{OWN}/workers/{worker_id}", *(quote(part, safe="") for part in parts)))
 
 
 def worker_tools(worker_id: str) -> str:
-    return f"{_worker(worker_id)}/tools"
+    return worker(worker_id, "tools")
 
 
 def worker_network(worker_id: str) -> str:
-    return f"{_worker(worker_id)}/network"
+    return worker(worker_id, "network")
 
 
 def worker_review(project: str) -> str:

@@ -980,6 +980,10 @@ class WorkerRecord(TypedDict):
     updated_at: Time
 
 
+class WorkerRecordRead(TypedDict):
+    worker: WorkerRecord
+
+
 class WorkerRecords(TypedDict):
     workers: list[WorkerRecord]
 

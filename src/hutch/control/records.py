@@ -45,7 +45,8 @@ class Member:
 @dataclass(frozen=True, slots=True)
 class Login:
     """A login that goes on (`hutch.login`). `port`: a command line waits there; without one it asks again and again, and
-    `user_code` tells a browser which login is meant."""
+    `user_code` tells a browser which login is meant. `challenge`: empty for `ntn`, which has none. `token_id`: the token that
+    somebody said yes with."""
 
     id: str
     created_at: int
@@ -63,6 +64,7 @@ class Login:
     identity: str | None = None
     decided_at: int | None = None
     member_id: str | None = None
+    token_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

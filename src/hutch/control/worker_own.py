@@ -36,6 +36,10 @@ class NewButton(Body):
     expires_in_s: Annotated[int, Field(ge=60, le=MAX_BUTTON_LIFE_S)] = 30 * 86_400
 
 
+class ChangeWorker(Body):
+    name: Text = Field(min_length=1, max_length=128)
+
+
 class Replay(Body):
     """`deployment`: id of another one than the one that serves; `network`: `deny-all` cuts off side effects."""
 
@@ -266,6 +270,10 @@ class Confirmed(TypedDict):
 
 class ReviewShape(TypedDict):
     review: bool
+
+
+class RunCanceled(TypedDict):
+    run: RunEntry
 
 
 for _kind in list(globals().values()):

@@ -84,6 +84,10 @@ class RevokeWorkersToken(Body):
     tokenId: WorkerId
 
 
+class RedeemLogin(Body):
+    sessionId: Text = Field(min_length=1, max_length=128)
+
+
 # -- answers -----------------------------------------------------------------------------------------
 
 Id: TypeAlias = Annotated[str, Field(pattern=UUID)]
@@ -176,6 +180,30 @@ class OauthToken(TypedDict):
 
     accessToken: str
     expiresAt: Moment | None
+
+
+class LoginBegun(TypedDict):
+    """A login that waits for somebody who finds `verificationCode` at `browserUrl`. `sessionId` is what to ask with."""
+
+    sessionId: str
+    verificationCode: str
+    browserUrl: str
+
+
+class LoginWaits(TypedDict):
+    status: Literal["pending", "expired"]
+
+
+class LoginConfirmed(TypedDict):
+    """Somebody said yes. The token is shown in this answer only; `spaceName` is TEAM/PROJECT."""
+
+    status: Literal["confirmed"]
+    token: str
+    spaceId: str
+    spaceName: str
+
+
+LoginState: TypeAlias = LoginWaits | LoginConfirmed
 
 
 class TokenMade(TypedDict):

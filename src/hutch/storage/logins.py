@@ -58,14 +58,31 @@ async def identified(connection: AsyncConnection, now: int, browser_hash: str, i
 
 
 async def decided(
-    connection: AsyncConnection, now: int, browser_hash: str, *, member_id: str | None, code_hash: str | None
+    connection: AsyncConnection,
+    now: int,
+    browser_hash: str,
+    *,
+    member_id: str | None,
+    code_hash: str | None,
+    project: str | None = None,
 ) -> Login | None:
-    """Somebody said yes, as a member, or no. `code_hash`: of a code that was made for that."""
+    """Somebody said yes, as a member, or no. `code_hash`: of a code that was made for that; `project`: one that they chose."""
     values: dict[str, Any] = {"decided_at": now, "member_id": member_id}
     if code_hash is not None:
         values["code_hash"] = code_hash
+    if project is not None:
+        values["project"] = project
     which = LoginModel.browser_hash == browser_hash
     return await _changed(connection, now, which, values, LoginModel.identity.is_not(None), LoginModel.decided_at.is_(None))
+
+
+async def decided_with_token(
+    connection: AsyncConnection, now: int, user_code: str, *, token_id: str | None, project: str | None
+) -> Login | None:
+    """Somebody with a token said yes to a login of `ntn`, for a project, or no (None)."""
+    values = {"decided_at": now, "token_id": token_id, "project": project}
+    waits = (LoginModel.challenge == "", LoginModel.decided_at.is_(None))
+    return await _changed(connection, now, LoginModel.user_code == user_code, values, *waits)
 
 
 async def of_browser(connection: AsyncConnection, now: int, browser_hash: str) -> Login | None:

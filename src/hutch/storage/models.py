@@ -96,7 +96,7 @@ class MemberModel(Base):
 class LoginModel(Base):
     """A login that goes on, for some minutes. Of secrets there are only hashes: `code_hash` is of the code that becomes a token,
     `browser_hash` of what one browser has. `returned_at`: the provider sent that browser back, which holds once; `identity`: as
-    whom; `decided_at`: they said yes, as `member_id`, or no."""
+    whom; `decided_at`: they said yes, as `member_id` or with the token `token_id`, or no."""
 
     __tablename__ = "logins"
 
@@ -116,6 +116,7 @@ class LoginModel(Base):
     identity: Mapped[str | None] = mapped_column(String(320))
     decided_at: Mapped[int | None] = mapped_column(BigInteger)
     member_id: Mapped[str | None] = mapped_column(ForeignKey("members.id", ondelete="CASCADE"))
+    token_id: Mapped[str | None] = mapped_column(String(64))
 
 
 class AuditLogModel(Base):

@@ -73,6 +73,11 @@ async def nobody(stream: str, text: str) -> None:
     """Nobody listens."""
 
 
+CANCELED = "canceled"
+"""Why the session of a run was stopped that somebody canceled."""
+REASONS = {"budget_exceeded": End.OVER_BUDGET, CANCELED: End.CANCELED}
+
+
 @dataclass(frozen=True, slots=True)
 class How:
     """How a capability is run, besides its input. `begins` is called when the sandbox is ready and before the worker gets its
@@ -265,7 +270,7 @@ class _Execution:
         self._result: dict[str, Any] = {"_tag": "error", "error": {"name": "Interrupted", "message": "The run did not end."}}
         self._exit_code = FAILED
         self._refusal: dict[str, Any] | None = None
-        self._over_budget = False
+        self._lost = End.LOST
         self._run = Run(
             id=ids.worker_id(),
             worker_id=worker.id,
@@ -415,18 +420,20 @@ class _Execution:
         except TimeoutError:
             return Ended(KILLED, timed_out=True)
         except GoneError:
-            if not await self._spent(ready.box):
+            self._lost = await self._reason(ready.box)
+            if self._lost is End.LOST:
                 raise
-            ended = Ended(LOST, timed_out=False)
-        self._over_budget = ended.exit_code < 0 and await self._spent(ready.box)
+            return Ended(LOST, timed_out=False)
+        if ended.exit_code < 0:
+            self._lost = await self._reason(ready.box)
         return ended
 
-    async def _spent(self, box: OwnSandbox) -> bool:
-        """Whether a sandbox that is gone had used up a budget."""
+    async def _reason(self, box: OwnSandbox) -> End:
+        """Why a sandbox is gone: it had used up a budget, somebody canceled its run, or nobody knows."""
         with contextlib.suppress(HutchError):
             record = await self._services.host.call("session.get", SessionRef(box.session_id), SessionRecord)
-            return record.stop_reason == "budget_exceeded"
-        return False
+            return REASONS.get((record.stop_reason or "").partition(" ")[0].rstrip("."), End.LOST)
+        return End.LOST
 
     async def _begin(self, variables: dict[str, str], policy: Any, values: dict[str, str]) -> Ready:
         """A sandbox from the deployment, with its runner started."""
@@ -467,8 +474,7 @@ class _Execution:
         """What the program's end and what it printed come to."""
         printed = self._scanner.finish()
         # A program that its session took with it has no exit code of its own.
-        lost = End.OVER_BUDGET if self._over_budget else End.LOST
-        end = End.TIMED_OUT if ended.timed_out else lost if ended.exit_code < 0 else End.EXITED
+        end = End.TIMED_OUT if ended.timed_out else self._lost if ended.exit_code < 0 else End.EXITED
         found = judge(capability.tag, printed, end, ended.exit_code, verify=self._work.how.verify)
         self._exit_code = recorded_exit_code(found, ended.exit_code)
         if isinstance(found, Failure):

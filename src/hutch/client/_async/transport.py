@@ -26,6 +26,8 @@ KEEP_ALIVE = [
     *((socket.IPPROTO_TCP, getattr(socket, name), value) for name, value in PROBES.items() if hasattr(socket, name)),
 ]
 
+Query = Mapping[str, str | list[str]]
+"""Parameters; one that is there several times has a list."""
 T = TypeVar("T")
 P = TypeVar("P", bound=Paged)
 TIMEOUT_S = 60.0
@@ -75,7 +77,7 @@ class Http:
         *,
         body: object | None = None,
         headers: Sequence[tuple[bytes, bytes]] = (),
-        query: Mapping[str, str] | None = None,
+        query: Query | None = None,
         timeout_s: float | None = 0.0,
         scoped: bool = True,
         safe: bool | None = None,
@@ -108,7 +110,7 @@ class Http:
         body: object | None = None,
         content: AsyncIterable[bytes] | bytes | None = None,
         headers: Sequence[tuple[bytes, bytes]] = (),
-        query: Mapping[str, str] | None = None,
+        query: Query | None = None,
         timeout_s: float | None = None,
         scoped: bool = True,
         safe: bool | None = None,
@@ -137,7 +139,7 @@ class Http:
         body: object | None,
         content: AsyncIterable[bytes] | bytes | None,
         headers: Sequence[tuple[bytes, bytes]],
-        query: Mapping[str, str] | None,
+        query: Query | None,
         timeout_s: float | None,
         scoped: bool,
     ) -> httpx.Request:

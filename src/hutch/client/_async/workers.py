@@ -1,16 +1,32 @@
-"""Workers of a project: what there is, single runs, tools, secrets. `ntn` deploys them as well."""
+"""Workers of a project: deploying them, runs, syncs and their databases, webhooks, tools, secrets, their network."""
 
 from __future__ import annotations
 
+import builtins
+from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from hutch.client import paths
 from hutch.client._async.deploys import Told, deploy
 from hutch.client._async.transport import Http
-from hutch.client.models import Destinations, Worker, WorkerNetwork, WorkerRun, WorkerTool
+from hutch.client._async.usage import Usages
+from hutch.client.models import (
+    Destinations,
+    SyncPreview,
+    UsageGroup,
+    Worker,
+    WorkerDetails,
+    WorkerNetwork,
+    WorkerRowPage,
+    WorkerRun,
+    WorkerRunDetails,
+    WorkerSync,
+    WorkerTool,
+    WorkerWebhook,
+)
 
 
 class _Workers(msgspec.Struct):
@@ -19,6 +35,34 @@ class _Workers(msgspec.Struct):
 
 class _Worker(msgspec.Struct):
     worker: Worker
+
+
+class _Details(msgspec.Struct):
+    worker: WorkerDetails
+
+
+class _Sync(msgspec.Struct):
+    sync: WorkerSync
+
+
+class _Preview(msgspec.Struct):
+    preview: SyncPreview
+
+
+class _Webhooks(msgspec.Struct):
+    webhooks: list[WorkerWebhook]
+
+
+class _Webhook(msgspec.Struct):
+    webhook: WorkerWebhook
+
+
+class _Run(msgspec.Struct):
+    run: WorkerRunDetails
+
+
+class _OauthStarted(msgspec.Struct):
+    authorizationUrl: str
 
 
 class _Runs(msgspec.Struct):
@@ -95,6 +139,112 @@ class Workers:
         )
         return answer.capabilities
 
+    async def details(self, worker_id: str) -> WorkerDetails:
+        """A worker with its capabilities, syncs and databases. Raises `NotFoundError`."""
+        return (await self._http.call("GET", paths.worker(worker_id), _Details, query=self._project)).worker
+
+    async def rename(self, worker_id: str, name: str) -> None:
+        """Its id and the addresses of its webhooks stay."""
+        await self._http.call("PATCH", paths.worker(worker_id), dict[str, Any], body={"name": name}, query=self._project)
+
+    async def usage(self, worker_id: str, *, start: str | int | None = None, end: str | int | None = None) -> UsageGroup | None:
+        """What its builds and runs used from `start` to `end`, as for `client.usage.report`; None for nothing."""
+        report = await Usages(self._http).report(start=start, end=end, group_by="worker")
+        return next((group for group in report.groups if group.key == worker_id), None)
+
+    # -- syncs ---------------------------------------------------------------------------------------
+
+    async def trigger_sync(self, worker_id: str, sync: str, *, wait: bool = False) -> WorkerSync:
+        """Begin a cycle now, also of a paused sync; with `wait`, return when it is over, after ten minutes at most."""
+        path = paths.worker(worker_id, "syncs", sync, "trigger")
+        answer = await self._http.call(
+            "POST", path, _Sync, body={"wait": wait}, query=self._project, timeout_s=None, safe=not wait
+        )
+        return answer.sync
+
+    async def preview_sync(self, worker_id: str, sync: str, *, context: Any = None) -> SyncPreview:
+        """Run a sync once, from its state or `context`, and write nothing."""
+        path, body = paths.worker(worker_id, "syncs", sync, "trigger"), {"preview": True, "context": context}
+        return (await self._http.call("POST", path, _Preview, body=body, query=self._project, timeout_s=None, safe=False)).preview
+
+    async def pause_sync(self, worker_id: str, sync: str) -> WorkerSync:
+        """Begin no cycle by schedule any more. A run that goes on is finished."""
+        return await self._tell_sync(worker_id, sync, "pause")
+
+    async def resume_sync(self, worker_id: str, sync: str) -> WorkerSync:
+        """Go on by schedule; a time that was missed meanwhile is due now."""
+        return await self._tell_sync(worker_id, sync, "resume")
+
+    async def reset_sync(self, worker_id: str, sync: str) -> WorkerSync:
+        """Forget its state and statistics; rows stay."""
+        return await self._tell_sync(worker_id, sync, "reset")
+
+    async def schedule_sync(self, worker_id: str, sync: str, schedule: dict[str, Any] | None) -> WorkerSync:
+        """Have a sync run at other times than its program says; None is the program's schedule again."""
+        path = paths.worker(worker_id, "syncs", sync, "schedule")
+        return (await self._http.call("PUT", path, _Sync, body={"schedule": schedule}, query=self._project)).sync
+
+    async def _tell_sync(self, worker_id: str, sync: str, what: str) -> WorkerSync:
+        path = paths.worker(worker_id, "syncs", sync, what)
+        return (await self._http.call("POST", path, _Sync, body={}, query=self._project, safe=True)).sync
+
+    # -- databases -----------------------------------------------------------------------------------
+
+    async def rows(
+        self,
+        worker_id: str,
+        database: str,
+        *,
+        filter: dict[str, str] | None = None,
+        sort: str | None = None,
+        view: str | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> WorkerRowPage:
+        """A page of a database's rows. `filter` compares properties with texts; `sort` is a property, with `-` before it from the
+        largest on."""
+        query = self._look(filter, sort, view) | {"limit": str(limit)} | ({"after": after} if after is not None else {})
+        return await self._http.call("GET", paths.worker(worker_id, "databases", database, "rows"), WorkerRowPage, query=query)
+
+    async def export(
+        self,
+        worker_id: str,
+        database: str,
+        form: Literal["json", "csv"] = "json",
+        *,
+        filter: dict[str, str] | None = None,
+        sort: str | None = None,
+        view: str | None = None,
+    ) -> AsyncGenerator[bytes, None]:
+        """All rows of a database as a document, in pieces."""
+        query = self._look(filter, sort, view) | {"format": form}
+        path = paths.worker(worker_id, "databases", database, "export")
+        async with self._http.open("GET", path, query=query) as response:
+            async for piece in response.aiter_bytes():
+                yield piece
+
+    def _look(self, filter: dict[str, str] | None, sort: str | None, view: str | None) -> dict[str, str | builtins.list[str]]:
+        given: dict[str, str | builtins.list[str]] = {**self._project}
+        given["filter"] = [f"{name}={text}" for name, text in (filter or {}).items()]
+        return given | {name: value for name, value in (("sort", sort), ("view", view)) if value is not None}
+
+    # -- webhooks and logins -------------------------------------------------------------------------
+
+    async def webhooks(self, worker_id: str) -> builtins.list[WorkerWebhook]:
+        """Its webhooks with their addresses; none before it is deployed."""
+        return (await self._http.call("GET", paths.worker(worker_id, "webhooks"), _Webhooks, query=self._project)).webhooks
+
+    async def change_webhook(self, worker_id: str, webhook: str, *, verification: bool) -> WorkerWebhook:
+        """Whether requests are verified. A change also opens a webhook that is blocked."""
+        path, body = paths.worker(worker_id, "webhooks", webhook), {"verification": verification}
+        return (await self._http.call("PATCH", path, _Webhook, body=body, query=self._project)).webhook
+
+    async def connect(self, worker_id: str, oauth: str) -> str:
+        """Begin a login of a worker with another service; the address where somebody agrees."""
+        body = {"workerId": worker_id, "oauthCapabilityKey": oauth}
+        started = await self._http.call("POST", paths.door("StartOauth"), _OauthStarted, body=body, query=self._project)
+        return started.authorizationUrl
+
     # -- runs ----------------------------------------------------------------------------------------
 
     async def run(self, worker_id: str, key: str, value: Any = None) -> Any:
@@ -119,6 +269,26 @@ class Workers:
         """What a run wrote, both streams together; empty while it goes on."""
         body = {"workerId": worker_id, "runId": run_id}
         return (await self._http.call("POST", paths.door("GetRunLogs"), _Logs, body=body, query=self._project, safe=True)).logs
+
+    async def run_details(self, worker_id: str, run_id: str) -> WorkerRunDetails:
+        """A run with its input, output, log and cost. Raises `NotFoundError`."""
+        return (await self._http.call("GET", paths.worker(worker_id, "runs", run_id), _Run, query=self._project)).run
+
+    async def replay(
+        self, worker_id: str, run_id: str, *, deployment: str | None = None, deny_network: bool = False
+    ) -> WorkerRunDetails:
+        """Run a capability once more with the input of a run, on the deployment that serves or another one; with
+        `deny_network` it reaches nothing. Nothing that it returns is applied."""
+        body: dict[str, Any] = {"network": "deny-all"} if deny_network else {}
+        if deployment is not None:
+            body["deployment"] = deployment
+        path = paths.worker(worker_id, "runs", run_id, "replay")
+        return (await self._http.call("POST", path, _Run, body=body, query=self._project, timeout_s=None, safe=False)).run
+
+    async def cancel(self, worker_id: str, run_id: str) -> None:
+        """End a run that goes on. Raises `ConflictError` (`run_not_cancelable`) when it is over."""
+        path = paths.worker(worker_id, "runs", run_id, "cancel")
+        await self._http.call("POST", path, dict[str, Any], body={}, query=self._project, safe=False)
 
     # -- tools ---------------------------------------------------------------------------------------
 

@@ -27,6 +27,8 @@ KEEP_ALIVE = [
     *((socket.IPPROTO_TCP, getattr(socket, name), value) for name, value in PROBES.items() if hasattr(socket, name)),
 ]
 
+Query = Mapping[str, str | list[str]]
+"""Parameters; one that is there several times has a list."""
 T = TypeVar("T")
 P = TypeVar("P", bound=Paged)
 TIMEOUT_S = 60.0
@@ -76,7 +78,7 @@ class Http:
         *,
         body: object | None = None,
         headers: Sequence[tuple[bytes, bytes]] = (),
-        query: Mapping[str, str] | None = None,
+        query: Query | None = None,
         timeout_s: float | None = 0.0,
         scoped: bool = True,
         safe: bool | None = None,
@@ -109,7 +111,7 @@ class Http:
         body: object | None = None,
         content: Iterable[bytes] | bytes | None = None,
         headers: Sequence[tuple[bytes, bytes]] = (),
-        query: Mapping[str, str] | None = None,
+        query: Query | None = None,
         timeout_s: float | None = None,
         scoped: bool = True,
         safe: bool | None = None,
@@ -136,7 +138,7 @@ class Http:
         body: object | None,
         content: Iterable[bytes] | bytes | None,
         headers: Sequence[tuple[bytes, bytes]],
-        query: Mapping[str, str] | None,
+        query: Query | None,
         timeout_s: float | None,
         scoped: bool,
     ) -> httpx.Request:

@@ -33,6 +33,7 @@ tool("lingers", () => {
   setInterval(() => {}, 1000);
   return "back";
 });
+tool("waits", () => new Promise(() => setInterval(() => {}, 1000)));
 tool("repeats", ({ text }) => text, j.object({ text: j.string() }));
 let calls = 0;
 tool("counts", () => ++calls);
