@@ -93,8 +93,8 @@ def cron(expression: str, zone: str = "Europe/Berlin") -> str:
 
 
 BAD: dict[str, tuple[Callable[[], Bad], list[str]]] = {
-    "nothing": (lambda: packed({}), ["There is no package.json."]),
-    "no package": (lambda: packed({"index.js": GOOD}), ["There is no package.json."]),
+    "nothing": (lambda: packed({}), ["The project has none of package.json", "at its top"]),
+    "no package": (lambda: packed({"index.js": GOOD}), ["The project has none of package.json", "at its top"]),
     "a package that is no JSON": (lambda: packed({"package.json": "{name: x}"}), ["package.json", "JSON"]),
     "no build script": (lambda: built("true", scripts={}), ["Missing script", "build"]),
     "a build that fails": (lambda: built("echo cannot find the tiles >&2; exit 3"), ["cannot find the tiles", "exit code 3"]),
