@@ -19,6 +19,8 @@ OK = {"status": "success"}
 
 async def addresses(api: Api, worker: str) -> dict[str, str]:
     listed = (await api.http.get(f"/hutch/v1/workers/{worker}/webhooks")).json()["webhooks"]
+    whole = (await api.http.get(f"/hutch/v1/workers/{worker}")).json()["worker"]
+    assert whole["webhook_urls"] == [{"key": one["key"], "url": one["url"]} for one in listed]
     return {one["key"]: httpx.URL(one["url"]).raw_path.decode() for one in listed}
 
 

@@ -54,7 +54,7 @@ async def test_a_client_lists_tools_and_calls_them(api: Api, mode: Any) -> None:
         tool("say hello"),
         tool("count", {"type": "array", "items": {"type": "number"}}),
     )
-    async with connected(api, f"/hutch/v1/workers/{worker}/mcp", mode=mode) as client:
+    async with connected(api, f"/mcp/workers/{worker}", mode=mode) as client:
         assert client.server_info is not None
         assert client.server_info.name == "one"
         listed = {one.name: one for one in (await client.list_tools()).tools}

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from hutch.api import body as bodies
+from hutch.api import worker_webhooks
 from hutch.api.responses import JsonResponse
 from hutch.api.routing import PlainRoute, documented
 from hutch.api.services import Services, services_of
@@ -65,10 +66,12 @@ async def get_worker(request: Request, worker_id: str) -> Response:
         known = await worker_rows.databases(connection, scope, worker.id)
         counts = await worker_rows.count(connection, scope, worker.id)
     shown = [await _sync(request, services, item) for item in syncs.values() if item.declared]
+    addresses = await worker_webhooks.addresses(services, scope, worker, serving[1]) if serving is not None else {}
     answer = {
         **_worker(worker),
         "capabilities": public(serving[1])["capabilities"] if serving is not None else [],
         "syncs": shown,
+        "webhook_urls": [{"key": key, "url": url} for key, url in addresses.items()],
         "databases": [_database(item, counts.get(item.key, 0)) for item in known.values()],
     }
     return JsonResponse({"worker": answer})

@@ -61,6 +61,12 @@ async def worker_mcp(request: Request, worker_id: str) -> Response:
     return await _served(request, services, scope, worker.name, functools.partial(toolbox.of_worker, services, scope, worker))
 
 
+@router.post("/mcp/workers/{worker_id}", openapi_extra=_documented())
+async def worker_mcp_address(request: Request, worker_id: str) -> Response:
+    """The same, at a shorter address."""
+    return await worker_mcp(request, worker_id)
+
+
 @router.post("/hutch/v1/mcp", openapi_extra=_documented())
 async def project_mcp(request: Request) -> Response:
     """The tools of all workers of a project over MCP."""

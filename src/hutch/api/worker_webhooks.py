@@ -245,6 +245,11 @@ async def of_worker(services: Services, scope: Scope, worker: Worker, manifest: 
         return await rows.all_of(connection, scope, worker.id, keys)
 
 
+async def addresses(services: Services, scope: Scope, worker: Worker, manifest: Manifest) -> dict[str, str]:
+    """Where the webhooks of a manifest are called, by key."""
+    return {one.key: url_of(services, one) for one in await of_worker(services, scope, worker, manifest)}
+
+
 # -- their owners ------------------------------------------------------------------------------------
 
 

@@ -223,8 +223,7 @@ async def workers_build(request: Request) -> Response:
 async def _addresses(services: Services, scope: Scope, worker: Worker) -> dict[str, str]:
     """Of the webhooks of the deployment before, which keep them: `ntn` shows no others."""
     found = await serving(services, scope, worker)
-    known = await worker_webhooks.of_worker(services, scope, worker, found[1]) if found is not None else []
-    return {one.key: worker_webhooks.url_of(services, one) for one in known}
+    return await worker_webhooks.addresses(services, scope, worker, found[1]) if found is not None else {}
 
 
 @router.post(

@@ -641,6 +641,7 @@ class WorkerDetails(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: list[dict[str, Any]]
     syncs: list[WorkerSync]
     databases: list[WorkerDatabase]
+    webhook_urls: list[dict[str, str]] = []
     deployment_id: str | None = None
 
 

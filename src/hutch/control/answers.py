@@ -1061,9 +1061,17 @@ class WorkerDatabase(TypedDict):
     rows: Count
 
 
+class WebhookUrl(TypedDict):
+    """Where a webhook is called; whoever knows it may."""
+
+    key: str
+    url: str
+
+
 class WorkerDetails(WorkerRecord):
     capabilities: list[dict[str, Any]]
     syncs: list[Sync]
+    webhook_urls: list[WebhookUrl]
     databases: list[WorkerDatabase]
 
 
