@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import math
 import statistics
 import tarfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -24,6 +26,7 @@ SYNCS = 100
 AT_ONCE = 16
 PAUSE_S = 1.5
 """Between calls of one tool: the next sandbox is ready by then."""
+LEAD_S = 90
 PACKAGE = {
     "name": "measured",
     "private": True,
@@ -39,17 +42,24 @@ worker.tool("echo", {
 });
 const table = worker.database("rows", {
   type: "managed", initialTitle: "Rows", primaryKeyProperty: "Id",
-  schema: { properties: { Id: { type: "title" } } },
+  schema: { properties: { Id: { type: "title" }, Began: { type: "text" } } },
 });
 for (let number = 0; number < SYNCS; number++) {
   worker.sync(`sync-${number}`, {
     database: table, mode: "incremental", schedule: "manual",
-    execute: async () => ({
-      changes: [{ type: "upsert", key: `${number}`, properties: { Id: [[`${number}`]] } }], hasMore: false,
-    }),
+    execute: async () => {
+      const key = `${Math.floor(Date.now() / 60_000)}-${number}`;
+      const properties = { Id: [[key]], Began: [[`${Date.now()}`]] };
+      return { changes: [{ type: "upsert", key, properties }], hasMore: false };
+    },
   });
 }
-export default worker;
+// All of them at the full minute, which the SDK has no way to say.
+const manifest = JSON.parse(JSON.stringify(worker.manifest));
+for (const { _tag, config } of manifest.capabilities) {
+  if (_tag === "sync") config.schedule = { type: "cron", expression: "* * * * *" };
+}
+export default { manifest, run: (key, context) => worker.run(key, context) };
 """
 
 
@@ -153,23 +163,34 @@ async def worker_rate(quick: bool) -> list[Result]:
 
 
 async def worker_syncs(quick: bool) -> list[Result]:
-    """A hundred syncs that are due at once: until the last one has begun."""
+    """A hundred syncs that are due at the same full minute: when the code of each began, by the clock of its sandbox."""
     count = 10 if quick else SYNCS
     async with _door() as door:
         worker = await door.create(count)
-        began = time.time() * 1000
-        await asyncio.gather(*(door.own("POST", f"{worker}/syncs/sync-{number}/trigger", {}) for number in range(count)))
+        # One that comes soon is let pass: schedules are known ahead for longer than that.
+        due_s = math.ceil((time.time() + LEAD_S) / 60) * 60
+        minute = due_s // 60
         while True:
-            listed = await door.call("ListRunsForWorker", workerId=worker)
-            runs = [run for run in listed["runs"] if run["name"].startswith("sync:")]
-            if len(runs) >= count:
+            await asyncio.sleep(max(0.5, due_s - time.time()))
+            began = await _began(door, worker, minute)
+            if len(began) >= count:
                 break
-            if time.time() * 1000 - began > 300_000:
-                raise RuntimeError(f"{len(runs)} of {count} syncs began")
-            await asyncio.sleep(0.2)
-        details = [(await door.own("GET", f"{worker}/runs/{run['runId']}"))["run"] for run in runs]
-        waited = [max(0.0, run["started_at"] - began) / 1000 for run in details]
+            if time.time() > due_s + 50:
+                raise RuntimeError(f"{len(began)} of {count} syncs began")
+        waited = [max(0.0, at / 1000 - due_s) for at in began]
     ours = Series.of(waited, "s")
     facts = {"median_s": round(statistics.median(waited), 2)}
     targets = [at_most("s, all", ours.max, 10)]
-    return [Result("worker.syncs", f"{count} syncs due at once: begun after", ours, targets=targets, facts=facts)]
+    return [Result("worker.syncs", f"{count} syncs due at once: their code began after", ours, targets=targets, facts=facts)]
+
+
+async def _began(door: Door, worker: str, minute: int) -> list[int]:
+    """When the syncs of a minute began, as their rows say."""
+    found: list[int] = []
+    after: str | None = None
+    while True:
+        page = await door.own("GET", f"{worker}/databases/rows/rows?limit=1000" + (f"&after={quote(after)}" if after else ""))
+        found += [int(row["properties"]["Began"]) for row in page["rows"] if row["key"].startswith(f"{minute}-")]
+        after = page["next"]
+        if after is None:
+            return found

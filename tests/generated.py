@@ -52,6 +52,7 @@ UNSAID: dict[str, tuple[str, ...]] = {
     # A grammar of its own.
     "pull_image": ("image_reference_invalid",),
     "build_image": ("image_reference_invalid",),
+    "schedule_sync": ("schedule_invalid",),
     # That of URLs, and where those may lead.
     "put_team_budget": ("webhook_invalid",),
     "put_project_budget": ("webhook_invalid",),
@@ -68,6 +69,7 @@ RELATIONS = (
     "`port` and `state` together",
     "is not a cursor of this list",
     "is only valid when",
+    "are only valid when",
     "can't be used together",
     "per vCPU",
     "64 bits don't hold",

@@ -152,7 +152,12 @@ class ServerSettings(Section):
         ge=1,
         le=86_400,
     )
-    shutdown_grace_s: int = Field(10, description="Seconds that running requests get to finish on SIGTERM.", ge=0, le=3600)
+    shutdown_grace_s: int = Field(
+        10,
+        description="Seconds that running requests get to finish on SIGTERM, and after them jobs and syncs of workers.",
+        ge=0,
+        le=3600,
+    )
     log_level: LogLevel = Field(LogLevel.INFO, description="Least severe log record written to standard error.")
 
     @field_validator("listen")
@@ -569,6 +574,13 @@ class WorkerSettings(Section):
         le=86_400,
     )
     max_warm: int = Field(8, description="Most sandboxes that wait so.", ge=0, le=10_000)
+    max_ahead: int = Field(
+        128,
+        description="Most sandboxes that are begun before the syncs are due that they are for, about 50 MB each, and none while "
+        "less than a quarter of the memory is free; 0: none is.",
+        ge=0,
+        le=10_000,
+    )
     log_bytes: int = Field(MIB, description="Bytes that are kept of what a run writes.", ge=16 * 1024, le=64 * MIB)
     run_concurrency: int = Field(
         8, description="Most queued deliveries and triggers that one API process runs at once.", ge=1, le=10_000
@@ -594,8 +606,34 @@ class WorkerSettings(Section):
         le=1_000_000,
     )
     queued_runs_per_hour: int = Field(600, description="The same per hour.", ge=0, le=10_000_000)
+    limit_tools: bool = Field(
+        False,
+        description="Whether runs of tools count among the queued ones of a project, and are refused (429) beyond that.",
+    )
+    sync_runs_per_minute: int = Field(
+        0, description="Most runs of syncs of a project per minute, others wait; 0: any number.", ge=0, le=1_000_000
+    )
+    sync_runs_per_hour: int = Field(0, description="The same per hour.", ge=0, le=10_000_000)
+    build_burst: int = Field(
+        0, description="Most builds of a project in five minutes, more are refused (429); 0: any number.", ge=0, le=1_000_000
+    )
+    builds_per_day: int = Field(0, description="The same per day.", ge=0, le=10_000_000)
+    keep_layers_s: int = Field(
+        2_592_000,
+        description="Seconds for which installed dependencies that no deploy used are kept for the next one with the same; "
+        "0: they are installed each time.",
+        ge=0,
+        le=315_360_000,
+    )
+    keep_runs_s: int = Field(
+        2_592_000,
+        description="Seconds after its end for which a run is kept, with what it was given, returned and wrote, and a delivery "
+        "or trigger with its idempotency key; 0: for ever.",
+        ge=0,
+        le=315_360_000,
+    )
     sync_concurrency: int = Field(
-        8, description="Most runs of syncs at once that this process schedules; 0: it schedules none.", ge=0, le=1000
+        64, description="Most runs of syncs at once that this process schedules; 0: it schedules none.", ge=0, le=1000
     )
 
     @field_validator("webhook_url")

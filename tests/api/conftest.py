@@ -153,6 +153,7 @@ async def api(tmp_path: Path, host: FakeHost, environment: dict[str, str], insta
 @contextlib.asynccontextmanager
 async def served(data_dir: Path, host: FakeHost, environment: dict[str, str], installed: Path) -> AsyncIterator[Api]:
     """A server of the running loop, each of whose answers is looked at (`Checked`)."""
+    environment = {"HUTCH_SERVER__SHUTDOWN_GRACE_S": "1", **environment}
     settings = load(Path(os.devnull), environment=environment, flags={"server.data_dir": data_dir})
     # Migrations and keys are most of what a start takes.
     shutil.copytree(installed, settings.control_dir)

@@ -129,6 +129,29 @@ def test_the_example_is_deployed_and_its_tool_is_called(watched: RunningServer, 
     assert ntn.json("list") == []
 
 
+def test_unchanged_dependencies_are_not_installed_again(watched: RunningServer, tmp_path: Path, leak_check: None) -> None:
+    ntn = project(GREETING, watched, tmp_path)
+    package = ntn.directory / "package.json"
+    # No other test of this project has these dependencies.
+    manifest = json.loads(package.read_text()) | {"description": "for its layer"}
+    package.write_text(json.dumps(manifest))
+    first = ntn.done("deploy", "--name", "layered")
+    assert "added " in first.err, "npm says what it installed"
+    source = ntn.directory / "src" / "index.ts"
+    source.write_text(source.read_text().replace('worker.tool("greet"', 'worker.tool("welcome"'))
+    ntn.done("env", "set", "WORD=of the build")
+    again = ntn.done("deploy")
+    assert "installed already" in again.err
+    assert "added " not in again.err
+    assert ntn.run("welcome", {"name": "you", "language": None}) == {"greeting": "Hello, you!"}
+    package.write_text(json.dumps(manifest | {"dependencies": manifest["dependencies"] | {"nosuch-of-hutch": "0.0.1"}}))
+    broken = ntn("deploy")
+    assert broken.code == API_ERROR
+    assert "`install` ended" in broken.err + broken.out, broken.err
+    assert "installed already" not in ntn("deploy").err, "what failed is not kept"
+    ntn.done("delete", "--yes")
+
+
 def test_the_environment_has_secrets_but_what_the_gateway_adds(odd: Ntn) -> None:
     assert odd.run("environment") == {"word": "first", "token": None, "platform": []}
     odd.done("env", "set", "WORD=second")
@@ -145,6 +168,11 @@ def test_the_environment_has_secrets_but_what_the_gateway_adds(odd: Ntn) -> None
     refused = odd("env", "set", "NOTION_INPUT_PAYLOAD_PATH=/etc/passwd")
     assert refused.code == API_ERROR
     assert "is set by the runner" in refused.err
+
+
+def test_a_native_add_on_is_installed_and_runs(odd: Ntn) -> None:
+    """CRC-32 of its check string, by a library in machine code."""
+    assert odd.run("native") == {"crc32": 0xCBF43926}
 
 
 def test_what_fails_says_so_and_is_a_run_with_an_exit_code(odd: Ntn) -> None:

@@ -30,7 +30,7 @@ from hutch.storage.models import Base
 from hutch.storage.sealing import Sealer
 from tests.storage.conftest import new_scope, sandbox, session_of
 
-OF_NOBODY = {"host_cursors"}
+OF_NOBODY = {"host_cursors", "api_processes"}
 """Tables that hold nothing of a tenant's. Add one only if that is so."""
 MARKED = {"teams"}
 

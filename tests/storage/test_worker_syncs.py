@@ -374,6 +374,7 @@ async def test_several_processes_share_syncs_and_none_runs_one_that_another_has(
     def process(name: str) -> asyncio.Task[None]:
         settings = SimpleNamespace(workers=SimpleNamespace(sync_concurrency=3))
         mine = {"name": name, "settings": settings, "syncs_due": asyncio.Event(), "draining": False}
+        mine |= {"warm": None, "worker_rates": None, "working": set()}
         services: Any = SimpleNamespace(database=world.database, sealer=world.sealer, clock=lambda: world.now, **mine)
         return asyncio.create_task(scheduler.Scheduler(services).work())
 
@@ -409,6 +410,9 @@ async def test_a_process_that_ends_hands_its_runs_to_the_next(world: World, monk
         settings=settings,
         syncs_due=asyncio.Event(),
         draining=True,
+        warm=None,
+        worker_rates=None,
+        working=set(),
     )
     first = asyncio.create_task(scheduler.Scheduler(services).work())
     await asyncio.sleep(0.2)

@@ -69,6 +69,7 @@ _PATH = {
     "key": "Key of a capability",
     "sync": "Key of a sync",
     "database": "Key of a database",
+    "view": "Name of a view of a database",
     "tool": "Name or key of a tool",
     "registry": ("HOST[:PORT] of a registry", {"pattern": r"^[a-z0-9.:\[\]-]{1,55}$"}),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import secrets
 import ssl
 import time
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from hutch.api.ingress import Announcer, LinkSigner
     from hutch.api.usage import ReceiptSigner
     from hutch.login.provider import Provider
+    from hutch.workers.ahead import Ahead
     from hutch.workers.jobs import Jobs
     from hutch.workers.rates import WorkerRates
     from hutch.workers.warm import WarmRuns
@@ -126,9 +128,17 @@ class Services:
     """Whom certificates of strangers' servers have to be of."""
     warm: WarmRuns | None = None
     """Runs of workers that wait for their input."""
+    ahead: Ahead | None = None
+    """Sandboxes of syncs that are due soon."""
     jobs: Jobs | None = None
     """What workers are to do."""
     worker_rates: WorkerRates | None = None
+    process_id: str = field(default_factory=lambda: secrets.token_hex(8))
+    """This API process, among others that share the database."""
+    working: set[asyncio.Task[Any]] = field(default_factory=set)
+    """Jobs and syncs that run: they are waited for when the server ends."""
+    ending: set[asyncio.Task[None]] = field(default_factory=set)
+    """Sandboxes of processes that died, being ended."""
     verifications: set[asyncio.Task[Any]] = field(default_factory=set)
     """Requests of webhooks that a worker looks at now."""
     metrics: Metrics = field(default_factory=Metrics)

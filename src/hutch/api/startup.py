@@ -30,7 +30,8 @@ from hutch.storage import tenants, tokens
 from hutch.storage.database import Database
 from hutch.storage.migrate import Migrations
 from hutch.storage.sealing import KeyFile, Sealer
-from hutch.workers import builds, jobs, scheduler
+from hutch.workers import jobs, processes, retention, scheduler
+from hutch.workers.ahead import Ahead
 from hutch.workers.rates import WorkerRates
 from hutch.workers.warm import WarmRuns
 
@@ -81,6 +82,8 @@ async def started(settings: Settings, loaded: Loaded, images: Images, clock: Clo
     uses: token_uses.TokenUses | None = None
     warm: WarmRuns | None = None
     provider: Provider | None = None
+    presence: processes.Presence | None = None
+    services: Services | None = None
     try:
         await database.open(loaded.migrations)
         signer = TokenSigner(settings.control_dir / "token.key")
@@ -102,13 +105,14 @@ async def started(settings: Settings, loaded: Loaded, images: Images, clock: Clo
             receipts=ReceiptSigner(settings.control_dir / "receipts.key"),
             provider=Provider(settings.sso, loaded.trust, clock) if settings.sso.enabled else None,
         )
-        services.warm = WarmRuns(services)
+        services.warm, services.ahead = WarmRuns(services), Ahead(services)
         services.jobs, services.worker_rates = jobs.Jobs(services), WorkerRates(settings.workers)
         uses, warm, provider = services.auth.uses, services.warm, services.provider
         team, project = await _default_tenant(services)
         services.default_team_id, services.default_project_id = team.id, project.id
         await sources.give_up(services)
-        left = await builds.give_up(services)
+        presence = processes.Presence(services)
+        await presence.begin()
         endless = (
             follow_host,
             windows.follow,
@@ -120,20 +124,29 @@ async def started(settings: Settings, loaded: Loaded, images: Images, clock: Clo
             ingress.announce,
             ingress.follow_wakes,
             jobs.follow,
+            retention.follow,
             scheduler.keep_syncing,
         )
         tasks = [asyncio.create_task(work(services)) for work in endless]
-        tasks.append(asyncio.create_task(builds.end_leftovers(services, left)))
+        tasks.append(asyncio.create_task(presence.keep()))
         tasks.append(asyncio.create_task(token_uses.keep_written(services.auth.uses, database)))
         if loaded.exporter is not None:
             tasks.append(asyncio.create_task(telemetry.keep_sending(services, loaded.exporter)))
         yield services
+        services.draining = True
+        if services.working:
+            # What is not over by then is handed back, for whoever comes next.
+            await asyncio.wait(services.working, timeout=settings.server.shutdown_grace_s)
     finally:
+        if services is not None:
+            tasks += services.ending
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if warm is not None:
             await warm.close()
+        if presence is not None:
+            await presence.end()
         if uses is not None:
             with contextlib.suppress(HutchError):
                 await uses.write(database)

@@ -180,7 +180,7 @@ async def schedule_sync(request: Request, worker_id: str, sync: str) -> Response
     if body.schedule is not None:
         wanted = Schedule(**body.schedule.model_dump())
         for wrong in wrong_schedule(wanted):
-            raise BadRequestError("bad_request", f"Invalid request: `schedule`: {wrong}")
+            raise BadRequestError("schedule_invalid", f"Invalid request: `schedule`: {wrong}")
     event = Reschedule(now_ms=services_of(request).clock(), schedule=wanted)
     return await _told(request, worker_id, sync, event, "worker.sync_scheduled")
 

@@ -31,7 +31,7 @@ from hutch.api.services import Services, services_of
 from hutch.control import worker_wire as wire
 from hutch.control.permissions import Permission
 from hutch.control.records import Scope
-from hutch.errors import BadRequestError, ConflictError, HutchError, NotFoundError, PayloadTooLargeError
+from hutch.errors import BadRequestError, ConflictError, HutchError, NotFoundError, PayloadTooLargeError, RateLimitedError
 from hutch.storage import audit_log, worker_syncs
 from hutch.storage import workers as rows
 from hutch.storage.workers import Deployment, Run, Worker
@@ -197,6 +197,10 @@ async def workers_build(request: Request) -> Response:
     """Build what was uploaded last. The records are what the build writes, and at the end `{"ok": …}`."""
     services, scope, body = await _asked(request, wire.BuildWorker)
     worker = await _find(services, scope, body.workerId)
+    rates = services.worker_rates
+    if rates is not None and (wait_ms := rates.build(worker.project_id, services.clock())):
+        message = "The project has built too many workers (workers.build_burst, workers.builds_per_day)."
+        raise RateLimitedError("rate_limited", message, retry_after_s=-(-wait_ms // 1000))
 
     async def work(records: Records) -> None:
         async def say(stream: str, text: str) -> None:

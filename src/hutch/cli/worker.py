@@ -1,4 +1,4 @@
-"""`hutch worker …`: workers beside `ntn`, which deploys them."""
+"""`hutch worker …`: workers, beside `ntn` or without it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hutch.cli import errors, options, output, usage, worker_syncs, worker_webhooks
+from hutch.cli import errors, options, output, usage, worker_project, worker_syncs, worker_webhooks
 from hutch.cli.connection import with_client
 from hutch.cli.credential import read_secret
 from hutch.cli.worker_named import Data, Named, find, json_input
@@ -16,13 +16,17 @@ from hutch.client import AsyncClient
 from hutch.client.models import WorkerTool
 from hutch.errors import HutchError, NotFoundError
 
-app = typer.Typer(no_args_is_help=True, help="Workers of a project: what there is, runs, tools, secrets. `ntn` deploys them.")
+app = typer.Typer(no_args_is_help=True, help="Workers of a project: begin, try and deploy them; runs, tools, secrets.")
 env_app = typer.Typer(no_args_is_help=True, help="Secrets that runs find in their environment.")
 app.add_typer(env_app, name="env")
 app.add_typer(worker_syncs.app, name="sync")
 app.add_typer(worker_syncs.database_app, name="database")
 app.add_typer(worker_webhooks.app, name="webhook")
 app.command("connect")(worker_webhooks.connect)
+
+app.command()(worker_project.new)
+app.command()(worker_project.dev)
+app.command()(worker_project.deploy)
 
 LOOK_S = 1.0
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, as `runs` shows it.")]

@@ -435,9 +435,9 @@ class SyncTimes(Body):
     @model_validator(mode="after")
     def _belongs(self) -> Self:
         if self.interval_ms is not None and self.type != "interval":
-            raise ValueError("`interval_ms` belongs to the type interval")
+            raise ValueError("`interval_ms` is only valid when `type` is interval")
         if (self.expression is not None or self.time_zone is not None) and self.type != "cron":
-            raise ValueError("`expression` and `time_zone` belong to the type cron")
+            raise ValueError("`expression` and `time_zone` are only valid when `type` is cron")
         return self
 
 

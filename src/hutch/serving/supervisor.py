@@ -154,7 +154,8 @@ class Supervisor:
 
     async def _end(self) -> bool:
         """From the outside in: the API answers what it has begun, then the host stops its sandboxes."""
-        api = await self._api.stop(self._settings.server.shutdown_grace_s + API_STOP_MARGIN_S)
+        # Once for what is asked, once for what runs in its background.
+        api = await self._api.stop(2 * self._settings.server.shutdown_grace_s + API_STOP_MARGIN_S)
         self._listener.close()
         # Sandboxes outlive a host, and only another one can end them. One that can't start has said so.
         host = await self._host.stop(HOST_STOP_S, self._start if self._ready else None)

@@ -505,14 +505,39 @@ class DeploymentModel(Base):
     snapshot_id: Mapped[str | None] = mapped_column(String(64))
     manifest: Mapped[bytes | None] = mapped_column(LargeBinary)
     created_at: Mapped[int] = mapped_column(BigInteger)
+    language: Mapped[str] = mapped_column(String(16), server_default="node")
     updated_at: Mapped[int] = mapped_column(BigInteger)
+    owner: Mapped[str | None] = mapped_column(String(64))
+    """The API process that builds it."""
+
+
+class LayerModel(Base):
+    """Dependencies that were installed once: the snapshot that a project has of what they depend on."""
+
+    __tablename__ = "worker_layers"
+
+    project_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    team_id: Mapped[str] = mapped_column(String(64))
+    snapshot_id: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    used_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class ProcessModel(Base):
+    """An API process that lived at `seen_at`."""
+
+    __tablename__ = "api_processes"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    seen_at: Mapped[int] = mapped_column(BigInteger)
 
 
 class RunModel(Base):
     """One execution of a worker in a sandbox of its own. `result` and `logs` are sealed."""
 
     __tablename__ = "worker_runs"
-    __table_args__ = (Index("ix_worker_runs_worker", "worker_id", "number"),)
+    __table_args__ = (Index("ix_worker_runs_worker", "worker_id", "number"), Index("ix_worker_runs_ended", "ended_at"))
 
     number: Mapped[int] = mapped_column(Number, primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(String(36), unique=True)
@@ -531,6 +556,8 @@ class RunModel(Base):
     input: Mapped[bytes | None] = mapped_column(LargeBinary)
     queued_at: Mapped[int | None] = mapped_column(BigInteger)
     program_at: Mapped[int | None] = mapped_column(BigInteger)
+    owner: Mapped[str | None] = mapped_column(String(64))
+    """The API process that follows it."""
 
 
 class JobModel(Base):

@@ -169,6 +169,24 @@ async def waiting(connection: AsyncConnection, now: int) -> dict[str, int]:
     return {row[0]: row[1] for row in rows}
 
 
+@dataclass(frozen=True, slots=True)
+class Upcoming:
+    """A sync that somebody will take at `due_at`."""
+
+    scope: Scope
+    worker_id: str
+    due_at: int
+
+
+async def upcoming(connection: AsyncConnection, before: int, most: int) -> list[Upcoming]:
+    """Syncs that nobody has and that are due before a time, the first ones first."""
+    query = select(WorkerSyncModel.team_id, WorkerSyncModel.project_id, WorkerSyncModel.worker_id, WorkerSyncModel.due_at).where(
+        WorkerSyncModel.declared.is_(True), WorkerSyncModel.leased_until.is_(None), WorkerSyncModel.due_at < before
+    )
+    rows = await connection.execute(query.order_by(WorkerSyncModel.due_at).limit(most))
+    return [Upcoming(Scope(row[0], row[1]), row[2], int(row[3] or 0)) for row in rows]
+
+
 async def take(connection: AsyncConnection, project_id: str, now: int, until: int, sealer: Sealer) -> Sync | None:
     """The sync of a project that waits longest, for the caller until then; None when others were faster."""
     query = (

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Row, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import InstrumentedAttribute
 
 from hutch.control.records import Scope
 from hutch.errors import BadRequestError
@@ -58,6 +60,8 @@ class Deployment:
     snapshot_id: str | None
     manifest: dict[str, Any] | None
     created_at: int
+    language: str = "node"
+    """What it is written in (`hutch.workers.languages`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,8 @@ class Run:
     queued_at: int | None = None
     program_at: int | None = None
     """When its sandbox was ready."""
+    owner: str | None = None
+    """The API process that follows it."""
 
 
 _WORKER = tuple(getattr(WorkerModel, name) for name in Worker.__slots__)
@@ -225,6 +231,8 @@ async def change_deployment(
     before: tuple[str, ...],
     snapshot_id: str | None = None,
     manifest: bytes | None = None,
+    owner: str | None = None,
+    language: str | None = None,
 ) -> bool:
     """Move a deployment on from one of the states `before`; False when it was in none of them."""
     values: dict[str, Any] = {"status": status, "updated_at": now}
@@ -232,6 +240,10 @@ async def change_deployment(
         values["snapshot_id"] = snapshot_id
     if manifest is not None:
         values["manifest"] = manifest
+    if owner is not None:
+        values["owner"] = owner
+    if language is not None:
+        values["language"] = language
     own = within(scope, DeploymentModel)
     statement = update(DeploymentModel).where(*own, DeploymentModel.id == deployment_id, DeploymentModel.status.in_(before))
     return (await connection.execute(statement.values(**values))).rowcount > 0
@@ -243,11 +255,16 @@ async def snapshots(connection: AsyncConnection, scope: Scope, worker_id: str) -
     return [str(found) for found in (await connection.execute(select(DeploymentModel.snapshot_id).where(*own))).scalars()]
 
 
-async def give_up(connection: AsyncConnection, now: int) -> None:
-    """What a process was at that is gone: builds and runs that nobody will finish."""
-    building = update(DeploymentModel).where(DeploymentModel.status == "building")
+async def give_up(connection: AsyncConnection, now: int, alive: Collection[str]) -> None:
+    """What processes were at that are gone: builds and runs that nobody will finish."""
+    building = update(DeploymentModel).where(DeploymentModel.status == "building", _gone(DeploymentModel.owner, alive))
     await connection.execute(building.values(status="failed", updated_at=now))
-    await connection.execute(update(RunModel).where(RunModel.ended_at.is_(None)).values(ended_at=now, exit_code=1))
+    running = update(RunModel).where(RunModel.ended_at.is_(None), _gone(RunModel.owner, alive))
+    await connection.execute(running.values(ended_at=now, exit_code=1))
+
+
+def _gone(owner: InstrumentedAttribute[str | None], alive: Collection[str]) -> ColumnElement[bool]:
+    return or_(owner.is_(None), owner.not_in(alive))
 
 
 async def awaited_uploads(connection: AsyncConnection) -> set[str]:
@@ -276,6 +293,17 @@ async def end_run(
     await connection.execute(
         statement.values(ended_at=now, exit_code=exit_code, result=result, logs=logs, session_id=run.session_id)
     )
+
+
+async def forget_runs(connection: AsyncConnection, before: int, most: int) -> int:
+    """Delete runs that ended before a time, at most so many, and none of a job that is not over; how many."""
+    open_jobs = select(JobModel.id).where(JobModel.ended_at.is_(None))
+    old = select(RunModel.number).where(
+        RunModel.ended_at < before, or_(RunModel.job_id.is_(None), RunModel.job_id.not_in(open_jobs))
+    )
+    numbers = list((await connection.execute(old.order_by(RunModel.ended_at).limit(most))).scalars())
+    await connection.execute(delete(RunModel).where(RunModel.number.in_(numbers)))
+    return len(numbers)
 
 
 async def runs(connection: AsyncConnection, scope: Scope, worker_id: str) -> list[Run]:

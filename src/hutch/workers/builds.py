@@ -1,6 +1,7 @@
 """From an uploaded archive to a snapshot that runs start from.
 
-    archive ─▶ sandbox: install (registries only, no secrets) ─▶ network closed ─▶ build, read the manifest (secrets) ─▶ sealed
+    archive ─▶ dependencies, installed or a layer of before (registries only, no secrets) ─▶ network closed ─▶ build (secrets)
+            ─▶ sealed ─▶ the manifest is read in a run of its own
 
 A deployment serves once its manifest was read; one that fails changes nothing about the worker.
 """
@@ -11,10 +12,9 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
-from importlib.resources import files
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from hutch.api.sandboxes import delete, find_with_session
 from hutch.api.services import Services
@@ -23,17 +23,13 @@ from hutch.errors import BadRequestError, ConflictError, HutchError, NotFoundErr
 from hutch.storage import sandboxes, snapshots
 from hutch.storage import workers as rows
 from hutch.storage.workers import Deployment, Worker
-from hutch.workers import sandbox
+from hutch.workers import languages, layers, sandbox
+from hutch.workers.languages import LANGUAGES, NODE, PLATFORM, SOURCE, Language
 from hutch.workers.lines import Lines
 from hutch.workers.sandbox import OwnSandbox
 
 log = logging.getLogger(__name__)
 
-SOURCE = "/vercel/sandbox"
-"""Where a worker is, in its builds and runs."""
-PLATFORM = "/opt/hutch-worker"
-RUNNER = f"{PLATFORM}/runner.mjs"
-ENTRY = "dist/index.js"
 KEPT_ARCHIVE_S = 3600
 LEFTOVERS_EVERY_S = 1.0
 MAX_ADDRESS_BYTES = 4096
@@ -44,10 +40,6 @@ Say = Callable[[str, str], Awaitable[None]]
 
 class BuildFailed(Exception):
     """A build that is over; the text says what to mend."""
-
-
-def runner() -> bytes:
-    return files("hutch.workers").joinpath("runner.mjs").read_bytes()
 
 
 class Archives:
@@ -87,7 +79,9 @@ async def build(services: Services, scope: Scope, worker: Worker, say: Say) -> D
         found = await rows.latest(connection, scope, worker.id, ("uploaded",), services.sealer)
         if found is None:
             raise NotFoundError("source_not_found", "Nothing was uploaded that is not built yet. Deploy again.")
-        begun = await rows.change_deployment(connection, scope, found.id, now, status="building", before=("uploaded",))
+        begun = await rows.change_deployment(
+            connection, scope, found.id, now, status="building", before=("uploaded",), owner=services.process_id
+        )
     if not begun:
         raise ConflictError("conflict", "The upload is being built by another request.")
     store = archives(services)
@@ -115,30 +109,21 @@ async def _build(
     secrets: dict[str, str],
     say: Say,
 ) -> Deployment:
-    settings = services.settings.workers
-    step_ms = settings.build_timeout_s * 1000
-    async with sandbox.opened(
-        services,
-        scope,
-        f"worker-build-{found.id}",
-        policy="deny-all",
-        timeout_ms=min(5 * step_ms, services.settings.sandbox.max_timeout_ms),
-        worker_id=worker.id,
-    ) as box:
+    step_ms = services.settings.workers.build_timeout_s * 1000
+    layer = await _layer(services, scope, worker, found, archive, say)
+    async with _box(services, scope, worker, f"worker-build-{found.id}", layer) as box:
         steps = Steps(box, say, step_ms)
-        # Before anything of the worker is there to say otherwise.
-        registries = settings.registries or (await _registry(box, step_ms),)
-        await box.set_policy({"allow": {name: [] for name in registries}})
         try:
             await box.unpack(archive, SOURCE, gzip=True)
         except BadRequestError as error:
             raise BuildFailed(f"The archive can't be unpacked: {error.message}") from error
-        await box.put({"runner.mjs": runner()}, PLATFORM, sudo=True)
-        missing = "test -f package.json || { echo 'There is no package.json.' >&2; exit 1; }"
-        await steps.run("install", ["sh", "-c", f"{missing}; npm install --no-audit --no-fund --include=dev"])
-        await box.set_policy("deny-all")
-        await steps.run("build", ["npm", "run", "build"], env=secrets)
-        await steps.run("check", ["sh", "-c", f"test -f {ENTRY} || {{ echo 'The build left no {ENTRY}.' >&2; exit 1; }}"])
+        name = await _language(box, step_ms)
+        language = LANGUAGES[name]
+        await box.put(language.files(), PLATFORM, sudo=True)
+        if layer is None:
+            await _install(services, box, steps, language, step_ms)
+        for step in language.steps:
+            await steps.run(step.name, step.argv, env=secrets if step.secrets else None)
         snapshot = await box.seal()
     async with services.database.write() as connection:
         await rows.change_deployment(
@@ -149,6 +134,7 @@ async def _build(
             status="built",
             before=("building",),
             snapshot_id=snapshot.id,
+            language=name,
         )
         built = await rows.deployment(connection, scope, found.id, services.sealer)
     if built is None:
@@ -156,19 +142,75 @@ async def _build(
     return built
 
 
-async def _registry(box: OwnSandbox, timeout_ms: int) -> str:
-    """The name of the registry that npm is set to. Raises `BuildFailed`."""
+def _box(
+    services: Services, scope: Scope, worker: Worker, name: str, snapshot_id: str | None = None
+) -> AbstractAsyncContextManager[OwnSandbox]:
+    """A sandbox of a build, without a network."""
+    timeout_ms = min(5 * services.settings.workers.build_timeout_s * 1000, services.settings.sandbox.max_timeout_ms)
+    return sandbox.opened(
+        services, scope, name, policy="deny-all", timeout_ms=timeout_ms, worker_id=worker.id, snapshot_id=snapshot_id
+    )
+
+
+async def _install(services: Services, box: OwnSandbox, steps: Steps, language: Language, step_ms: int) -> None:
+    """Install what a worker depends on, with the network open for that. Raises `BuildFailed`."""
+    index = await _index(box, language, step_ms)
+    hosts = services.settings.workers.registries or languages.registries(index)
+    await box.set_policy({"allow": {host: [] for host in hosts}})
+    await steps.run("install", language.install, env=language.environment(index))
+    await box.set_policy("deny-all")
+
+
+async def _layer(services: Services, scope: Scope, worker: Worker, found: Deployment, archive: bytes, say: Say) -> str | None:
+    """A snapshot with the dependencies of a worker for Node, which are installed now unless they were before; None when they can
+    only be installed beside its source. Raises `BuildFailed`, and there is no layer then."""
+    settings = services.settings.workers
+    given = await asyncio.to_thread(layers.inputs, archive) if settings.keep_layers_s else None
+    if given is None:
+        return None
+    language = LANGUAGES[NODE]
+    key = given.key(sandbox.base_image(services).pinned, language.install, settings.registries)
+    known = await layers.find(services, scope, given, key)
+    if known is not None:
+        await say("stdout", "The dependencies are those of before, and installed already.")
+        return known
+    step_ms = settings.build_timeout_s * 1000
+    async with _box(services, scope, worker, f"worker-install-{found.id}") as box:
+        await box.unpack(given.archive(), SOURCE, gzip=False)
+        await _install(services, box, Steps(box, say, step_ms), language, step_ms)
+        snapshot = await box.seal()
+    await layers.keep(services, scope, key, snapshot.id)
+    return snapshot.id
+
+
+async def _language(box: OwnSandbox, timeout_ms: int) -> str:
+    """What a project is written in. Raises `BuildFailed`."""
+    found = languages.detected(await _said(box, languages.DETECT, SOURCE, timeout_ms) or "")
+    if found is None:
+        raise BuildFailed(languages.UNKNOWN)
+    return found
+
+
+async def _index(box: OwnSandbox, language: Language, timeout_ms: int) -> str:
+    """The address of the registry that the image is set to; nothing of the worker has run yet. Raises `BuildFailed`."""
+    if language.index is None:
+        return ""
+    address = await _said(box, language.index, "/", timeout_ms)
+    if not address or not languages.registries(address):
+        raise BuildFailed("The image does not say which registry it is set to; name some in `workers.registries`.")
+    return address
+
+
+async def _said(box: OwnSandbox, argv: list[str], cwd: str, timeout_ms: int) -> str | None:
+    """What a program prints; None where it fails."""
     said = bytearray()
 
     async def written(channel: int, data: bytes) -> None:
         if channel == 1:
             said.extend(data[:MAX_ADDRESS_BYTES])
 
-    ended = await box.run(["npm", "config", "get", "registry"], cwd="/", timeout_ms=timeout_ms, written=written)
-    name = urlsplit(said.decode("utf-8", "replace").strip()).hostname
-    if ended.exit_code != 0 or not name:
-        raise BuildFailed("npm in the image does not say which registry it is set to; name some in `workers.registries`.")
-    return name
+    ended = await box.run(argv, cwd=cwd, timeout_ms=timeout_ms, written=written)
+    return said.decode("utf-8", "replace").strip() if ended.exit_code == 0 else None
 
 
 class Steps:
@@ -204,7 +246,7 @@ async def forget(services: Services, scope: Scope, worker: Worker) -> None:
 
 
 async def end_leftovers(services: Services, left: list[tuple[Scope, str]]) -> None:
-    """End and delete the sandboxes that a predecessor of this process had for workers."""
+    """End and delete the sandboxes that a dead process had for workers."""
     for scope, name in left:
         while True:
             try:
@@ -219,15 +261,15 @@ async def end_leftovers(services: Services, left: list[tuple[Scope, str]]) -> No
                 break
 
 
-async def give_up(services: Services) -> list[tuple[Scope, str]]:
-    """At the start of the process: what a predecessor was building or running is over, and archives that nobody waits for go. The
-    sandboxes that it had are answered, for `end_leftovers`."""
+async def give_up(services: Services, alive: Collection[str]) -> list[tuple[Scope, str]]:
+    """What processes were building or running that live no more is over, and archives that nobody waits for go. The sandboxes
+    that they had are answered, for `end_leftovers`."""
     async with services.database.write() as connection:
-        await rows.give_up(connection, services.clock())
+        await rows.give_up(connection, services.clock(), alive)
         wanted = await rows.awaited_uploads(connection)
-        left = await sandboxes.of_workers(connection)
+        found = await sandboxes.of_workers(connection)
     await asyncio.to_thread(_sweep, services, wanted)
-    return left
+    return [(scope, name) for scope, name in found if sandbox.owner_of(name) not in alive]
 
 
 async def drop_archives(services: Services) -> None:

@@ -18,7 +18,6 @@ import base64
 import contextlib
 import hashlib
 import logging
-import secrets
 from typing import Any
 
 import msgspec
@@ -48,9 +47,6 @@ POLL_S = 1.0
 RENEW_S = LEASE_MS / 3000
 MAX_WAITS = 16
 FIRST_WAIT_MS, LONGEST_WAIT_MS = 1000, 300_000
-KEEP_MS = 30 * 86_400_000
-"""How long a job that is over can be looked at, and its idempotency key is known."""
-FORGET_EVERY_S = 3600.0
 LOST = Failure(name="RunLostError", message="The server that ran it ended before there was a result.", made_here=True)
 
 
@@ -114,9 +110,8 @@ class Jobs:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._owner = f"api-{secrets.token_hex(8)}"
+        self._owner = services.process_id
         self._tasks: set[asyncio.Task[None]] = set()
-        self._forgot = float("-inf")
         self.due = asyncio.Event()
         """Set when there is something new."""
 
@@ -127,7 +122,6 @@ class Jobs:
                 self.due.clear()
                 try:
                     await self._claim()
-                    await self._forget()
                     wait_s = await self._wait_s()
                 except HutchError as error:
                     log.warning("the queue of workers can't be read: %s", error.message)
@@ -165,9 +159,11 @@ class Jobs:
     def _begin(self, job: Job) -> None:
         task = asyncio.create_task(self._whole(job))
         self._tasks.add(task)
+        self._services.working.add(task)
 
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
+            self._services.working.discard(task)
             self.due.set()
 
         task.add_done_callback(ended)
@@ -177,14 +173,6 @@ class Jobs:
             now = self._services.clock()
             later = await rows.next_due(connection, now)
         return POLL_S if later is None else min(POLL_S, max(0.01, (later - now) / 1000))
-
-    async def _forget(self) -> None:
-        now = asyncio.get_running_loop().time()
-        if now - self._forgot < FORGET_EVERY_S:
-            return
-        self._forgot = now
-        async with self._services.database.write() as connection:
-            await rows.forget(connection, self._services.clock() - KEEP_MS)
 
     # -- one job -----------------------------------------------------------------------------------
 

@@ -20,21 +20,21 @@ import msgspec
 from hutch import ids
 from hutch.api.services import Services
 from hutch.control.records import Scope
-from hutch.errors import BadRequestError, ConflictError, GoneError, HutchError, NotFoundError, RunFailedError
+from hutch.errors import BadRequestError, ConflictError, GoneError, HutchError, NotFoundError, RateLimitedError, RunFailedError
 from hutch.host.protocol import SessionRecord, SessionRef
 from hutch.storage import webhooks as webhook_rows
 from hutch.storage import workers as rows
 from hutch.storage.workers import Deployment, Run, Worker
 from hutch.workers import checks, connections, environment, reconcile, sandbox
 from hutch.workers import manifest as manifests
-from hutch.workers.builds import ENTRY, RUNNER, SOURCE
 from hutch.workers.envelope import Scanner
+from hutch.workers.languages import LANGUAGES, SOURCE
 from hutch.workers.lines import Lines, Log
 from hutch.workers.manifest import Capability, Manifest
 from hutch.workers.outcome import End, Failure, Outcome, judge, recorded_exit_code
 from hutch.workers.sandbox import KILLED, Ended, OwnSandbox
 from hutch.workers.serving import serving
-from hutch.workers.warm import Ready, WarmRuns, digest
+from hutch.workers.warm import Begin, Ready, WarmRuns, digest
 
 FETCH = "fetchAndSaveCapabilities"
 MANIFEST_FILE = "/tmp/hutch-manifest.json"  # noqa: S108 - in the guest
@@ -45,6 +45,8 @@ LOST = -1
 """What a program whose session took it with it has for an exit code."""
 KEPT_WARM = ("tool",)
 """Capabilities that somebody waits for."""
+PREPARED = ("sync", "ai_connector")
+"""Capabilities of which it is known when they are due."""
 VERIFY = "verify"
 """A webhook's verification, in the name of a run: `webhook:KEY` is the event that was handed over."""
 DENY_ALL = "deny-all"
@@ -87,6 +89,8 @@ class Work:
     job: bytes | None = None
     say: Say = nobody
     keep_warm: bool = False
+    ahead: bool = False
+    """Whether sandboxes are begun before it is due."""
     how: How = How()
 
 
@@ -172,6 +176,8 @@ async def execute(
         )
     execution = _Execution(services, scope, worker, deployment, manifest, _work(capability, context, say, how), context)
     async with execution:
+        if capability.tag == "tool":
+            execution.admit()
         ended = await execution.go()
         return execution.outcome(capability, ended)
 
@@ -195,7 +201,15 @@ async def outcome(
 def _work(capability: Capability, context: Any, say: Say, how: How) -> Work:
     job = json.dumps({"key": capability.key, "context": context}).encode()
     name = f"{capability.tag}:{capability.key}" if not how.verify else f"{capability.tag}-{VERIFY}:{capability.key}"
-    return Work(name, ["--run"], job, say, keep_warm=capability.tag in KEPT_WARM or how.verify, how=how)
+    warm, ahead = capability.tag in KEPT_WARM or how.verify, capability.tag in PREPARED
+    return Work(name, ["--run"], job, say, keep_warm=warm, ahead=ahead, how=how)
+
+
+async def preparation(
+    services: Services, scope: Scope, worker: Worker, deployment: Deployment, manifest: Manifest
+) -> tuple[str, Begin]:
+    """What runs of a deployment depend on now, and what begins one that waits for its input. Raises `HutchError`."""
+    return await _Execution(services, scope, worker, deployment, manifest, Work("", ["--run"])).prepare()
 
 
 def _warm(services: Services) -> WarmRuns:
@@ -230,6 +244,7 @@ class _Execution:
         self._result: dict[str, Any] = {"_tag": "error", "error": {"name": "Interrupted", "message": "The run did not end."}}
         self._exit_code = FAILED
         self._lost = End.LOST
+        self._refusal: dict[str, Any] | None = None
         self._run = Run(
             id=ids.worker_id(),
             worker_id=worker.id,
@@ -243,6 +258,7 @@ class _Execution:
             ended_at=None,
             job_id=work.how.job_id,
             queued_at=work.how.queued_at,
+            owner=services.process_id,
         )
 
     async def __aenter__(self) -> _Execution:
@@ -255,7 +271,7 @@ class _Execution:
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, HutchError) and not isinstance(error, RunFailedError):
-            self._result = {"_tag": "error", "error": {"name": error.code, "message": error.message}}
+            self._result = self._refusal or {"_tag": "error", "error": {"name": error.code, "message": error.message}}
             await self._log.feed(2, f"\nhutch: {error.message}\n".encode())
         sealer, services = self._services.sealer, self._services
         async with services.database.write() as connection:
@@ -269,9 +285,19 @@ class _Execution:
                 logs=sealer.seal(self._log.text(), self._run.id),
             )
 
-    async def go(self, then: Callable[[OwnSandbox], Awaitable[None]] | None = None) -> Ended:
-        """Run the program; `then` looks at what it left when it was a success. Raises `HutchError`."""
-        services, warm = self._services, _warm(self._services)
+    def admit(self) -> None:
+        """Raises `RateLimitedError` when the project has run too many; the run says so, as the vendor's do."""
+        rates, project_id = self._services.worker_rates, self._scope.project_id
+        wait_ms = rates.tool(project_id, self._services.clock()) if rates is not None and project_id is not None else 0
+        if wait_ms:
+            wait_s = -(-wait_ms // 1000)
+            self._refusal = {"_tag": "rate_limit_error", "retryAfterSeconds": wait_s}
+            message = "The project has run too many tools and queued events (workers.queued_runs_per_minute, per_hour)."
+            raise RateLimitedError("rate_limited", message, retry_after_s=wait_s)
+
+    async def prepare(self) -> tuple[str, Begin]:
+        """What it depends on, but for its input, and what begins it. Raises `HutchError`."""
+        services = self._services
         async with services.database.read() as connection:
             secrets = await rows.secrets(connection, self._scope, self._worker.id, services.sealer)
         policy: Any = DENY_ALL if self._manifest is None else environment.policy(secrets, self._manifest)
@@ -279,11 +305,13 @@ class _Execution:
             policy = self._work.how.network
         variables = environment.variables(secrets, self._manifest)
         variables |= await connections.variables(services, self._scope, self._worker, self._manifest)
-        key = digest(self._deployment.id, variables, policy)
-        begin = functools.partial(self._begin, variables, policy)
-        ready = warm.take(key) if self._work.keep_warm else None
-        if ready is None:
-            ready = await begin()
+        return digest(self._deployment.id, variables, policy), functools.partial(self._begin, variables, policy)
+
+    async def go(self, then: Callable[[OwnSandbox], Awaitable[None]] | None = None) -> Ended:
+        """Run the program; `then` looks at what it left when it was a success. Raises `HutchError`."""
+        services, warm = self._services, _warm(self._services)
+        key, begin = await self.prepare()
+        ready = await self._waiting(key) or await self._begun(begin)
         try:
             self._run = replace(self._run, session_id=ready.box.session_id, program_at=services.clock())
             async with services.database.write() as connection:
@@ -299,6 +327,29 @@ class _Execution:
         if self._work.keep_warm and self._deployment.id == self._worker.deployment_id:
             warm.want(self._worker.id, key, begin)
         return ended
+
+    async def _waiting(self, key: str) -> Ready | None:
+        """One that waits, with the beginning of its input: until the end of that comes no code of the capability runs. Those that
+        died while they waited are none."""
+        services, work = self._services, self._work
+        while work.job is not None:
+            ready = _warm(services).take(key) if work.keep_warm else None
+            if ready is None and work.ahead and services.ahead is not None:
+                ready = services.ahead.take(key)
+            if ready is None:
+                return None
+            try:
+                if await ready.program.offer(work.job):
+                    return ready
+            except BaseException:
+                _warm(services).later(ready)
+                raise
+            _warm(services).later(ready)
+        return None
+
+    async def _begun(self, begin: Begin) -> Ready:
+        ahead = self._services.ahead
+        return await (ahead.begin(begin) if self._work.ahead and ahead is not None else begin())
 
     async def _finish(self, ready: Ready) -> Ended:
         """Hand over the job, and take what comes of it."""
@@ -346,7 +397,7 @@ class _Execution:
                 )
             )
             program = await box.start(
-                ["node", RUNNER, f"{SOURCE}/{ENTRY}", *self._work.arguments],
+                [*LANGUAGES[self._deployment.language].start, *self._work.arguments],
                 cwd=SOURCE,
                 timeout_ms=lives_ms,
                 env=variables,

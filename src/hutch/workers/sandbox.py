@@ -27,7 +27,7 @@ from hutch.api.snapshots import check_quota, usable
 from hutch.api.starts import boot
 from hutch.control.records import FIRST_GENERATION, SandboxConfig, Scope, Snapshot
 from hutch.control.requests import MEMORY_MB_PER_VCPU
-from hutch.errors import HutchError, NotFoundError, PayloadTooLargeError
+from hutch.errors import BadRequestError, GoneError, HutchError, NotFoundError, PayloadTooLargeError
 from hutch.host.protocol import (
     ArchiveWrite,
     CommandRecord,
@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 PIECE_BYTES = 256 * 1024
 STDIN_TIMEOUT_MS = 20_000
+OFFERED_BYTES = 16 * 1024
+"""What a pipe takes although nobody reads it."""
 KILLED = 137
 
 Written = Callable[[int, bytes], Awaitable[None]]
@@ -65,19 +67,29 @@ class Program:
         self._services = services
         self._start = start
         self._stream = stream
+        self._written = 0
+
+    async def offer(self, data: bytes) -> bool:
+        """Write the beginning of what will be its standard input, without the end that it waits for; False when the program, or
+        its sandbox, is over. Raises `HutchError` for anything else."""
+        try:
+            answer = await self._write(data[:OFFERED_BYTES], 0, close=False)
+        except (BadRequestError, GoneError, NotFoundError):
+            return False
+        self._written = answer.get("written", 0)
+        return True
 
     async def write(self, data: bytes) -> None:
         """Write all of its standard input, for as long as it takes. A program that is over reads nothing. Raises `HutchError`."""
-        at = 0
         with contextlib.suppress(NotFoundError):
             while True:
-                answer = await self._write(data, at)
-                at += answer.get("written", 0)
+                answer = await self._write(data, self._written, close=True)
+                self._written = answer.get("written", self._written)
                 if not answer.get("stalled"):
                     return
 
-    async def _write(self, data: bytes, offset: int) -> dict[str, int]:
-        params = CommandStdin(self._start.session_id, self._start.command_id, offset, STDIN_TIMEOUT_MS, close=True)
+    async def _write(self, data: bytes, offset: int, *, close: bool) -> dict[str, int]:
+        params = CommandStdin(self._start.session_id, self._start.command_id, offset, STDIN_TIMEOUT_MS, close=close)
         stream = await open_stream(self._services, "command.stdin", params)
         try:
             with host_errors():
@@ -229,6 +241,7 @@ async def opened(
 ) -> AsyncIterator[OwnSandbox]:
     """A sandbox of the workers' image, or from a snapshot, under a network policy, perhaps with a budget of its own; it is gone
     when the block ends. Raises `HutchError`."""
+    name = f"{name}-{services.process_id}"
     settings = services.settings
     vcpus = settings.workers.vcpus
     snapshot: Snapshot | None = None
@@ -237,7 +250,7 @@ async def opened(
             snapshot = await usable(connection, scope, snapshot_id, services.clock())
         image = await images.resolve_exact(services, snapshot.image)
     else:
-        image = _base(services)
+        image = base_image(services)
     config = SandboxConfig(
         image=image.pinned,
         timeout_ms=timeout_ms,
@@ -267,6 +280,12 @@ async def opened(
                 log.warning("sandbox %s of a worker could not be deleted: %s", name, error.message)
 
 
-def _base(services: Services) -> ResolvedImage:
+def owner_of(name: str) -> str:
+    """The API process that a sandbox was made by."""
+    return name.rpartition("-")[2]
+
+
+def base_image(services: Services) -> ResolvedImage:
+    """What workers are built on."""
     image = services.images.resolve(services.settings.workers.image or services.settings.sandbox.default_image, None)
     return ResolvedImage(image.pinned, image.cwd)

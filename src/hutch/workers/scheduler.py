@@ -63,8 +63,12 @@ class Job:
 
 async def keep_syncing(services: Services) -> None:
     """Run what is due for ever. When this ends, what runs is handed back."""
-    if services.settings.workers.sync_concurrency:
-        await Scheduler(services).work()
+    if not services.settings.workers.sync_concurrency:
+        return
+    async with asyncio.TaskGroup() as group:
+        group.create_task(Scheduler(services).work())
+        if services.ahead is not None:
+            group.create_task(services.ahead.follow())
 
 
 class Scheduler:
@@ -87,7 +91,8 @@ class Scheduler:
                 due.clear()
                 try:
                     while self._may_take() and await self._take():
-                        pass
+                        self._calm(calm=False)
+                    self._calm(calm=True)
                 except UnavailableError as error:
                     log.info("syncs wait: %s", error)
                 except Exception:
@@ -96,10 +101,16 @@ class Scheduler:
                     async with asyncio.timeout(POLL_S):
                         await due.wait()
         finally:
+            self._calm(calm=True)
             tasks = list(self._tasks)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _calm(self, *, calm: bool) -> None:
+        """What was used is ended when nothing waits for its turn."""
+        if self._services.warm is not None:
+            (self._services.warm.calm.set if calm else self._services.warm.calm.clear)()
 
     def _may_take(self) -> bool:
         """Whether there is room for one more. A server that drains begins nothing."""
@@ -115,6 +126,9 @@ class Scheduler:
         self._avoided = {project: until for project, until in self._avoided.items() if until > now}
         open_to = [project for project in waiting if project not in self._avoided]
         for project in sorted(open_to, key=lambda one: (busy[one], self._turns.get(one, 0), waiting[one])):
+            if services.worker_rates is not None and (wait_ms := services.worker_rates.sync(project, now)):
+                self._avoided[project] = now + wait_ms
+                continue
             try:
                 async with services.database.write() as connection:
                     taken = await worker_syncs.take(connection, project, now, now + LEASE_MS, services.sealer)
@@ -132,12 +146,14 @@ class Scheduler:
             if job is not None:
                 task = asyncio.create_task(execute(services, job))
                 self._tasks[task] = project
+                services.working.add(task)
                 task.add_done_callback(self._ended)
             return True
         return False
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         project = self._tasks.pop(task)
+        self._services.working.discard(task)
         if project not in self._tasks.values() and len(self._turns) > 10_000:
             self._turns.pop(project, None)
         self._services.syncs_due.set()

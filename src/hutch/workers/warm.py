@@ -23,6 +23,10 @@ from hutch.workers.sandbox import OwnSandbox, Program
 
 log = logging.getLogger(__name__)
 
+ENDS_AT_ONCE = 4
+PATIENCE_S = 5.0
+"""How long what was used is left as it is at most while others begin."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ready:
@@ -53,6 +57,13 @@ class WarmRuns:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._beginning: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ends = asyncio.Semaphore(ENDS_AT_ONCE)
+        self.calm = asyncio.Event()
+        """Set while no sync that is due waits for its turn."""
+        self.calm.set()
+
+    def __len__(self) -> int:
+        return len(self._ready)
 
     def take(self, key: str) -> Ready | None:
         """One that waits, which is the caller's from now on."""
@@ -74,8 +85,14 @@ class WarmRuns:
         self._spawn(self._begin(key, begin))
 
     def later(self, ready: Ready) -> None:
-        """End what was used, while its result is on its way."""
-        self._spawn(_end(ready))
+        """End what was used, while its result is on its way, and after syncs that are due have begun."""
+        self._spawn(self._end(ready))
+
+    async def _end(self, ready: Ready) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.calm.wait(), PATIENCE_S)
+        async with self._ends:
+            await end(ready)
 
     def forget(self, worker_id: str) -> None:
         """The worker is gone."""
@@ -85,6 +102,7 @@ class WarmRuns:
 
     async def close(self) -> None:
         """End all that wait, and what is being begun or ended."""
+        self.calm.set()
         while self._tasks or self._ready:
             for key in list(self._ready):
                 self._discard(key)
@@ -99,7 +117,7 @@ class WarmRuns:
         finally:
             self._beginning.discard(key)
         if key not in self._of_worker.values():
-            await _end(ready)
+            await end(ready)
             return
         self._ready[key] = ready
         self._timers[key] = asyncio.get_running_loop().call_later(self._settings.warm_s, self._discard, key)
@@ -117,7 +135,8 @@ class WarmRuns:
         task.add_done_callback(self._tasks.discard)
 
 
-async def _end(ready: Ready) -> None:
+async def end(ready: Ready) -> None:
+    """End a sandbox with all that it has."""
     try:
         await ready.rest.aclose()
     except HutchError as error:

@@ -1,15 +1,17 @@
 # Written by scripts/write_sync_client.py from `_async/workers.py`; change that one.
-"""Workers of a project: runs, syncs and their databases, webhooks, tools, secrets. They are deployed with `ntn`."""
+"""Workers of a project: runs, syncs and their databases, webhooks, tools, secrets. `ntn` deploys them as well."""
 
 from __future__ import annotations
 
 import builtins
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from hutch.client import paths
+from hutch.client._sync.deploys import Told, deploy
 from hutch.client._sync.transport import Http
 from hutch.client._sync.usage import Usages
 from hutch.client.models import (
@@ -107,6 +109,11 @@ class Workers:
         """Raises `NotFoundError`."""
         body = {"workerId": worker_id}
         return (self._http.call("POST", paths.door("GetWorker"), _Worker, body=body, query=self._project, safe=True)).worker
+
+    def deploy(self, source: Path, *, name: str | None = None, worker_id: str | None = None, told: Told | None = None) -> Worker:
+        """Deploy a directory: as a new worker of this name, or as the one with `worker_id`. `told` hears what the build writes.
+        When it returns, the deployment serves. Raises `RunFailedError` for a build that fails; the one before goes on then."""
+        return deploy(self._http, self._project, source, name, worker_id, told)
 
     def delete(self, worker_id: str) -> None:
         """With its secrets, deployments and runs."""

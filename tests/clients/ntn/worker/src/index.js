@@ -14,6 +14,7 @@ tool("environment", () => ({
   token: process.env.TOKEN ?? null,
   platform: Object.keys(process.env).filter((name) => /HUTCH|NOTION_API/.test(name)),
 }));
+tool("native", () => ({ crc32: require("@node-rs/crc32").crc32("123456789") }));
 tool("throws", () => {
   throw new Error("no luck");
 });
