@@ -451,6 +451,10 @@ async def test_what_can_not_be_read_holds_up_nobody_else(world: World, sealer: S
         settings=settings,
         syncs_due=asyncio.Event(),
         draining=False,
+        worker_rates=None,
+        warm=None,
+        ahead=None,
+        working=set(),
     )
     working = asyncio.create_task(scheduler.Scheduler(services).work())
     try:
