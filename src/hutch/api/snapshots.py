@@ -298,7 +298,8 @@ async def keep_tidy(services: Services) -> None:
             log.warning("deleted snapshots are still on the host: %s", error.message)
             pause = RETRY_S
         try:
-            await asyncio.wait_for(services.snapshots_due.wait(), pause)
+            async with asyncio.timeout(pause):
+                await services.snapshots_due.wait()
         except TimeoutError:
             continue
 

@@ -46,7 +46,8 @@ async def keep_removing(services: Services) -> None:
         except HutchError as error:
             log.warning("what was deleted can't be looked for: %s", error.message)
         try:
-            await asyncio.wait_for(services.deletions_due.wait(), pause)
+            async with asyncio.timeout(pause):
+                await services.deletions_due.wait()
         except TimeoutError:
             continue
 

@@ -225,7 +225,8 @@ class Snapshots:
                 log.warning("the blob store is behind: %s", error)
             pause = FIRST_PAUSE_S if complete else min(pause * 2, LONGEST_PAUSE_S)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._due.wait(), COLLECT_EVERY_S if complete else pause)
+                async with asyncio.timeout(COLLECT_EVERY_S if complete else pause):
+                    await self._due.wait()
 
     async def copy_due(self, changed: Changed) -> bool:
         """Once everything that is due; False when something is to be tried again."""

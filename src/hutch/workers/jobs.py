@@ -127,7 +127,9 @@ class Jobs:
                     log.warning("the queue of workers can't be read: %s", error.message)
                     wait_s = POLL_S
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.due.wait(), wait_s)
+                    # Not `wait_for`: in Python 3.11 it forgets a cancellation that comes together with the event.
+                    async with asyncio.timeout(wait_s):
+                        await self.due.wait()
         finally:
             for task in self._tasks:
                 task.cancel()

@@ -93,7 +93,8 @@ class WarmRuns:
 
     async def _end(self, ready: Ready, then: Callable[[], Awaitable[None]] | None) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.calm.wait(), PATIENCE_S)
+            async with asyncio.timeout(PATIENCE_S):
+                await self.calm.wait()
         async with self._ends:
             await end(ready)
         if then is not None:
