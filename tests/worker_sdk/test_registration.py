@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
 import enum
 import json
+import math
 import typing
 import uuid
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 from hutch.worker import CREDENTIAL, Worker, WorkerError, cron, every, page, schemas, upsert
 from hutch.worker import properties as p
 from hutch.worker.credentials import declared
+from hutch.worker.errors import InvalidToolInputError, InvalidToolOutputError
 from hutch.workers import values
 from hutch.workers.schedule import wrong_expression
 
@@ -101,7 +104,7 @@ def test_whatever_is_sent_is_a_value_of_the_type_or_a_mismatch(kind: Any, sent: 
         (str, None),
         (bool, 1),
         (Colour, "green"),
-        (Point, {"x": 1}),
+        (Point, {"y": 1}),
         (Point, {"x": 1, "y": None, "z": 1}),
         (list[int], {"0": 1}),
         (dt.date, "yesterday"),
@@ -113,6 +116,87 @@ def test_whatever_is_sent_is_a_value_of_the_type_or_a_mismatch(kind: Any, sent: 
 def test_nothing_is_coerced(kind: Any, sent: Any) -> None:
     with pytest.raises(schemas.Mismatch):
         schemas.value_of(kind, sent)
+
+
+@dataclasses.dataclass
+class Sized:
+    size: int = 3
+
+
+class Partly(typing.TypedDict, total=False):
+    name: typing.Required[str]
+    at: Point
+
+
+def test_what_may_be_left_out_is_null() -> None:
+    schema = schemas.of_type(Partly)
+    assert schema["required"] == ["name", "at"]
+    assert schema["properties"]["at"]["anyOf"][1] == {"type": "null"}
+    assert schemas.value_of(Partly, {"name": "a", "at": None}) == {"name": "a"}
+    assert schemas.value_of(Sized, {"size": None}) == Sized(3)
+    assert schemas.filled(list[Partly], [{"name": "a"}]) == [{"name": "a", "at": None}]
+    assert schemas.filled(Partly | None, {"name": "a"}) == {"name": "a", "at": None}
+    schemas.conform(schema, {"name": "a", "at": None})
+
+
+def test_values_of_a_dict_are_looked_at() -> None:
+    assert schemas.value_of(dict[str, int], {"a": 1}) == {"a": 1}
+    with pytest.raises(schemas.Mismatch, match="/a must be integer"):
+        schemas.value_of(dict[str, int], {"a": "1"})
+
+
+TREE = {
+    "type": "object",
+    "properties": {
+        "kind": {"type": "string", "enum": ["a", "b"]},
+        "day": {"anyOf": [{"type": "string", "format": "date"}, {"type": "null"}]},
+        "below": {"type": "array", "items": {"$ref": "#"}, "minItems": 0},
+    },
+    "required": ["kind", "day", "below"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (7, "must be object"),
+        ({"kind": "a", "day": None}, "required property 'below'"),
+        ({"kind": "c", "day": None, "below": []}, "/kind must be equal to one of"),
+        ({"kind": "a", "day": "today", "below": []}, "/day must match format"),
+        ({"kind": "a", "day": None, "below": {}}, "/below must be array"),
+        ({"kind": "a", "day": None, "below": [{"kind": "a", "day": None, "below": [1]}]}, "/below/0/below/0 must be object"),
+        ({"kind": "a", "day": None, "below": [], "more": 1}, "additional property 'more'"),
+    ],
+)
+def test_a_schema_of_one_s_own_is_held_to(value: Any, said: str) -> None:
+    schemas.conform(TREE, {"kind": "a", "day": "2026-01-31", "below": [{"kind": "b", "day": None, "below": []}]})
+    with pytest.raises(schemas.Mismatch, match=said):
+        schemas.conform(TREE, value)
+
+
+@given(JSON, JSON)
+def test_whatever_a_schema_is_a_value_conforms_or_does_not(schema: Any, value: Any) -> None:
+    with contextlib.suppress(schemas.Mismatch):
+        schemas.conform(schemas.of_type(Named), value)
+    with contextlib.suppress(schemas.Mismatch):
+        schemas.conform({"type": "object", "properties": {"a": {"type": "string"}}}, schema)
+
+
+def test_results_by_a_schema_of_one_s_own_are_held_to_it() -> None:
+    worker = registered(lambda value: 7, key="t", description="d", schema={"type": "object"}, output_schema={"type": "string"})
+    execute = worker.capability("t").execute
+    assert execute is not None
+    with pytest.raises(InvalidToolOutputError, match="must be string"):
+        execute({})
+    with pytest.raises(InvalidToolInputError, match="must be object"):
+        execute(7)
+
+
+@pytest.mark.parametrize(("requests", "per_s"), [(math.nan, 1), (0, 1), ("1", 1), (1, math.inf), (1, 0), (True, 1)])
+def test_pacers_that_cannot_be_are_refused(requests: Any, per_s: Any) -> None:
+    with pytest.raises(WorkerError, match="at least one request"):
+        Worker().pacer("p", requests=requests, per_s=per_s)
 
 
 def registered(function: Callable[..., Any], **options: Any) -> Worker:

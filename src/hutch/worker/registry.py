@@ -145,7 +145,10 @@ class Worker:
 
     def pacer(self, key: str, *, requests: int, per_s: float) -> Pacer:
         """So many requests in so many seconds, spread evenly. Raises `WorkerError`."""
-        if requests < 1 or not 0 < per_s <= 7 * 24 * 3600:
+        numbers = all(
+            isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one) for one in (requests, per_s)
+        )
+        if not numbers or requests < 1 or not 0 < per_s <= 7 * 24 * 3600:
             raise WorkerError(f"Pacer {key!r} should allow at least one request, in up to 7 days.")
         self._reserve(key)
         made = Pacer(key, requests, per_s * 1000)
@@ -271,7 +274,7 @@ class Worker:
         output_schema: Mapping[str, Any] | None = None,
     ) -> Callable[[Function], Function]:
         """A function that agents call. Its parameters and its result say their types, its docstring what it does. With a JSON
-        Schema of your own (`schema`) it takes the input as one value, which it checks itself. `read_only` tools need no
+        Schema of your own (`schema`) it takes the input as one value. `read_only` tools need no
         confirmation."""
 
         def register(function: Function) -> Function:
@@ -294,20 +297,21 @@ class Worker:
             optional = frozenset() if takes_all else _optional(function)
 
             def execute(sent: Any) -> Any:
-                if takes_all:
-                    found = _called(function, sent)
-                else:
-                    try:
-                        values = schemas.named_values(kinds, sent, optional=optional)
-                    except schemas.Mismatch as error:
-                        raise InvalidToolInputError(str(error)) from error
-                    found = _called(function, **values)
-                value = schemas.plain(found)
-                if result is not None and kind is not None:
-                    try:
+                try:
+                    if takes_all:
+                        schemas.conform(wanted, sent)
+                    values = {} if takes_all else schemas.named_values(kinds, sent, optional=optional)
+                except schemas.Mismatch as error:
+                    raise InvalidToolInputError(str(error)) from error
+                value = schemas.plain(_called(function, sent) if takes_all else _called(function, **values))
+                try:
+                    if output_schema is not None:
+                        schemas.conform(output_schema, value, "the result")
+                    elif result is not None:
                         schemas.value_of(kind, value, "the result")
-                    except schemas.Mismatch as error:
-                        raise InvalidToolOutputError(str(error)) from error
+                        value = schemas.filled(kind, value)
+                except schemas.Mismatch as error:
+                    raise InvalidToolOutputError(str(error)) from error
                 return value
 
             self._add(Capability("tool", name, config, execute))

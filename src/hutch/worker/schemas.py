@@ -33,6 +33,16 @@ _FORMATS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     dt.time: ("time", dt.time.fromisoformat),
     uuid.UUID: ("uuid", uuid.UUID),
 }
+_MARKS = (typing.NotRequired, typing.Required)
+_JSON: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "null": (type(None),),
+    "array": (list,),
+    "object": (dict,),
+}
 Schema = dict[str, Any]
 
 
@@ -67,7 +77,9 @@ def of_type(kind: Any, place: str = "", depth: int = 0) -> Schema:
         return {"type": "object"}
     fields = _fields(kind)
     if fields is not None:
-        return _object({name: of_type(field, f"{place}.{name}", depth + 1) for name, field in fields.items()})
+        optional = _optional(kind)
+        found = {name: of_type(field, f"{place}.{name}", depth + 1) for name, field in fields.items()}
+        return _object({name: or_null(schema) if name in optional else schema for name, schema in found.items()})
     raise WorkerError(
         f"{place or 'The type'}: {getattr(kind, '__name__', kind)} can't be said in a tool's schema. Use str, int, float, bool, "
         "a list, a dict, a Literal, an Enum, a TypedDict, a dataclass, or give `schema`."
@@ -86,10 +98,8 @@ def of_parameters(function: Callable[..., Any], name: str) -> tuple[Schema, dict
             raise WorkerError(f"The tool {name!r} should say the type of its parameter `{parameter.name}`.")
         kind = hints[parameter.name]
         schema = of_type(kind, f"{name}({parameter.name})")
-        if parameter.default is not parameter.empty and not _nullable(schema):
-            described = schema.pop("description", None)
-            schema = {"anyOf": [schema, {"type": "null"}]} | ({"description": described} if described else {})
-        kinds[parameter.name], schemas[parameter.name] = kind, schema
+        left_out = parameter.default is not parameter.empty
+        kinds[parameter.name], schemas[parameter.name] = kind, or_null(schema) if left_out else schema
     return _object(schemas), kinds
 
 
@@ -122,6 +132,15 @@ def _enum(values: list[Any], place: str) -> Schema:
     raise WorkerError(f"{place}: the values to choose from should all be texts, or all numbers.")
 
 
+def or_null(schema: Schema) -> Schema:
+    """What may be left out: it is null then."""
+    if _nullable(schema):
+        return schema
+    inner = {name: value for name, value in schema.items() if name != "description"}
+    described = {"description": schema["description"]} if "description" in schema else {}
+    return {"anyOf": [inner, {"type": "null"}]} | described
+
+
 def _nullable(schema: Schema) -> bool:
     return schema.get("type") == "null" or not schema or any(_nullable(one) for one in schema.get("anyOf", ()))
 
@@ -132,8 +151,18 @@ def _fields(kind: Any) -> dict[str, Any] | None:
         hints = typing.get_type_hints(kind, include_extras=True)
         return {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.init}
     if typing.is_typeddict(kind):
-        return typing.get_type_hints(kind, include_extras=True)
+        hints = typing.get_type_hints(kind, include_extras=True)
+        return {name: get_args(hint)[0] if get_origin(hint) in _MARKS else hint for name, hint in hints.items()}
     return None
+
+
+def _optional(kind: Any) -> frozenset[str]:
+    """The fields that may be left out."""
+    if typing.is_typeddict(kind):
+        return frozenset(kind.__optional_keys__)
+    missing = dataclasses.MISSING
+    fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    return frozenset(field.name for field in fields if field.default is not missing or field.default_factory is not missing)
 
 
 # -- values ------------------------------------------------------------------------------------------
@@ -163,9 +192,8 @@ def value_of(kind: Any, sent: Any, place: str = "") -> Any:
     if kind is dict or origin is dict:
         if not isinstance(sent, dict):
             raise _mismatch(place, "an object")
-        return sent
-    fields = _fields(kind) or {}
-    values = named_values(fields, sent, place)
+        return {name: value_of(arguments[1], one, f"{place}/{name}") for name, one in sent.items()} if arguments else sent
+    values = named_values(_fields(kind) or {}, sent, place, _optional(kind))
     return values if typing.is_typeddict(kind) else kind(**values)
 
 
@@ -179,6 +207,8 @@ def named_values(kinds: Mapping[str, Any], sent: Any, place: str = "", optional:
     found = {}
     for name, kind in kinds.items():
         if name not in sent:
+            if name in optional:
+                continue
             raise Mismatch(f"{place or 'the input'} must have required property {name!r}")
         if sent[name] is None and name in optional:
             continue
@@ -221,6 +251,102 @@ def _any_of(arguments: tuple[Any, ...], sent: Any, place: str) -> Any:
         except Mismatch as error:
             problems.append(str(error))
     raise Mismatch("; or ".join(problems))
+
+
+def filled(kind: Any, value: Any) -> Any:
+    """A result with null for what it leaves out, as its schema says that it is there."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is typing.Annotated:
+        return filled(arguments[0], value)
+    if origin in (Union, types.UnionType):
+        return next((filled(one, value) for one in arguments if _fits(one, value)), value)
+    if origin is list and isinstance(value, list):
+        return [filled(arguments[0], one) for one in value]
+    fields = _fields(kind)
+    if fields is not None and isinstance(value, dict):
+        return {name: filled(field, value[name]) if value.get(name) is not None else None for name, field in fields.items()}
+    return value
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    try:
+        value_of(kind, value)
+    except Mismatch:
+        return False
+    return True
+
+
+def conform(schema: Any, value: Any, place: str = "", root: Any = None) -> None:
+    """Look at a value by a JSON Schema, as far as models' vendors take those: types, `enum`, `anyOf`, objects, arrays, references
+    within, and the formats of dates, times and UUIDs. Raises `Mismatch`."""
+    root = schema if root is None else root
+    if not isinstance(schema, Mapping):
+        return
+    if "$ref" in schema:
+        found = _referred(root, str(schema["$ref"]))
+        if found is schema:
+            raise Mismatch(f"the schema's {schema['$ref']} refers to itself")
+        conform(found, value, place, root)
+        return
+    if "anyOf" in schema:
+        _conform_to_any(schema["anyOf"], value, place, root)
+    wanted = schema.get("type")
+    kinds = [wanted] if isinstance(wanted, str) else wanted or []
+    if kinds and not any(_is_json(kind, value) for kind in kinds):
+        raise _mismatch(place, " or ".join(map(str, kinds)))
+    if "enum" in schema and not any(type(one) is type(value) and one == value for one in schema["enum"]):
+        raise Mismatch(f"{place or 'the input'} must be equal to one of the allowed values")
+    kind = next((kind for kind, (name, _) in _FORMATS.items() if name == schema.get("format")), None)
+    if kind is not None and isinstance(value, str):
+        _formatted(kind, value, place)
+    if isinstance(value, dict):
+        _conform_object(schema, value, place, root)
+    if isinstance(value, list):
+        if len(value) < schema.get("minItems", 0):
+            raise Mismatch(f"{place or 'the input'} must NOT have fewer than {schema['minItems']} items")
+        for index, one in enumerate(value):
+            conform(schema.get("items"), one, f"{place}/{index}", root)
+
+
+def _conform_to_any(schemas: Any, value: Any, place: str, root: Any) -> None:
+    problems = []
+    for one in schemas:
+        try:
+            conform(one, value, place, root)
+        except Mismatch as error:
+            problems.append(str(error))
+        else:
+            return
+    raise Mismatch("; or ".join(problems))
+
+
+def _conform_object(schema: Mapping[str, Any], value: dict[str, Any], place: str, root: Any) -> None:
+    properties = schema.get("properties", {})
+    for name in schema.get("required", ()):
+        if name not in value:
+            raise Mismatch(f"{place or 'the input'} must have required property {name!r}")
+    for name, one in value.items():
+        if name in properties:
+            conform(properties[name], one, f"{place}/{name}", root)
+        elif schema.get("additionalProperties") is False:
+            raise Mismatch(f"{place or 'the input'} must NOT have the additional property {name!r}")
+
+
+def _is_json(kind: str, value: Any) -> bool:
+    if isinstance(value, bool):
+        return kind == "boolean"
+    if kind == "integer" and isinstance(value, float):
+        return value.is_integer()
+    return isinstance(value, _JSON.get(kind, ()))
+
+
+def _referred(root: Any, reference: str) -> Any:
+    found = root
+    for part in reference.removeprefix("#").strip("/").split("/") if reference.strip("#/") else ():
+        found = found.get(part) if isinstance(found, Mapping) else None
+    if found is None:
+        raise Mismatch(f"the schema refers to {reference}, which it does not have")
+    return found
 
 
 def _mismatch(place: str, wanted: str) -> Mismatch:
