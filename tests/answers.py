@@ -164,6 +164,9 @@ def _success(possible: list[Answer], record: Record) -> list[str]:
 
 def _records(kind: Any, record: Record) -> list[str]:
     *lines, rest = bytes(record.body).split(b"\n")
+    if kind not in (answers.CommandRecord, answers.FirstCommandRecord):
+        # Streams of builds have empty lines while nothing is said.
+        lines = [line for line in lines if line]
     problems = [problem for line in lines for problem in _object(kind, line)]
     if not record.whole or problems:
         return problems
