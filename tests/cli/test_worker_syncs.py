@@ -65,7 +65,7 @@ async def test_a_sync_is_triggered_previewed_paused_scheduled_and_reset(
         (("sync", "schedule", "w", "one"), "bad_option"),
         (("sync", "schedule", "w", "one", "--every", "1h", "--manual"), "bad_option"),
         (("sync", "schedule", "w", "one", "--every", "soon"), "bad_option"),
-        (("sync", "schedule", "w", "one", "--cron", "* * *"), "bad_request"),
+        (("sync", "schedule", "w", "one", "--cron", "* * *"), "schedule_invalid"),
         (("database", "rows", "w", "none"), "not_found"),
         (("database", "rows", "w", "crm/people", "--filter", "x"), "bad_option"),
         (("database", "rows", "w", "crm/people", "--sort", "none"), "bad_request"),

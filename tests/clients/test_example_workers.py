@@ -107,6 +107,8 @@ class Worker:
         """Only what a test triggers runs."""
         for sync in self.get("")["worker"]["syncs"]:
             self.post(f"/syncs/{sync['key']}/pause")
+        # What had begun by its schedule is finished.
+        wait_until(lambda: not any(sync["executing"] for sync in self.get("")["worker"]["syncs"]), 60, "no sync runs")
 
 
 @pytest.fixture(scope="module")
