@@ -87,7 +87,7 @@ RELATIONS = (
 )
 """Parts of messages about what a JSON schema can't say, or only at great length: relations between fields, names of reserved
 directories, limits that are settings."""
-PAGES = ("workers_oauth_callback",)
+PAGES = ("workers_oauth_callback", "confirm_worker_login")
 """Operations that answer people with pages; what makes them a success is made for each of them."""
 STATES = {401, 402, 403, 404, 409, 410, 412, 422}
 """What a request may be answered that is well-formed."""
