@@ -966,10 +966,10 @@ class FakeHost:
     async def _on_command_stdin(self, stream: Stream) -> None:
         request = stream.params(CommandStdin)
         command = self._command(request.session_id, request.command_id)
-        if command.record.exit_code is not None:
-            raise NotFoundError("command_not_found_or_exited", "The command was not found or has exited.")
         if not command.has_stdin or command.stdin_closed:
             raise BadRequestError("command_stdin_unavailable", "The command has no standard input.")
+        if command.record.exit_code is not None:
+            raise NotFoundError("command_not_found_or_exited", "The command was not found or has exited.")
         data = b"".join([item.data async for item in stream if isinstance(item, Data)])
         start = request.offset if request.offset is not None else len(command.stdin)
         skip = len(command.stdin) - start
