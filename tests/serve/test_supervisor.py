@@ -176,7 +176,7 @@ def test_a_host_that_can_not_start_ends_the_server_with_1(start: Start) -> None:
         ({"HUTCH_SERVER__USER": "nobody_like_that"}, "user_missing"),
         ({"HUTCH_SERVER__USER": "root"}, "user_missing"),
         ({"HUTCH_SERVER__DATA_DIR": "/proc/nowhere"}, "data_dir_unusable"),
-        ({"HUTCH_SERVER__LISTEN": "203.0.113.1:1"}, "listen_failed"),
+        ({"HUTCH_SERVER__LISTEN": "203.0.113.254:1"}, "listen_failed"),
     ],
 )
 def test_what_can_not_be_served_is_refused_with_a_reason(start: Start, environment: dict[str, str], code: str) -> None:
