@@ -32,6 +32,7 @@ class Script(Model):
         return ModelResponse(output=[said], usage=Usage(), response_id=None)
 
     def stream_response(self, *_: Any, **__: Any) -> Any:
+        # The agent below is run to its end, never streamed.
         raise NotImplementedError
 
 

@@ -86,13 +86,13 @@ def place() -> Property:
 
 def number(format: str | None = None) -> Property:
     """`format`: number, number_with_commas, percent, dollar, euro, pound, yen, rupee, won or yuan."""
-    return Property(_present({"type": "number", "format": format}))
+    return Property(present({"type": "number", "format": format}))
 
 
 def date(format: str | None = None) -> Property:
     """A day, a moment, or a pair of either; a moment with a time zone keeps it. `format`: relative, MM/DD/YYYY, DD/MM/YYYY,
     YYYY/MM/DD, ll or `MMM d`."""
-    return Property(_present({"type": "date", "date_format": format}))
+    return Property(present({"type": "date", "date_format": format}))
 
 
 def select(*options: str | tuple[str, str]) -> Property:
@@ -124,7 +124,8 @@ def _options(options: Iterable[str | tuple[str, str]]) -> list[dict[str, str]]:
     return found
 
 
-def _present(fields: dict[str, Any]) -> dict[str, Any]:
+def present(fields: dict[str, Any]) -> dict[str, Any]:
+    """Without those that are None: what there is not is absent in a manifest."""
     return {name: value for name, value in fields.items() if value is not None}
 
 

@@ -15,7 +15,7 @@ from hutch.worker import credentials, schemas
 from hutch.worker.changes import Delete, Page, Record, Upsert
 from hutch.worker.errors import ExecutionError, InvalidToolInputError, InvalidToolOutputError, WorkerError
 from hutch.worker.events import AutomationEvent, VerifyRequest, VerifyResponse, WebhookEvent
-from hutch.worker.properties import Database, Property
+from hutch.worker.properties import Database, Property, present
 from hutch.worker.schedules import Schedule
 
 SDK_VERSION = "hutch-python-1"
@@ -217,7 +217,7 @@ class Worker:
 
         def register(function: Function) -> Function:
             config: dict[str, Any] = {"databaseKey": database.key, "primaryKeyProperty": database.primary_key}
-            config |= _present({"mode": mode, "schedule": schedule.declared if schedule else None})
+            config |= present({"mode": mode, "schedule": schedule.declared if schedule else None})
             name = key or function.__name__
             _takes(function, 1, f"The sync {name!r}", "the state")
 
@@ -247,7 +247,7 @@ class Worker:
 
         def register(function: Function) -> Function:
             config = {"aiConnectorId": connector, "archetype": archetype}
-            config |= _present({"schedule": schedule.declared if schedule else None})
+            config |= present({"schedule": schedule.declared if schedule else None})
             name = key or function.__name__
             _takes(function, 1, f"The AI connector {name!r}", "the state")
 
@@ -255,7 +255,7 @@ class Worker:
                 found = self._page(function, context)
                 value = {"changes": [_record(change) for change in found.changes], "hasMore": found.more}
                 return (
-                    value | _present({"nextUserContext": schemas.plain(found.state)}) | {"nextPacerStates": self._pacer_states()}
+                    value | present({"nextUserContext": schemas.plain(found.state)}) | {"nextPacerStates": self._pacer_states()}
                 )
 
             self._add(Capability("ai_connector", name, config, execute))
@@ -291,7 +291,7 @@ class Worker:
             if not described:
                 raise WorkerError(f"The tool {name!r} should say what it does: in a docstring, or by `description`.")
             config: dict[str, Any] = {"title": title or name.replace("_", " ").capitalize(), "description": described}
-            config |= {"schema": wanted} | _present({"outputSchema": result})
+            config |= {"schema": wanted} | present({"outputSchema": result})
             if read_only is not None:
                 config["hints"] = {"readOnlyHint": read_only}
             optional = frozenset() if takes_all else _optional(function)
@@ -442,10 +442,6 @@ def _optional(function: Callable[..., Any]) -> frozenset[str]:
     """Parameters for which null is their default."""
     parameters = inspect.signature(function).parameters.values()
     return frozenset(one.name for one in parameters if one.default is not one.empty)
-
-
-def _present(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value is not None}
 
 
 __all__ = ["Capability", "ExecutionError", "OAuth", "Pacer", "Worker"]
