@@ -104,11 +104,13 @@ class Worker:
         return found
 
     def pause(self) -> None:
-        """Only what a test triggers runs."""
+        """Only what a test triggers runs, and it begins from nothing."""
         for sync in self.get("")["worker"]["syncs"]:
             self.post(f"/syncs/{sync['key']}/pause")
         # What had begun by its schedule is finished.
         wait_until(lambda: not any(sync["executing"] for sync in self.get("")["worker"]["syncs"]), 60, "no sync runs")
+        for sync in self.get("")["worker"]["syncs"]:
+            self.post(f"/syncs/{sync['key']}/reset")
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,12 @@ class Terminal:
             [program, "login"], cwd=home, env=self.environment, stdin=there, stdout=there, stderr=there, start_new_session=True
         )
         os.close(there)
-        self.said = ""
+        self._raw = b""
+
+    @property
+    def said(self) -> str:
+        """All of it without colours: a sequence that begins at the end of one piece ends in the next."""
+        return re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", self._raw).decode(errors="replace")
 
     def until(self, pattern: str) -> re.Match[str]:
         """Read until it says that."""
@@ -96,7 +101,7 @@ class Terminal:
             except OSError:
                 data = b""
             assert data, f"it ended without {pattern!r}:\n{self.said}"
-            self.said += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", data.decode(errors="replace"))
+            self._raw += data
         return found
 
     def press_enter(self) -> None:
@@ -108,7 +113,7 @@ class Terminal:
             ready, _, _ = select.select([self._here], [], [], 0.1)
             if ready:
                 try:
-                    self.said += os.read(self._here, 65536).decode(errors="replace")
+                    self._raw += os.read(self._here, 65536)
                 except OSError:
                     break
         return self.process.wait(10)
