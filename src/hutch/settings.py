@@ -30,6 +30,8 @@ DEFAULT_CONFIG_FILE = Path("/etc/hutch/hutch.toml")
 ENVIRONMENT_PREFIX = "HUTCH_"
 DEFAULT_IMAGE = "vercel/sandbox/universal:latest"
 INGRESS_PORT = 7071
+WEBHOOK_LABEL = "webhooks"
+"""Of webhooks below `ingress.domain`; no sandbox has it (`crates/net/src/ingress/name.rs`)."""
 VENDOR_REGIONS = tuple(
     "arn1 bom1 cdg1 cle1 cpt1 dub1 dxb1 fra1 gru1 hkg1 hnd1 iad1 icn1 kix1 lhr1 pdx1 sfo1 sin1 syd1 yul1".split()
 )
@@ -564,7 +566,7 @@ class WorkerSettings(Section):
     webhook_url: str | None = Field(
         None,
         description="Base URL of webhooks where they have a name of their own, such as https://hooks.example.com: at that name "
-        "the API has webhooks and nothing else. Default: the server's own.",
+        "the API has webhooks and nothing else. Default: the ingress's.",
     )
     run_cpu_s: int = Field(0, description="Most CPU seconds of one run, over all vCPUs; 0: any number.", ge=0, le=10_000_000)
     run_egress_bytes: int = Field(0, description="Most bytes that one run may send; 0: any number.", ge=0, le=2**50)
@@ -912,6 +914,11 @@ class Settings(BaseSettings):
         if self.ingress.public_url is None and self.ingress.domain == "localhost":
             netloc = self.ingress_listen().replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:")
         return f"{scheme}://{netloc}"
+
+    def ingress_webhook_url(self) -> str:
+        """The base of webhooks' addresses at the ingress: a name of their own where there are names."""
+        scheme, netloc = self.ingress_netloc()
+        return self.ingress_url() if self.ingress.domain == "localhost" else f"{scheme}://{WEBHOOK_LABEL}.{netloc}"
 
     def image_dir(self) -> Path:
         if self.image.dir is not None:

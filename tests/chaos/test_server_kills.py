@@ -9,6 +9,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+import httpx
 import pytest
 
 from hutch.client import AsyncClient, Output, Server
@@ -99,6 +100,10 @@ async def test_sandboxes_survive_the_death_of_each_process_alone(no_leaks: Path)
     name, session, command = await begin(where)
     for victim in sorted(children(process.pid)):
         os.kill(victim, signal.SIGKILL)
+        # Who calls a webhook waits for an API that starts again.
+        url = f"{where.ingress_url}/webhooks/worker/{where.project_id}/none/none/none"
+        called = await asyncio.to_thread(httpx.post, url, timeout=60)
+        assert (called.status_code, called.json()["error"]["code"]) == (404, "not_found")
         wait_until(lambda victim=victim: gone(victim) and len(children(process.pid)) == 2, 30, "a new child")  # type: ignore[misc]
     wait_until(lambda: answers(where, session), 60, "an answer after both were killed")
     await check(where, session, command)

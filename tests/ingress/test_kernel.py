@@ -157,6 +157,28 @@ def test_the_ingress_begins_connections_with_nobody_else(networks: Networks, gue
     assert reached(networks.ingress_user, ("tcp", other.guest_address, 8000)) == ["no"]
 
 
+@pytest.mark.defence("ingress-others")
+def test_the_ingress_begins_connections_with_the_servers_webhooks(networks: Networks) -> None:
+    """With the last port that was said, at the loopback address alone, and nobody but the ingress may because of it."""
+    with socket.create_server(("127.0.0.1", 0)) as former, socket.create_server(("0.0.0.0", 0)) as webhooks:
+        for server in (former, webhooks):
+            networks.open_webhooks(server.getsockname()[1])
+        user = [sys.executable, "-c", REACH, str(networks.ingress_user)]
+        targets = json.dumps([("tcp", *former.getsockname()), ("tcp", "127.0.0.2", webhooks.getsockname()[1])])
+        assert json.loads(subprocess.check_output([*user, targets], text=True, cwd="/")) == ["no", "no"]
+        targets = json.dumps([("tcp", "127.0.0.1", webhooks.getsockname()[1])])
+        with subprocess.Popen([*user, targets], stdout=subprocess.PIPE, text=True, cwd="/") as asking:
+            webhooks.settimeout(10)
+            connection, _ = webhooks.accept()
+            with connection:
+                connection.sendall(b"server")
+                assert json.loads(asking.communicate(timeout=10)[0]) == ["server"]
+        for server in (former, webhooks):
+            server.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                server.accept()
+
+
 @pytest.mark.defence("ingress-answers")
 @pytest.mark.parametrize("flags", [SYN, SYN | ACK, ACK, PUSH | ACK, RST, RST | ACK, 0])
 @pytest.mark.parametrize("bound", ["0.0.0.0", "link"])

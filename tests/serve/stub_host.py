@@ -25,6 +25,7 @@ async def serve(socket_path: Path) -> None:
 parser = argparse.ArgumentParser()
 parser.add_argument("--data-dir", type=Path, required=True)
 parser.add_argument("--ingress-fd", type=int)
+parser.add_argument("--webhooks-port", type=int)
 if os.environ.get("STUB_HOST_FAILS"):
     raise SystemExit(3)
 asyncio.run(serve(load(flags={"server.data_dir": parser.parse_args().data_dir}).host_socket))

@@ -147,6 +147,14 @@ def _shutting_down() -> UnavailableError:
     return UnavailableError("shutting_down", "The server is shutting down. Try again.", retry_after_s=2)
 
 
+def passed_on(scope: Scope) -> Scope:
+    """A request that the ingress passes on, as its client has sent it: headers of the ingress's own say where it came from."""
+    headers = dict(scope["headers"])
+    client = headers.get(b"x-forwarded-for", b"").decode("latin-1")
+    scheme = headers.get(b"x-forwarded-proto", b"http").decode("latin-1")
+    return {**scope, "client": (client, 0) if client else None, "scheme": scheme}
+
+
 class Front:
     """Counts requests, and refuses work while draining."""
 
@@ -159,7 +167,11 @@ class Front:
             await self._app(scope, receive, send)
             return
         host = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1")
-        if webhook_name(self._services.settings, host):
+        port = self._services.webhooks_port
+        at_ingress = port is not None and (scope.get("server") or (None, None))[1] == port
+        if at_ingress:
+            scope = passed_on(scope)
+        if at_ingress or webhook_name(self._services.settings, host):
             if not scope["path"].startswith(WEBHOOKS):
                 await misdirected(scope, receive, send, "This name is that of webhooks. There is nothing else.")
                 return

@@ -1,8 +1,9 @@
-"""The API process: `python -m hutch.api.main --fd N [--report-fd M]`, started by `hutch serve`.
+"""The API process: `python -m hutch.api.main --fd N [--webhooks-fd W] [--report-fd M]`, started by `hutch serve`.
 
-It inherits the listening socket and its settings (as environment), imports everything, shuts itself in and gives up root
-(`hutch.serving.confine`), and then serves. When a create would succeed for the first time it writes one JSON object to the report
-pipe: the token, team and project for the ready file, and the isolation backend.
+It inherits the listening sockets, its own and that to which the ingress passes on requests to webhooks, and its settings (as
+environment), imports everything, shuts itself in and gives up root (`hutch.serving.confine`), and then serves. When a create
+would succeed for the first time it writes one JSON object to the report pipe: the token, team and project for the ready file, and
+the isolation backend.
 """
 
 from __future__ import annotations
@@ -79,13 +80,19 @@ def server_config(services: Services) -> uvicorn.Config:
     )
 
 
-async def serve(settings: Settings, loaded: Loaded, listener: socket.socket, report_fd: int | None) -> None:
+async def serve(
+    settings: Settings, loaded: Loaded, listener: socket.socket, webhooks: socket.socket | None, report_fd: int | None
+) -> None:
     """Serve until SIGTERM or SIGINT."""
     async with started(settings, loaded, Images(settings)) as services:
+        sockets = [listener]
+        if webhooks is not None:
+            sockets.append(webhooks)
+            services.webhooks_port = webhooks.getsockname()[1]
         server = ApiServer(server_config(services), services)
         reporter = asyncio.create_task(_report(services, report_fd)) if report_fd is not None else None
         try:
-            await server.serve(sockets=[listener])
+            await server.serve(sockets=sockets)
         finally:
             if reporter is not None:
                 reporter.cancel()
@@ -110,6 +117,7 @@ async def _report(services: Services, report_fd: int) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="hutch api-process", description="Internal: the API process of `hutch serve`.")
     parser.add_argument("--fd", type=int, required=True, help="file descriptor of the listening socket")
+    parser.add_argument("--webhooks-fd", type=int, help="file descriptor of the listening socket for webhooks")
     parser.add_argument("--report-fd", type=int, help="file descriptor that is told once when the server is ready")
     arguments = parser.parse_args(argv)
     try:
@@ -119,11 +127,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         eager.import_everything(settings)
         settings = confine.confine(settings)
         listener = socket.socket(fileno=arguments.fd)
-        for inherited in (arguments.fd, arguments.report_fd):
+        webhooks = socket.socket(fileno=arguments.webhooks_fd) if arguments.webhooks_fd is not None else None
+        for inherited in (arguments.fd, arguments.webhooks_fd, arguments.report_fd):
             if inherited is not None:
                 os.set_inheritable(inherited, False)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(settings, loaded, listener, arguments.report_fd))
+            runner.run(serve(settings, loaded, listener, webhooks, arguments.report_fd))
     except HutchError as error:
         print(f"hutch: {error.message}", file=sys.stderr)
         return 1

@@ -87,6 +87,8 @@ class Services:
     clock: Clock = now_ms
     issuer: str = ""
     """This server's base URL, as tokens of forwarded requests name it."""
+    webhooks_port: int | None = None
+    """Where the ingress passes on requests to webhooks, on the loopback interface; None: there is no ingress."""
     forwarding: ForwardingSigner | None = None
     links: LinkSigner | None = None
     receipts: ReceiptSigner | None = None

@@ -232,7 +232,9 @@ def _refused(answer: webhooks.Answer) -> Response:
 def url_of(services: Services, webhook: Webhook) -> str:
     """Where a webhook is called."""
     key = quote(webhook.key, safe="")
-    base = services.settings.workers.webhook_url or services.issuer
+    settings = services.settings
+    own = settings.ingress_webhook_url() if services.webhooks_port is not None else services.issuer
+    base = settings.workers.webhook_url or own
     return f"{base}/webhooks/worker/{webhook.project_id}/{webhook.worker_id}/{webhook.address}/{key}"
 
 

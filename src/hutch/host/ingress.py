@@ -64,18 +64,26 @@ class _Known:
     key: str | None = None
 
 
-class Ingress:
-    """Keeps one ingress running and told. `listener` None: the host runs without a server, and has none."""
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """What the ingress has of the server: its listener, and where on the loopback interface the server has its webhooks, 0 for
+    nowhere."""
 
-    def __init__(
-        self, settings: Settings, directory: Path, networks: Networks, binary: Path, listener: socket.socket | None
-    ) -> None:
+    listener: socket.socket
+    webhooks_port: int = 0
+
+
+class Ingress:
+    """Keeps one ingress running and told. `sockets` None: the host runs without a server, and has none."""
+
+    def __init__(self, settings: Settings, directory: Path, networks: Networks, binary: Path, sockets: Sockets | None) -> None:
         self._settings = settings
         self._directory = directory
         self._control = directory / "control.sock"
         self._networks = networks
         self._binary = binary
-        self._listener = listener
+        self._listener = sockets.listener if sockets is not None else None
+        self._webhooks_port = sockets.webhooks_port if sockets is not None else 0
         self._known = _Known()
         self._connection: Connection | None = None
         self._process: Process | None = None
@@ -100,6 +108,8 @@ class Ingress:
         (self._directory / "root").mkdir(exist_ok=True, mode=0o755)
         if self._listener is None:
             return
+        if self._webhooks_port:
+            await asyncio.to_thread(self._networks.open_webhooks, self._webhooks_port)
         if not await self._found():
             await asyncio.to_thread(end_leftover, self._directory)
             await self._spawn()
@@ -178,6 +188,7 @@ class Ingress:
                 "max_waiting": ingress.max_waiting,
                 "max_header_bytes": ingress.max_header_bytes,
                 "max_body_bytes": ingress.max_body_bytes,
+                "webhooks_port": self._webhooks_port,
                 "certificate": certificate,
                 "key": key,
             },

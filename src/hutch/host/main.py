@@ -33,7 +33,7 @@ from hutch.host.drives import Drives
 from hutch.host.egress import Egress
 from hutch.host.gateway import Gateway
 from hutch.host.images import Images
-from hutch.host.ingress import Ingress
+from hutch.host.ingress import Ingress, Sockets
 from hutch.host.journal import Journal
 from hutch.host.machine import Machines
 from hutch.host.memory import MemoryImages
@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-dir", type=Path, help="directory of all state")
     parser.add_argument("--isolation", help="isolation backend")
     parser.add_argument("--ingress-fd", type=int, help="file descriptor of the ingress's listening socket")
+    parser.add_argument("--webhooks-port", type=int, default=0, help="port of the server's webhooks, on the loopback interface")
     options = parser.parse_args(argv)
     try:
         settings = load(options.config, flags={"server.data_dir": options.data_dir, "isolation.backend": options.isolation})
@@ -75,25 +76,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if os.geteuid() != 0:
             raise PermissionError("`hutch host` needs root: it makes namespaces, mounts and cgroups.")
-        listener = None
+        sockets = None
         if options.ingress_fd is not None:
-            listener = socket.socket(fileno=options.ingress_fd)
-            listener.set_inheritable(False)
-        uvloop.run(serve(settings, listener))
+            sockets = Sockets(socket.socket(fileno=options.ingress_fd), options.webhooks_port)
+            sockets.listener.set_inheritable(False)
+        uvloop.run(serve(settings, sockets))
     except (HutchError, OSError) as error:
         print(f"hutch host: {error.message if isinstance(error, HutchError) else error}", file=sys.stderr)
         return 1
     return 0
 
 
-async def serve(settings: Settings, ingress_listener: socket.socket | None = None) -> None:
+async def serve(settings: Settings, sockets: Sockets | None = None) -> None:
     """Run a host until SIGTERM or SIGINT. Raises `HutchError` or `OSError` when it can't start."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     # `hutch serve` blocks it for us until now: what a predecessor left running is ended as well.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    async with running(settings, ingress_listener=ingress_listener) as service:
+    async with running(settings, sockets=sockets) as service:
         path = settings.host_socket
         server = await serve_unix(path, HELLO, service.handle, mode=0o660)
         with contextlib.suppress(KeyError):
@@ -106,9 +107,7 @@ async def serve(settings: Settings, ingress_listener: socket.socket | None = Non
 
 
 @contextlib.asynccontextmanager
-async def running(
-    settings: Settings, *, end_all: bool = True, ingress_listener: socket.socket | None = None
-) -> AsyncIterator[Service]:
+async def running(settings: Settings, *, end_all: bool = True, sockets: Sockets | None = None) -> AsyncIterator[Service]:
     """A host without its socket: everything taken over and swept on entry, everything ended on exit.
 
     Without `end_all` its sandboxes run on, as after a crash.
@@ -123,16 +122,14 @@ async def running(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BlockingIOError(f"Another `hutch host` runs with the data directory {settings.server.data_dir}.") from error
-        async with _opened(settings, directory, ingress_listener, end_all=end_all) as service:
+        async with _opened(settings, directory, sockets, end_all=end_all) as service:
             yield service
     finally:
         os.close(lock)
 
 
 @contextlib.asynccontextmanager
-async def _opened(
-    settings: Settings, directory: Path, ingress_listener: socket.socket | None, *, end_all: bool
-) -> AsyncIterator[Service]:
+async def _opened(settings: Settings, directory: Path, sockets: Sockets | None, *, end_all: bool) -> AsyncIterator[Service]:
     names = Names.of(settings.server.data_dir)
     journal = Journal(directory / "journal.db")
     journal.open()
@@ -177,7 +174,7 @@ async def _opened(
     usage = Usage(journal, load_table(settings.billing.prices), settings.billing.window_s * 1000)
     usage.load()
     drives = Drives(journal, drive_store)
-    ingress = Ingress(settings, directory / "ingress", networks, gateway_path(settings), ingress_listener)
+    ingress = Ingress(settings, directory / "ingress", networks, gateway_path(settings), sockets)
     supervisor = Supervisor(
         settings,
         journal,

@@ -110,6 +110,11 @@ insert rule inet {table} output oifname "{links}*" meta skuid {user} jump to_gue
 """The ingress begins connections with sandboxes, and they may answer: a packet that is no beginning, for a socket that it has at
 the link's own address. The first rules find such a socket; whose it is the kernel knows when the packet is delivered (`skuid`, by
 early demultiplexing). The gateway's sockets are transparent, those of servers that listen everywhere wildcards."""
+_WEBHOOKS = """
+add chain inet {table} to_server
+flush chain inet {table} to_server
+add rule inet {table} to_server oifname "lo" ip daddr 127.0.0.1 tcp dport {port} accept
+"""
 _NEIGHBOURS = """
 table arp {table} {{
   set bound {{ type ifname . ipv4_addr . ipv4_addr; }}
@@ -256,6 +261,15 @@ class Networks:
     def hand_to(self, tcp: int, udp: int) -> None:
         """Hand guests' packets to sockets on these ports of the loopback interface, in one step. Blocks."""
         kernel.run(["nft", "-f", "-"], stdin=_HAND.format(table=self._names.table, mark=self._mark, tcp=tcp, udp=udp))
+
+    def open_webhooks(self, port: int) -> None:
+        """Let the ingress begin connections with the server at 127.0.0.1, where it has its webhooks on this port, in one step.
+        Blocks."""
+        table = self._names.table
+        rules = _WEBHOOKS.format(table=table, port=port)
+        if not self._has("chain", table, "to_server"):
+            rules += f"insert rule inet {table} to_others jump to_server\n"
+        kernel.run(["nft", "-f", "-"], stdin=rules)
 
     def close_addresses(self, closed: Iterable[str], name_servers: Iterable[str]) -> None:
         """The ranges that the gateway may not reach, but for these name servers (`ADDRESS:PORT`). Blocks."""

@@ -85,6 +85,14 @@ def listen_for_ingress(settings: Settings) -> socket.socket:
         ) from error
 
 
+def listen_for_webhooks() -> socket.socket:
+    """Where the ingress passes on requests to webhooks: at the loopback interface, on any port. Raises `BadRequestError`."""
+    try:
+        return socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
+    except OSError as error:
+        raise BadRequestError("listen_failed", f"The server can't listen on 127.0.0.1: {error.strerror or error}.") from error
+
+
 def base_url(settings: Settings, listener: socket.socket) -> str:
     """The base URL for clients: the configured one, or that of the socket (a wildcard address is reached by loopback)."""
     if settings.server.public_url is not None:
@@ -109,6 +117,7 @@ class Supervisor:
         ingress_listener: socket.socket | None = None,
     ) -> None:
         self._ingress_listener = ingress_listener or listen_for_ingress(settings)
+        self._webhooks_listener = listen_for_webhooks()
         bound = _bound(self._ingress_listener)
         self._settings = settings.model_copy(update={"ingress": settings.ingress.model_copy(update={"listen": bound})})
         self._listener = listener
@@ -160,6 +169,7 @@ class Supervisor:
         # Sandboxes outlive a host, and only another one can end them. One that can't start has said so.
         host = await self._host.stop(HOST_STOP_S, self._start if self._ready else None)
         self._ingress_listener.close()
+        self._webhooks_listener.close()
         return api and host
 
     async def _keep(self, child: Child) -> None:
@@ -170,12 +180,16 @@ class Supervisor:
             raise RuntimeError(f"{child.name} ended {child.quick_deaths} times before the server was ready; giving up")
         if child is self._host:
             descriptor = self._ingress_listener.fileno()
-            return await child.start(extra=["--ingress-fd", str(descriptor)], descriptors=(descriptor,))
+            port = self._webhooks_listener.getsockname()[1]
+            return await child.start(
+                extra=["--ingress-fd", str(descriptor), "--webhooks-port", str(port)], descriptors=(descriptor,)
+            )
         reading, writing = os.pipe()
         try:
-            listener = self._listener.fileno()
+            listener, webhooks = self._listener.fileno(), self._webhooks_listener.fileno()
             process = await child.start(
-                extra=["--fd", str(listener), "--report-fd", str(writing)], descriptors=(listener, writing)
+                extra=["--fd", str(listener), "--webhooks-fd", str(webhooks), "--report-fd", str(writing)],
+                descriptors=(listener, webhooks, writing),
             )
         except BaseException:
             os.close(reading)

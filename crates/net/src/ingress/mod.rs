@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! client ──TCP──▶ serve ─ TLS? ─ HTTP/1.1 or 2 ─▶ proxy ─ Host → route → target ─▶ guest's program (HTTP/1.1; 2 for gRPC)
+//!                                                       └ webhooks ─▶ server, on the loopback interface
 //! host ──Unix──▶ control: routes (what may be asked for), targets (which sandbox runs where), what a request wakes
 //! ```
 //!
 //! A process of its own with a user of its own: it reads public bytes and has no secrets but a TLS key. The kernel lets that user
-//! begin connections with sandboxes of this instance and with nobody else.
+//! begin connections with sandboxes of this instance, with the server's webhooks, and with nobody else.
 //!
 //! * without I/O: `headers`, `name`, `token`, `answer`
 //! * state: `registry`, `counts`

@@ -3,6 +3,11 @@
 use http::header::HOST;
 use http::{HeaderMap, Uri};
 
+/// The label that no sandbox has.
+const WEBHOOKS: &str = "webhooks";
+/// Where the server has webhooks; it answers for nothing else there.
+const WEBHOOK_PATH: &str = "/webhooks/worker/";
+
 /// The authority that a request names: its `Host`, or that of its target. `None` when there is none, more than one, or two that
 /// differ.
 pub fn authority<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> Option<&'a str> {
@@ -31,6 +36,12 @@ pub fn split(authority: &str) -> (&str, Option<u16>) {
         Some((name, port)) if !port.contains(']') => (name, port.parse().ok()),
         _ => (authority, None),
     }
+}
+
+/// Whether a request is for a webhook of the server: at the name that they have below the domain, or at no name below it, such as
+/// the address of this machine.
+pub fn is_webhook(subdomain: Option<&str>, path: &str) -> bool {
+    subdomain.is_none_or(|label| label == WEBHOOKS) && path.starts_with(WEBHOOK_PATH)
 }
 
 /// The one label in front of `domain`, in small letters.
@@ -74,6 +85,21 @@ mod tests {
             "a\\localhost",
         ] {
             assert_eq!(read("/", &[bad]), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn webhooks_have_one_name_and_one_path() {
+        assert!(is_webhook(None, "/webhooks/worker/p/w/a/key"));
+        assert!(is_webhook(Some("webhooks"), "/webhooks/worker/"));
+        for (label, path) in [
+            (Some("sb-1"), "/webhooks/worker/p/w/a/key"),
+            (None, "/"),
+            (None, "/webhooks/worker"),
+            (None, "//webhooks/worker/p"),
+            (Some("webhooks"), "/api/webhooks/worker/"),
+        ] {
+            assert!(!is_webhook(label, path), "{label:?} {path}");
         }
     }
 

@@ -124,7 +124,13 @@ async fn passed(client: &Arc<Client>, request: Request<Body>, informed: Informed
     let authority = name::authority(request.uri(), request.headers())
         .ok_or(Refusal::BadRequest)?
         .to_owned();
-    let subdomain = name::subdomain(&authority, &settings.domain).ok_or(Refusal::NotFound)?;
+    let subdomain = name::subdomain(&authority, &settings.domain);
+    if let Some((server, port)) = &settings.webhooks
+        && name::is_webhook(subdomain.as_deref(), request.uri().path())
+    {
+        return exchanged(client, server, *port, false, request, &authority, informed).await;
+    }
+    let subdomain = subdomain.ok_or(Refusal::NotFound)?;
     let Some(route) = client.ingress.route(&subdomain) else {
         let refusal = if client.ingress.complete() {
             Refusal::NotFound
@@ -137,18 +143,32 @@ async fn passed(client: &Arc<Client>, request: Request<Body>, informed: Informed
         return Ok(response);
     }
     let (target, waked) = running(client, &route).await?;
-    let place = Place::take(&target, settings.max_requests_per_sandbox).ok_or(Refusal::Busy)?;
+    exchanged(client, &target, route.port, waked, request, &authority, informed).await
+}
+
+/// Pass a request on, as long as the other end is there.
+async fn exchanged(
+    client: &Arc<Client>,
+    target: &Arc<Target>,
+    port: u16,
+    waked: bool,
+    request: Request<Body>,
+    authority: &str,
+    informed: Informed,
+) -> Result<Response<Body>, Failure> {
+    let settings = &client.settings;
+    let place = Place::take(target, settings.max_requests_per_sandbox).ok_or(Refusal::Busy)?;
     let exchange = Exchange {
         client: Arc::clone(client),
-        target: Arc::clone(&target),
-        port: route.port,
+        target: Arc::clone(target),
+        port,
         place: Arc::new(place),
         informed,
         gate: None,
         listen_until: waked.then(|| Instant::now() + settings.listen_timeout),
     };
     tokio::select! {
-        response = exchange.run(request, &authority) => response,
+        response = exchange.run(request, authority) => response,
         () = target.ended() => Err(Refusal::Stopped.into()),
     }
 }

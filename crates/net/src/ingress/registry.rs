@@ -38,6 +38,9 @@ pub struct Configuration {
     max_waiting: usize,
     max_header_bytes: usize,
     max_body_bytes: u64,
+    /// Where the server has its webhooks, on the loopback interface; 0 for nowhere.
+    #[serde(default)]
+    webhooks_port: u16,
     /// PEM; empty for none.
     #[serde(default)]
     certificate: String,
@@ -74,6 +77,8 @@ pub struct Settings {
     pub max_header_bytes: usize,
     /// Of a request; 0 for any size.
     pub max_body_bytes: u64,
+    /// The server, where it has its webhooks, and its port.
+    pub webhooks: Option<(Arc<Target>, u16)>,
     /// With a certificate.
     pub tls: Option<TlsAcceptor>,
 }
@@ -100,6 +105,7 @@ impl Settings {
             max_waiting: said.max_waiting,
             max_header_bytes: said.max_header_bytes,
             max_body_bytes: said.max_body_bytes,
+            webhooks: (said.webhooks_port != 0).then(|| (Arc::new(Target::server()), said.webhooks_port)),
             tls,
         })
     }
@@ -167,6 +173,11 @@ impl Target {
             requests: AtomicUsize::new(0),
             ended: watch::Sender::new(false),
         }
+    }
+
+    /// The server on this machine, which no session ends.
+    pub fn server() -> Self {
+        Self::new(String::new(), Ipv4Addr::LOCALHOST)
     }
 
     /// Returns when its session has ended.
