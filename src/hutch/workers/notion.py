@@ -182,7 +182,9 @@ def _date(value: Mapping[str, str] | None) -> dict[str, str | None] | None:
     start, end = value["start"], value.get("end")
     timed = "T" in start or "T" in (end or "")
     # A range has times at both ends or at none, and days have no time zone.
-    moments = [side if not timed or side is None else f"{side}:00" if "T" in side else f"{side}T00:00:00" for side in (start, end)]
+    moments = [
+        side if not timed or side is None else f"{side}:00" if "T" in side else f"{side}T00:00:00" for side in (start, end)
+    ]
     return {"start": moments[0], "end": moments[1], "time_zone": value.get("timeZone") if timed else None}
 
 
@@ -201,9 +203,9 @@ def _image(image: Mapping[str, Any] | None) -> dict[str, Any] | None:
 def paragraphs(markdown: str) -> list[dict[str, Any]]:
     """The body of a page: its paragraphs as they are written, the first hundred."""
     written = [part.strip() for part in markdown.replace("\r\n", "\n").split("\n\n")]
-    return [
-        {"object": "block", "type": "paragraph", "paragraph": {"rich_text": pieces(part)}} for part in written if part
-    ][:MAX_ITEMS]
+    return [{"object": "block", "type": "paragraph", "paragraph": {"rich_text": pieces(part)}} for part in written if part][
+        :MAX_ITEMS
+    ]
 
 
 def pieces(text: str) -> list[dict[str, Any]]:
