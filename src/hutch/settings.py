@@ -558,7 +558,7 @@ class WorkerSettings(Section):
     )
     notion_hosts: TextList = Field(
         (),
-        description="APIs like Notion's (`HOST[:PORT]`) that may be at private or loopback addresses; rows are mirrored into them.",
+        description="APIs like Notion's (`HOST[:PORT]`) into which rows are mirrored and that may be at private or loopback addresses.",
     )
     oauth_clients: Path | None = Field(
         None,

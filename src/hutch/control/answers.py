@@ -1114,8 +1114,8 @@ class ViewRecords(TypedDict):
 
 
 class NotionTarget(TypedDict):
-    """Where a database is mirrored to. `mirrored`, `waiting` and `failed` are numbers of rows; `stopped`: nothing is tried until it
-    is set anew; `warnings`: properties that are left out, and rows that Notion did not take."""
+    """Where a database is mirrored to. `mirrored`, `waiting` and `failed` are numbers of rows; `stopped`: nothing is tried until
+    it is set anew; `warnings`: properties that are left out, and rows that Notion did not take."""
 
     parent: dict[str, str]
     base_url: str

@@ -1,7 +1,7 @@
 """Workers' databases that are mirrored into Notion: where to, how far, and which page each row has.
 
-A mirror is taken for a time, which its taker prolongs; each taking, and each setting anew, raises its `fence`. What a taker writes
-counts as long as the fence is its own.
+A mirror is taken for a time, which its taker prolongs; each taking, and each setting anew, raises its `fence`. What a taker
+writes counts as long as the fence is its own.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     due ─▶ taken ─▶ properties that are missing added ─▶ pages trashed ─▶ pages created, changed ─▶ next look in `EVERY_MS`
 
-Which page a row has is written down twice: that its page is begun, before it is made, and its id, after. A page that was begun and
-has no id is looked for before one is made, so what happens between the two makes no second page.
+Which page a row has is written down twice: that its page is begun, before it is made, and its id, after. A page that was begun
+and has no id is looked for before one is made, so what happens between the two makes no second page.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class Pass:
                 icon=row.icon,
                 cover=row.cover,
                 markdown=row.markdown,
-                pages=lambda database, key: found.get((database, key)),
+                pages=found,
             )
             for row in rows
         }

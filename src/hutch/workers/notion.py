@@ -4,14 +4,15 @@
     number → number        checkbox → checkbox          date → date                 file → files, addresses only
     url, email, phone_number → the same                 relation → relation, to a database that is mirrored too
 
-People are left out: the API takes ids of its workspace's members, not addresses. A status is made as a select, as its groups can't
-be made by the API; a property that is a status in Notion gets one. Lengths are counted as Notion counts them, in UTF-16 units.
+People are left out: the API takes ids of its workspace's members, not addresses. A status is made as a select, as its groups
+can't be made by the API; a property that is a status in Notion gets one. Lengths are counted as Notion counts them:
+in UTF-16 units.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -136,15 +137,16 @@ def page(
     icon: Mapping[str, Any] | None = None,
     cover: Mapping[str, Any] | None = None,
     markdown: str | None = None,
-    pages: Callable[[str, str], str | None] = lambda database, key: None,
+    pages: Mapping[tuple[str, str], str] | None = None,
 ) -> Page:
-    """A row's plain values as a page. `pages` knows the page of a row by its database and key."""
+    """A row's plain values as a page. `pages` are ids of pages by database and key."""
+    known = pages or {}
     found = {}
     for name, slot in slots.items():
         item, value = properties[name], row.get(name)
         if item.type == "relation":
-            ids = [pages(item.related_database_key or "", key) for key in value or ()]
-            value = [page_id for page_id in ids if page_id is not None]
+            related = item.related_database_key or ""
+            value = [known[related, key] for key in value or () if (related, key) in known]
         found[slot.name] = {slot.type: _value(item.type, slot.type, value)}
     return Page(properties=found, icon=_icon(icon), cover=_image(cover), children=paragraphs(markdown or ""))
 
@@ -181,11 +183,15 @@ def _date(value: Mapping[str, str] | None) -> dict[str, str | None] | None:
         return None
     start, end = value["start"], value.get("end")
     timed = "T" in start or "T" in (end or "")
-    # A range has times at both ends or at none, and days have no time zone.
-    moments = [
-        side if not timed or side is None else f"{side}:00" if "T" in side else f"{side}T00:00:00" for side in (start, end)
-    ]
-    return {"start": moments[0], "end": moments[1], "time_zone": value.get("timeZone") if timed else None}
+
+    def moment(side: str) -> str:
+        # A range has times at both ends or at none, and days have no time zone.
+        if not timed:
+            return side
+        return f"{side}:00" if "T" in side else f"{side}T00:00:00"
+
+    zone = value.get("timeZone") if timed else None
+    return {"start": moment(start), "end": None if end is None else moment(end), "time_zone": zone}
 
 
 def _icon(icon: Mapping[str, Any] | None) -> dict[str, Any] | None:
