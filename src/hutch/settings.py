@@ -558,7 +558,8 @@ class WorkerSettings(Section):
     )
     notion_hosts: TextList = Field(
         (),
-        description="APIs like Notion's (`HOST[:PORT]`) into which rows are mirrored and that may be at private or loopback addresses.",
+        description="APIs like Notion's (`HOST[:PORT]`) into which rows are mirrored and that may be at private or loopback "
+        "addresses.",
     )
     oauth_clients: Path | None = Field(
         None,

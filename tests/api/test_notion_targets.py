@@ -25,7 +25,7 @@ from hutch.workers.merge import merged
 from tests.api.conftest import Api
 from tests.api.test_syncs import MANUAL, declared, deployed
 
-TOKEN = "ntn_canary0123456789"  # noqa: S105 - of the API in the test
+TOKEN = "ntn_canary0123456789"
 PARENT = "0123456789abcdef0123456789abcdef"
 DATABASE = "crm/people"
 KINDS = {"title", "rich_text", "number", "select", "multi_select", "status", "checkbox", "date", "url", "relation", "files"}
@@ -37,7 +37,13 @@ BASE = f"http://127.0.0.1:{PORT}"
 
 
 @pytest.fixture
-def environment() -> dict[str, str]:
+def environment(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Nothing waits long. It is here because the server begins to look with it."""
+    monkeypatch.setattr(mirrors, "LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(mirrors, "EVERY_MS", 0)
+    monkeypatch.setattr(mirrors, "PAUSES_MS", (20,))
+    monkeypatch.setattr(notion_api, "APART_S", 0.0)
+    monkeypatch.setattr(notion_api, "PAUSE_S", 0.01)
     return {"HUTCH_WORKERS__NOTION_HOSTS": json.dumps([f"127.0.0.1:{PORT}"])}
 
 
@@ -50,8 +56,8 @@ class Wrong(Exception):
 
 @dataclass
 class Stub:
-    """Notion, as far as rows go there. `said` are answers for the next requests that match: `(pattern, status, headers)`; a status
-    of 0 is an answer that gets lost after it was done."""
+    """Notion, as far as rows go there. `said` are answers for the next requests that match: `(pattern, status, headers)`; a
+    status of 0 is an answer that gets lost after it was done."""
 
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
     pages: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -195,12 +201,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
-    monkeypatch.setattr(mirrors, "LOOK_EVERY_S", 0.02)
-    monkeypatch.setattr(mirrors, "EVERY_MS", 0)
-    monkeypatch.setattr(mirrors, "PAUSES_MS", (20,))
-    monkeypatch.setattr(notion_api, "APART_S", 0.0)
-    monkeypatch.setattr(notion_api, "PAUSE_S", 0.01)
+def stub() -> Iterator[Stub]:
     server = Server(("127.0.0.1", PORT), Handler)
     server.stub = Stub()
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
@@ -295,7 +296,7 @@ async def test_an_existing_data_source_is_completed_and_its_pages_taken_over(api
     assert made["database_id"] is None
     found = await settled(api, worker)
     assert stub.titles() == ["A", "a", "b", "theirs"]
-    assert found["warnings"] == ["The property 'n' is not mirrored: it is a 'rich_text' in Notion."]
+    assert found["warnings"] == ['The property "n" is not mirrored: it is a "rich_text" in Notion.']
     assert set(stub.sources[source]["properties"]) == {"Name", "n", "state", "=cmd"}
 
 
@@ -402,7 +403,7 @@ async def test_a_row_that_is_refused_holds_up_no_other(api: Api, stub: Stub) -> 
     async with asyncio.timeout(20):
         while not found["warnings"]:
             found = await settled(api, worker, failed=1)
-    assert found["warnings"] == ["Row 'a': Notion answered 400 (validation_error): … is not liked"]
+    assert found["warnings"] == ['Row "a": Notion answered 400 (validation_error): … is not liked']
     await write(api, worker, ("a", {"state": "fine"}))
     await settled(api, worker, mirrored=2, failed=0, warnings=[])
 
@@ -412,14 +413,14 @@ async def test_a_token_that_is_revoked_stops_it_until_it_is_set_again(api: Api, 
     await write(api, worker, ("a", {}))
     await mirror(api, worker)
     first = await settled(api, worker)
-    stub.token = "other"  # noqa: S105 - of the API in the test
+    stub.token = "other"
     await write(api, worker, ("a", {"n": 1}))
     found = await settled(api, worker, stopped=True)
     assert found["last_error"] == "Notion answered 401 (unauthorized): API token is invalid."
     assert found["waiting"] == 1
     refused = await api.http.put(path_of(worker), json={"token": "x", "parent": {"page_id": PARENT}, "base_url": BASE})
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "notion_refused")
-    again = await mirror(api, worker, token="other")  # noqa: S106 - of the API in the test
+    again = await mirror(api, worker, token="other")
     assert again["data_source_id"] == first["data_source_id"], "the same place goes on"
     await settled(api, worker)
     assert len(stub.pages) == 1
@@ -492,7 +493,8 @@ async def test_the_token_is_nowhere(api: Api, stub: Stub, caplog: pytest.LogCapt
     await write(api, worker, ("a", {"state": "refused"}))
     await mirror(api, worker)
     await settled(api, worker, failed=1)
-    seen = [(await api.http.get(path)).text for path in (path_of(worker), f"/hutch/v1/workers/{worker}", "/hutch/v1/audit-log")]
+    paths = (path_of(worker), f"/hutch/v1/workers/{worker}", f"/hutch/v1/teams/{api.own.team_id}/audit-log")
+    seen = [(await api.http.get(path)).text for path in paths]
     assert "worker.notion_set" in seen[2]
     async with api.services.database.read() as connection:
         held = (await worker_mirrors.of_worker(connection, Scope(api.own.team_id, api.own.project_id), worker))[DATABASE]

@@ -69,6 +69,7 @@ UNSCOPED = {
     "workers.give_up": SERVER,
     "workers.awaited_uploads": SERVER,
     "sandboxes.of_workers": SERVER,
+    "worker_mirrors.due": SERVER,
     "worker_jobs.due_projects": SERVER,
     "worker_jobs.claim": SERVER,
     "worker_jobs.renew": FOUND,

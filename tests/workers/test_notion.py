@@ -125,7 +125,7 @@ def test_a_data_source_that_is_there() -> None:
         "url": Slot("url", "url"),
     }
     assert found.missing == {"url": {"url": {}}}
-    assert found.warnings == ("The property 'number' is not mirrored: it is a 'formula' in Notion.",)
+    assert found.warnings == ('The property "number" is not mirrored: it is a "formula" in Notion.',)
 
 
 def test_how_a_page_is_sought() -> None:
