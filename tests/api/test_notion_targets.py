@@ -91,14 +91,14 @@ class Stub:
             source = self.add_source(body["initial_data_source"]["properties"])
             return {"object": "database", "id": str(uuid.uuid4()), "data_sources": [{"id": source, "name": "x"}]}
         if match := re.fullmatch("/v1/data_sources/([^/]+)(/query)?", path):
-            source = self.sources.get(match[1]) or self.sources.get(str(uuid.UUID(match[1])))
-            if source is None:
+            found = self.sources.get(str(uuid.UUID(match[1])))
+            if found is None:
                 raise Wrong(404, "object_not_found", "Could not find data source.")
             if match[2]:
-                return {"object": "list", "results": self.found(source["id"], body["filter"]), "has_more": False}
+                return {"object": "list", "results": self.found(found["id"], body["filter"]), "has_more": False}
             if method == "PATCH":
-                self.declare(source["id"], body["properties"])
-            return source
+                self.declare(found["id"], body["properties"])
+            return found
         if (method, path) == ("POST", "/v1/pages"):
             return self.create(body)
         page = self.pages.get(path.removeprefix("/v1/pages/"))
@@ -336,7 +336,8 @@ async def test_a_pass_that_dies_between_making_a_page_and_noting_it(
     await mirror(api, worker)
     await settled(api, worker)
     monkeypatch.setattr(mirrors, "LEASE_MS", 200)
-    note, died = mirrors.Pass._note, []
+    note = mirrors.Pass._note
+    died: list[str] = []
 
     async def dying(self: Any, of: str, page: Any) -> None:
         if page is not None and page.page_id is not None and not died:

@@ -127,13 +127,9 @@ async def _made(api: Notion, page_id: str, stored: Stored, properties: dict[str,
     sources = answer.get("data_sources")
     first = sources[0].get("id") if isinstance(sources, list) and sources and isinstance(sources[0], dict) else None
     database_id = answer.get("id")
-    if not _is_id(database_id) or not _is_id(first):
+    if not notion.is_id(database_id) or not notion.is_id(first):
         raise Unreachable("Notion's answer has no data source.", unsure=True)
     return str(database_id), str(first)
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= 64 and value.replace("-", "").isalnum()
 
 
 async def _shown(request: Request, services: Services, scope: Scope, worker: Worker, database: str) -> dict[str, Any]:

@@ -291,15 +291,15 @@ class Pass:
             body["children"] = made.children
         answer = await self._api.call("POST", "/v1/pages", body, again=False)
         page_id = answer.get("id")
-        if not isinstance(page_id, str) or not 0 < len(page_id) <= 64:
+        if not notion.is_id(page_id):
             raise Unreachable("Notion's answer has no page.", unsure=True)
-        return page_id
+        return str(page_id)
 
     async def _found(self, source: Source, made: notion.Page, sought: dict[str, Any]) -> list[str]:
         """Pages of the data source that have the key of the row and are no other row's."""
         answer = await self._api.call("POST", f"/v1/data_sources/{source.id}/query", {"filter": sought, "page_size": 100})
         results = [item for item in answer.get("results") or () if isinstance(item, dict) and not _gone(item)]
-        ids = [str(item.get("id"))[:64] for item in results if notion.same(made, item, sought)]
+        ids = [str(item["id"]) for item in results if notion.is_id(item.get("id")) and notion.same(made, item, sought)]
         async with self._services.database.read() as connection:
             taken = await table.taken(connection, self._mirror, ids)
         return [item for item in ids if item not in taken]

@@ -27,6 +27,7 @@ MAX_ITEMS = 100
 MAX_NAME = 100
 """Of an option or a file."""
 MAX_ADDRESS = 2000
+MAX_ID = 64
 MAX_SHORT = 200
 """Of an email address or a phone number."""
 COLORS = frozenset("default gray brown orange yellow green blue purple pink red".split())
@@ -271,7 +272,12 @@ def same(wanted: Page, there: Mapping[str, Any], filter_: Mapping[str, Any]) -> 
     name = filter_["property"]
     slot, value = next(iter(wanted.properties[name].items()))
     found = (there.get("properties") or {}).get(name, {}).get(slot)
-    return _plain(found) == _plain(value)
+    return bool(_plain(found) == _plain(value))
+
+
+def is_id(value: Any) -> bool:
+    """Whether an answer has an id there."""
+    return isinstance(value, str) and 0 < len(value) <= MAX_ID and value.isascii() and value.replace("-", "").isalnum()
 
 
 def _plain(value: Any) -> Any:

@@ -240,7 +240,7 @@ class Workers:
     def unmirror(self, worker_id: str, database: str) -> None:
         """Mirror it no more; pages in Notion stay."""
         path = paths.worker(worker_id, "databases", database, "notion")
-        self._http.call("DELETE", path, query=self._project)
+        self._http.call("DELETE", path, dict[str, Any], query=self._project)
 
     def _look(self, filter: dict[str, str] | None, sort: str | None, view: str | None) -> dict[str, str | builtins.list[str]]:
         given: dict[str, str | builtins.list[str]] = {**self._project}
