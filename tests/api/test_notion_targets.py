@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from hutch.client import AsyncClient
 from hutch.control.records import Scope
 from hutch.storage import worker_mirrors, worker_rows, worker_syncs
 from hutch.workers import mirrors, notion_api
@@ -500,3 +501,12 @@ async def test_the_token_is_nowhere(api: Api, stub: Stub, caplog: pytest.LogCapt
     async with api.services.database.read() as connection:
         held = (await worker_mirrors.of_worker(connection, Scope(api.own.team_id, api.own.project_id), worker))[DATABASE]
     assert not [text for text in (*seen, caplog.text, repr(held)) if TOKEN in text]
+
+
+async def test_the_client_mirrors_shows_and_ends_it(api: Api, stub: Stub) -> None:
+    worker = await deployed(api, declared(s=MANUAL))
+    async with AsyncClient(url=api.url, token=api.own.token) as client:
+        made = await client.workers.mirror(worker, DATABASE, TOKEN, {"page_id": PARENT}, base_url=BASE)
+        assert (await client.workers.notion(worker, DATABASE)).data_source_id == made.data_source_id
+        await client.workers.unmirror(worker, DATABASE)
+    assert (await api.http.get(path_of(worker))).status_code == 404

@@ -262,7 +262,7 @@ def mirror(
     async def work(client: AsyncClient) -> None:
         if [token_stdin, status, off].count(True) != 1 or token_stdin is not ((page is None) is not (data_source is None)):
             raise BadRequestError(
-                "bad_request", "It takes --status, --off, or --token-stdin with one of --page and --data-source."
+                "bad_option", "It takes --status, --off, or --token-stdin with one of --page and --data-source."
             )
         token = read_secret("Token", None).strip() if token_stdin else ""
         found = (await find(client, worker)).worker_id
