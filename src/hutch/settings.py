@@ -558,6 +558,11 @@ class WorkerSettings(Section):
         (),
         description="Token endpoints of OAuth providers (`HOST[:PORT]`) that may be at private or loopback addresses.",
     )
+    notion_hosts: TextList = Field(
+        (),
+        description="APIs like Notion's (`HOST[:PORT]`) into which rows are mirrored and that may be at private or loopback "
+        "addresses.",
+    )
     oauth_clients: Path | None = Field(
         None,
         description="JSON file with the operator's apps at OAuth providers, for workers that name a provider and have no app of "

@@ -162,6 +162,7 @@ class Victim:
             "ChangeWebhook": [{"verification": True}],
             "Trigger": [{"event": {}}],
             "NewButton": [{}],
+            "PutNotion": [{"token": "t", "parent": {"page_id": "0" * 32}, "base_url": "http://127.0.0.1:1"}],
             "Replay": [{}],
             "SwitchSync": [{"workerId": self.worker_id, "capabilityKey": f"sync-{CANARY}", "disabled": True}],
             "TriggerSync": [{}, {"preview": True}],

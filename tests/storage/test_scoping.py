@@ -69,6 +69,14 @@ UNSCOPED = {
     "workers.give_up": SERVER,
     "workers.awaited_uploads": SERVER,
     "sandboxes.of_workers": SERVER,
+    "worker_mirrors.due": SERVER,
+    "worker_mirrors.put": FOUND,
+    "worker_mirrors.fingerprint": FOUND,
+    "worker_mirrors.hold": FOUND,
+    "worker_mirrors.release": FOUND,
+    "worker_mirrors.taken": FOUND,
+    "worker_mirrors.put_page": FOUND,
+    "worker_mirrors.orphans": FOUND,
     "worker_jobs.due_projects": SERVER,
     "worker_jobs.claim": SERVER,
     "worker_jobs.renew": FOUND,
@@ -144,7 +152,7 @@ def is_scoped(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     """Whether it takes a scope and uses it, or compares with the team that it takes."""
     parameters = {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)}
     names = {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
-    if "scope" in parameters and names & {"within", "_named", "_rows_of", "_pairs_of", "_views_of"}:
+    if "scope" in parameters and names & {"within", "_named", "_rows_of", "_pairs_of", "_views_of", "_pages_of"}:
         return True
     compared = {
         one.comparators[0].id

@@ -30,7 +30,7 @@ from hutch.storage import tenants, tokens
 from hutch.storage.database import Database
 from hutch.storage.migrate import Migrations
 from hutch.storage.sealing import KeyFile, Sealer
-from hutch.workers import jobs, processes, retention, scheduler
+from hutch.workers import jobs, mirrors, processes, retention, scheduler
 from hutch.workers.ahead import Ahead
 from hutch.workers.rates import WorkerRates
 from hutch.workers.warm import WarmRuns
@@ -126,6 +126,7 @@ async def started(settings: Settings, loaded: Loaded, images: Images, clock: Clo
             jobs.follow,
             retention.follow,
             scheduler.keep_syncing,
+            mirrors.keep_mirroring,
         )
         tasks = [asyncio.create_task(work(services)) for work in endless]
         tasks.append(asyncio.create_task(presence.keep()))

@@ -13,9 +13,10 @@ import typer
 
 from hutch.cli import errors, options, output
 from hutch.cli.connection import with_client
+from hutch.cli.credential import read_secret
 from hutch.cli.worker_named import Named, find, json_input
 from hutch.client import AsyncClient
-from hutch.client.models import WorkerSync
+from hutch.client.models import NotionTarget, WorkerSync
 from hutch.errors import BadRequestError, HutchError, NotFoundError
 
 app = typer.Typer(no_args_is_help=True, help="Syncs of a worker: how they do, cycles, previews, schedules.")
@@ -239,6 +240,51 @@ def export(
             out.flush()
 
     raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
+
+
+@database_app.command()
+def mirror(
+    worker: Named,
+    database: Database,
+    token_stdin: Annotated[bool, typer.Option("--token-stdin", help="Read an integration's token from standard input.")] = False,
+    page: Annotated[str | None, typer.Option("--page", metavar="ID", help="Make a database below this page.")] = None,
+    data_source: Annotated[
+        str | None, typer.Option("--data-source", metavar="ID", help="Use this data source; what it lacks is added.")
+    ] = None,
+    base_url: Annotated[str | None, typer.Option("--base-url", help="An API like Notion's. Default: Notion's.")] = None,
+    status: Annotated[bool, typer.Option("--status", help="Show how far it is.")] = False,
+    off: Annotated[bool, typer.Option("--off", help="Mirror it no more; pages in Notion stay.")] = False,
+    data_dir: options.DataDir = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Mirror a database's rows into Notion from now on, one way."""
+
+    async def work(client: AsyncClient) -> None:
+        if [token_stdin, status, off].count(True) != 1 or token_stdin is not ((page is None) is not (data_source is None)):
+            raise BadRequestError(
+                "bad_option", "It takes --status, --off, or --token-stdin with one of --page and --data-source."
+            )
+        token = read_secret("Token", None).strip() if token_stdin else ""
+        found = (await find(client, worker)).worker_id
+        if off:
+            await client.workers.unmirror(found, database)
+            return
+        if status:
+            shown = await client.workers.notion(found, database)
+        else:
+            parent = {"page_id": page} if page is not None else {"data_source_id": data_source or ""}
+            shown = await client.workers.mirror(found, database, token, parent, base_url=base_url)
+        output.write_json({"notion": shown}) if as_json else _show_mirror(shown)
+
+    raise typer.Exit(with_client(work, data_dir=data_dir, as_json=as_json))
+
+
+def _show_mirror(shown: NotionTarget) -> None:
+    numbers = (str(count) for count in (shown.mirrored, shown.waiting, shown.failed))
+    line = (shown.data_source_id, *numbers, "yes" if shown.stopped else "no", shown.last_error or "-")
+    output.write_table(("DATA SOURCE", "MIRRORED", "WAITING", "FAILED", "STOPPED", "ERROR"), [line])
+    for warning in shown.warnings:
+        output.note(warning)
 
 
 def _opened(file: Path | None) -> contextlib.AbstractContextManager[IO[bytes]]:

@@ -663,6 +663,23 @@ class WorkerRowPage(msgspec.Struct, frozen=True, kw_only=True):
     next: str | None
 
 
+class NotionTarget(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a database is mirrored to. `mirrored`, `waiting` and `failed` are numbers of rows; `stopped`: nothing is tried until
+    it is set anew."""
+
+    parent: dict[str, str]
+    base_url: str
+    database_id: str | None
+    data_source_id: str
+    stopped: bool
+    mirrored: int
+    waiting: int
+    failed: int
+    last_success_at: int | None
+    last_error: str | None
+    warnings: list[str]
+
+
 class WorkerWebhook(msgspec.Struct, frozen=True, kw_only=True):
     """A webhook. Whoever knows its `url` may call it. `verification`: its `verify` is used; `blocked`: too many failed."""
 

@@ -1113,6 +1113,27 @@ class ViewRecords(TypedDict):
     views: list[DatabaseView]
 
 
+class NotionTarget(TypedDict):
+    """Where a database is mirrored to. `mirrored`, `waiting` and `failed` are numbers of rows; `stopped`: nothing is tried until
+    it is set anew; `warnings`: properties that are left out, and rows that Notion did not take."""
+
+    parent: dict[str, str]
+    base_url: str
+    database_id: str | None
+    data_source_id: str
+    stopped: bool
+    mirrored: int
+    waiting: int
+    failed: int
+    last_success_at: Time | None
+    last_error: str | None
+    warnings: list[str]
+
+
+class NotionTargetRead(TypedDict):
+    notion: NotionTarget
+
+
 class RowExport(TypedDict):
     rows: list[Row]
 

@@ -456,6 +456,30 @@ class PutView(Body):
     properties: list[str] | None = Field(None, max_length=500)
 
 
+NotionId = Annotated[str, Field(pattern=r"^[0-9A-Fa-f]{8}-?([0-9A-Fa-f]{4}-?){3}[0-9A-Fa-f]{12}$")]
+
+
+class NotionParent(Body):
+    """A page, below which a database is made, or a data source that there is."""
+
+    page_id: NotionId | None = None
+    data_source_id: NotionId | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if (self.page_id is None) is (self.data_source_id is None):
+            raise ValueError("one of `page_id` and `data_source_id` should be there")
+        return self
+
+
+class PutNotion(Body):
+    """Body of a database's mirror in Notion: an integration's token, and where to."""
+
+    token: str = Field(min_length=1, max_length=512, pattern=r"^[!-~]+$", repr=False)
+    parent: NotionParent
+    base_url: str = Field("https://api.notion.com", max_length=512)
+
+
 class LinkBody(Body):
     """Body of a link to a private port."""
 

@@ -666,6 +666,48 @@ class WorkerViewModel(Base):
     updated_at: Mapped[int] = mapped_column(BigInteger)
 
 
+class WorkerMirrorModel(Base):
+    """A worker's database that is mirrored into Notion (`hutch.storage.worker_mirrors`). `token` is sealed."""
+
+    __tablename__ = "worker_mirrors"
+
+    worker_id: Mapped[str] = mapped_column(ForeignKey("workers.id", ondelete="CASCADE"), primary_key=True)
+    database: Mapped[str] = mapped_column(_bytewise(256), primary_key=True)
+    team_id: Mapped[str] = mapped_column(String(64))
+    project_id: Mapped[str] = mapped_column(String(64))
+    token: Mapped[bytes] = mapped_column(LargeBinary)
+    base_url: Mapped[str] = mapped_column(Text)
+    parent: Mapped[dict[str, Any]] = mapped_column(JSON)
+    database_id: Mapped[str | None] = mapped_column(String(64))
+    data_source_id: Mapped[str] = mapped_column(String(64))
+    seen: Mapped[str] = mapped_column(Text)
+    warnings: Mapped[list[str]] = mapped_column(JSON)
+    failures: Mapped[int] = mapped_column(Integer)
+    stopped: Mapped[bool] = mapped_column(Boolean)
+    last_success_at: Mapped[int | None] = mapped_column(BigInteger)
+    last_error: Mapped[str | None] = mapped_column(Text)
+    due_at: Mapped[int] = mapped_column(BigInteger)
+    leased_until: Mapped[int] = mapped_column(BigInteger)
+    fence: Mapped[int] = mapped_column(BigInteger)
+
+
+class WorkerMirrorPageModel(Base):
+    """The page of a row, by the digest of its key. Without `page_id` its creation was begun; `digest` is that of what it was last
+    given, `row_at` the row's `updated_at` then; `error` says why Notion did not take it."""
+
+    __tablename__ = "worker_mirror_pages"
+
+    worker_id: Mapped[str] = mapped_column(ForeignKey("workers.id", ondelete="CASCADE"), primary_key=True)
+    database: Mapped[str] = mapped_column(_bytewise(256), primary_key=True)
+    key_digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    team_id: Mapped[str] = mapped_column(String(64))
+    project_id: Mapped[str] = mapped_column(String(64))
+    page_id: Mapped[str | None] = mapped_column(String(64))
+    digest: Mapped[str | None] = mapped_column(String(64))
+    row_at: Mapped[int | None] = mapped_column(BigInteger)
+    error: Mapped[str | None] = mapped_column(Text)
+
+
 class WorkerRowModel(Base):
     """A row of a worker's database. `key_digest` is that of its key, which is longer than what indexes take; `cells` has its
     values by property (`hutch.workers.values.Cell`); `seen` is the mark of the sync that wrote or confirmed it last."""

@@ -15,6 +15,7 @@ from hutch.client._async.transport import Http
 from hutch.client._async.usage import Usages
 from hutch.client.models import (
     Destinations,
+    NotionTarget,
     SyncPreview,
     UsageGroup,
     Worker,
@@ -47,6 +48,10 @@ class _Sync(msgspec.Struct):
 
 class _Preview(msgspec.Struct):
     preview: SyncPreview
+
+
+class _Notion(msgspec.Struct):
+    notion: NotionTarget
 
 
 class _Webhooks(msgspec.Struct):
@@ -222,6 +227,25 @@ class Workers:
         async with self._http.open("GET", path, query=query) as response:
             async for piece in response.aiter_bytes():
                 yield piece
+
+    async def notion(self, worker_id: str, database: str) -> NotionTarget:
+        """Where a database is mirrored to in Notion, and how far."""
+        path = paths.worker(worker_id, "databases", database, "notion")
+        return (await self._http.call("GET", path, _Notion, query=self._project)).notion
+
+    async def mirror(
+        self, worker_id: str, database: str, token: str, parent: dict[str, str], *, base_url: str | None = None
+    ) -> NotionTarget:
+        """Mirror a database's rows into Notion from now on: below `{"page_id": …}`, or into `{"data_source_id": …}`."""
+        path, body = paths.worker(worker_id, "databases", database, "notion"), {"token": token, "parent": parent}
+        if base_url is not None:
+            body["base_url"] = base_url
+        return (await self._http.call("PUT", path, _Notion, body=body, query=self._project, safe=False)).notion
+
+    async def unmirror(self, worker_id: str, database: str) -> None:
+        """Mirror it no more; pages in Notion stay."""
+        path = paths.worker(worker_id, "databases", database, "notion")
+        await self._http.call("DELETE", path, dict[str, Any], query=self._project)
 
     def _look(self, filter: dict[str, str] | None, sort: str | None, view: str | None) -> dict[str, str | builtins.list[str]]:
         given: dict[str, str | builtins.list[str]] = {**self._project}

@@ -16,6 +16,7 @@ from hutch.client._sync.transport import Http
 from hutch.client._sync.usage import Usages
 from hutch.client.models import (
     Destinations,
+    NotionTarget,
     SyncPreview,
     UsageGroup,
     Worker,
@@ -48,6 +49,10 @@ class _Sync(msgspec.Struct):
 
 class _Preview(msgspec.Struct):
     preview: SyncPreview
+
+
+class _Notion(msgspec.Struct):
+    notion: NotionTarget
 
 
 class _Webhooks(msgspec.Struct):
@@ -217,6 +222,25 @@ class Workers:
         with self._http.open("GET", path, query=query) as response:
             for piece in response.iter_bytes():
                 yield piece
+
+    def notion(self, worker_id: str, database: str) -> NotionTarget:
+        """Where a database is mirrored to in Notion, and how far."""
+        path = paths.worker(worker_id, "databases", database, "notion")
+        return (self._http.call("GET", path, _Notion, query=self._project)).notion
+
+    def mirror(
+        self, worker_id: str, database: str, token: str, parent: dict[str, str], *, base_url: str | None = None
+    ) -> NotionTarget:
+        """Mirror a database's rows into Notion from now on: below `{"page_id": …}`, or into `{"data_source_id": …}`."""
+        path, body = paths.worker(worker_id, "databases", database, "notion"), {"token": token, "parent": parent}
+        if base_url is not None:
+            body["base_url"] = base_url
+        return (self._http.call("PUT", path, _Notion, body=body, query=self._project, safe=False)).notion
+
+    def unmirror(self, worker_id: str, database: str) -> None:
+        """Mirror it no more; pages in Notion stay."""
+        path = paths.worker(worker_id, "databases", database, "notion")
+        self._http.call("DELETE", path, dict[str, Any], query=self._project)
 
     def _look(self, filter: dict[str, str] | None, sort: str | None, view: str | None) -> dict[str, str | builtins.list[str]]:
         given: dict[str, str | builtins.list[str]] = {**self._project}
