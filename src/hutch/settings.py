@@ -626,6 +626,14 @@ class WorkerSettings(Section):
         0, description="Most runs of syncs of a project per minute, others wait; 0: any number.", ge=0, le=1_000_000
     )
     sync_runs_per_hour: int = Field(0, description="The same per hour.", ge=0, le=10_000_000)
+    row_changes_per_minute: int = Field(
+        0,
+        description="Most rows that syncs of a project change and delete per minute; what a run returns is written whole, and "
+        "the next runs wait. 0: any number.",
+        ge=0,
+        le=1_000_000_000,
+    )
+    row_changes_per_hour: int = Field(0, description="The same per hour.", ge=0, le=1_000_000_000)
     build_burst: int = Field(
         0, description="Most builds of a project in five minutes, more are refused (429); 0: any number.", ge=0, le=1_000_000
     )

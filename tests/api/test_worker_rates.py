@@ -22,6 +22,7 @@ def environment() -> dict[str, str]:
         "HUTCH_WORKERS__LIMIT_TOOLS": "true",
         "HUTCH_WORKERS__QUEUED_RUNS_PER_MINUTE": "2",
         "HUTCH_WORKERS__SYNC_RUNS_PER_MINUTE": "2",
+        "HUTCH_WORKERS__ROW_CHANGES_PER_MINUTE": "10",
         "HUTCH_WORKERS__BUILD_BURST": "2",
         "HUTCH_WORKERS__WARM_S": "0",
     }
@@ -95,3 +96,28 @@ async def test_syncs_beyond_the_limit_wait(api: Api) -> None:
     listed = (await api.http.get(f"/hutch/v1/workers/{worker}")).json()["worker"]["syncs"]
     assert len(listed) == 4
     assert len({job["key"] for job in api.host.worker_jobs}) == 2
+
+
+async def test_rows_are_written_whole_and_the_next_runs_wait(api: Api) -> None:
+    config = {"databaseKey": "rows", "primaryKeyProperty": "Id"}
+    capabilities: list[dict[str, Any]] = [{"_tag": "sync", "key": "s", "config": config}]
+    databases = [
+        {"key": "rows", "primaryKeyProperty": "Id", "schema": {"properties": {"Id": {"type": "title"}}}, "initialTitle": "Rows"}
+    ]
+    changes = [{"type": "upsert", "key": str(number), "properties": {"Id": [[str(number)]]}} for number in range(25)]
+    returned = {"changes": changes, "hasMore": False, "nextPacerStates": {}}
+    worker = await deployed(api, lambda job: returned, capabilities)
+    parsed = manifest.parse(json.dumps({"capabilities": capabilities, "databases": databases}).encode())
+    scope, services = Scope(api.own.team_id, api.own.project_id), api.services
+    async with services.database.write() as connection:
+        await reconcile.apply(connection, scope, worker, parsed, services.sealer, services.clock())
+    rates = services.worker_rates
+    assert rates is not None
+    answer = await api.http.post(f"/hutch/v1/workers/{worker}/syncs/s/trigger", json={"wait": True})
+    assert answer.json()["sync"]["stats"]["total_upserts"] == 25, answer.text
+    assert api.own.project_id is not None
+    now = services.clock()
+    # Fifteen too many, of ten a minute.
+    assert 60_000 < rates.sync(api.own.project_id, now) <= 90_000
+    assert rates.sync(api.own.project_id, now + 90_000) == 0
+    assert rates.sync("prj_another", now) == 0

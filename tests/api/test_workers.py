@@ -38,6 +38,16 @@ async def created(api: Api, name: str = "one") -> tuple[str, str]:
     return made["worker"]["workerId"], httpx.URL(made["url"]).path
 
 
+async def test_there_are_no_terms_of_service(api: Api) -> None:
+    """What `ntn` asks after a 403 of that name, which this server never gives."""
+    asked = (await call(api.http, "GetTosConsent")).json()
+    assert asked == {"accepted": True, "tosVersion": 0, "currentTosVersion": 0, "needsConsent": False, "canConsent": True}
+    said = await call(api.http, "SetTosConsent", accepted=True)
+    assert said.json() == {"accepted": True, "tosVersion": 0, "currentTosVersion": 0}
+    assert (await call(api.http, "SetTosConsent", accepted="perhaps")).status_code == 400
+    assert (await call(api.client(""), "GetTosConsent")).status_code == 401
+
+
 async def test_workers_are_listed_newest_first_and_deleted(api: Api) -> None:
     first, _ = await created(api, "one")
     second, _ = await created(api, "two")

@@ -59,6 +59,17 @@ def test_many_at_once_are_admitted_all_or_none(rate: Rate, before: int, amount: 
         assert bucket.take(rate, now + decision.wait_ms, amount).admitted
 
 
+@given(RATES, st.lists(st.integers(0, 500), max_size=20), st.integers(0, 10**13))
+def test_what_came_is_counted_whole_and_waited_for(rate: Rate, came: list[int], now: int) -> None:
+    bucket = Bucket()
+    for amount in came:
+        bucket.charge(rate, now, amount)
+    wait = bucket.overdrawn_ms(rate, now)
+    over = max(0, sum(came) - rate.burst)
+    assert wait == -(-over * rate.period_ms // rate.burst)
+    assert bucket.overdrawn_ms(rate, now + wait) == 0
+
+
 def test_more_than_a_bucket_holds_are_never_admitted() -> None:
     bucket = Bucket()
     for now in range(0, 10**6, 10_000):

@@ -53,6 +53,31 @@ HEARTBEAT_S = 10.0
 Records = asyncio.Queue[bytes | None]
 
 
+# -- terms of service --------------------------------------------------------------------------------
+
+NO_TERMS: wire.TosAccepted = {"accepted": True, "tosVersion": 0, "currentTosVersion": 0}
+
+
+@router.post(
+    "/v3/workersGetTosConsent",
+    openapi_extra=documented(wire.Nothing, answer=wire.TosConsent, needs=Permission.WORKER_READ),
+)
+async def workers_tos(request: Request) -> Response:
+    """That nothing has to be agreed to: this server has no terms of service."""
+    await _asked(request, wire.Nothing)
+    return JsonResponse({**NO_TERMS, "needsConsent": False, "canConsent": True})
+
+
+@router.post(
+    "/v3/workersSetTosConsent",
+    openapi_extra=documented(wire.SetTosConsent, answer=wire.TosAccepted, needs=Permission.WORKER_READ),
+)
+async def workers_accept_tos(request: Request) -> Response:
+    """The same, whatever is said."""
+    await _asked(request, wire.SetTosConsent)
+    return JsonResponse(dict(NO_TERMS))
+
+
 # -- workers -----------------------------------------------------------------------------------------
 
 

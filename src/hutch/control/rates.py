@@ -59,6 +59,14 @@ class Bucket:
         wait = 0 if admitted else _up(wanted - room, unit)
         return Decision(admitted, rate.burst, max(0, room) // rate.period_ms, wait, _up(due - now, unit))
 
+    def charge(self, rate: Rate, now_ms: int, amount: int) -> None:
+        """Count so many that came, however many that are."""
+        self._due = max(self._due, now_ms * rate.burst) + rate.period_ms * amount
+
+    def overdrawn_ms(self, rate: Rate, now_ms: int) -> int:
+        """Until no more has come than the bucket holds."""
+        return max(0, _up(self._due - (now_ms + rate.period_ms) * rate.burst, rate.burst))
+
 
 class Buckets:
     """A bucket for each caller, of at most `most`: those that asked last. One that is forgotten begins with a full bucket."""
@@ -70,8 +78,19 @@ class Buckets:
 
     def take(self, caller: Hashable, now_ms: int, amount: int = 1) -> Decision | None:
         """So many more of this caller; None when any number is admitted."""
-        if not self.rate.burst:
-            return None
+        return self._of(caller).take(self.rate, now_ms, amount) if self.rate.burst else None
+
+    def charge(self, caller: Hashable, now_ms: int, amount: int) -> None:
+        """Count so many of this caller that came."""
+        if self.rate.burst:
+            self._of(caller).charge(self.rate, now_ms, amount)
+
+    def overdrawn_ms(self, caller: Hashable, now_ms: int) -> int:
+        """Until no more of this caller has come than is admitted."""
+        bucket = self._buckets.get(caller)
+        return bucket.overdrawn_ms(self.rate, now_ms) if bucket is not None else 0
+
+    def _of(self, caller: Hashable) -> Bucket:
         bucket = self._buckets.get(caller)
         if bucket is None:
             bucket = self._buckets[caller] = Bucket()
@@ -79,7 +98,7 @@ class Buckets:
                 self._buckets.popitem(last=False)
         else:
             self._buckets.move_to_end(caller)
-        return bucket.take(self.rate, now_ms, amount)
+        return bucket
 
     def __len__(self) -> int:
         return len(self._buckets)

@@ -24,6 +24,10 @@ class Nothing(Body):
     """No arguments."""
 
 
+class SetTosConsent(Body):
+    accepted: bool
+
+
 class OfWorker(Body):
     workerId: WorkerId
 
@@ -106,6 +110,19 @@ class WorkerShape(TypedDict):
 
 class WorkerRead(TypedDict):
     worker: WorkerShape
+
+
+class TosAccepted(TypedDict):
+    accepted: bool
+    tosVersion: int
+    currentTosVersion: int
+
+
+class TosConsent(TosAccepted):
+    """What `ntn` asks for when it is told that terms of service have to be accepted."""
+
+    needsConsent: bool
+    canConsent: bool
 
 
 class WorkerList(TypedDict):

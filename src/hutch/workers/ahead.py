@@ -40,7 +40,8 @@ STARTS_AT_ONCE = 8
 """Sandboxes of syncs that are begun at once, ahead or not: more would only be slower."""
 AHEAD_AT_ONCE = 3
 """Those of them that nobody waits for yet."""
-FIRST_GUESS_MS = 1000.0
+LEAST_MS = 1000.0
+"""What a start is taken to last at least: the first ones come from the pool, and say nothing about those that follow."""
 SAFETY = 2.0
 """How much longer than lately a start is taken to last: others use this machine too."""
 WEIGHT = 0.2
@@ -73,7 +74,7 @@ class Ahead:
         self._waiting: dict[str, deque[_Waiting]] = defaultdict(deque)
         """By what they depend on (`warm.digest`)."""
         self._beginning: Counter[str] = Counter()
-        self._each_ms = FIRST_GUESS_MS
+        self._each_ms = LEAST_MS
         self._tasks: set[asyncio.Task[None]] = set()
         self._places = asyncio.Semaphore(STARTS_AT_ONCE)
         self._ahead = asyncio.Semaphore(AHEAD_AT_ONCE)
@@ -117,7 +118,7 @@ class Ahead:
             return
         async with self._services.database.read() as connection:
             upcoming = await worker_syncs.upcoming(connection, now + HORIZON_MS, self._most)
-        begin_at = starts([one.due_at for one in upcoming], SAFETY * self._each_ms / AHEAD_AT_ONCE)
+        begin_at = starts([one.due_at for one in upcoming], SAFETY * max(self._each_ms, LEAST_MS) / AHEAD_AT_ONCE)
         wanted: dict[tuple[Scope, str], list[Upcoming]] = defaultdict(list)
         for one, at in zip(upcoming, begin_at, strict=True):
             # Those that are due already wait for their turn and take what waits, but nothing is begun for them here.

@@ -30,6 +30,13 @@ class _Both:
                 return max(1, decision.wait_ms)
         return 0
 
+    def charge(self, caller: Hashable, now_ms: int, amount: int) -> None:
+        for buckets in self._buckets:
+            buckets.charge(caller, now_ms, amount)
+
+    def overdrawn_ms(self, caller: Hashable, now_ms: int) -> int:
+        return max(buckets.overdrawn_ms(caller, now_ms) for buckets in self._buckets)
+
 
 class WorkerRates:
     """Those of all projects."""
@@ -41,6 +48,7 @@ class WorkerRates:
         self._runs = _Both(settings.queued_runs_per_minute, settings.queued_runs_per_hour)
         self._with_tools = settings.limit_tools
         self._syncs = _Both(settings.sync_runs_per_minute, settings.sync_runs_per_hour)
+        self._changes = _Both(settings.row_changes_per_minute, settings.row_changes_per_hour)
         self._builds = _Both(settings.build_burst, settings.builds_per_day, 5 * MINUTE_MS, DAY_MS)
 
     def requested(self, project_id: str, worker_id: str, now_ms: int) -> bool:
@@ -61,8 +69,12 @@ class WorkerRates:
         return self._runs.wait_ms(project_id, now_ms) if self._with_tools else 0
 
     def sync(self, project_id: str, now_ms: int) -> int:
-        """Counts one more run of a sync; or after how many milliseconds to ask again."""
-        return self._syncs.wait_ms(project_id, now_ms)
+        """Counts one more run of a sync; or after how many milliseconds to ask again, also because of rows that were changed."""
+        return self._changes.overdrawn_ms(project_id, now_ms) or self._syncs.wait_ms(project_id, now_ms)
+
+    def changed(self, project_id: str, count: int, now_ms: int) -> None:
+        """Counts rows that a sync has changed. What a run returns is written whole; the next one waits."""
+        self._changes.charge(project_id, now_ms, count)
 
     def build(self, project_id: str, now_ms: int) -> int:
         """Counts one more build; or after how many milliseconds to ask again."""

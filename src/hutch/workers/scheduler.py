@@ -294,9 +294,11 @@ async def finish_once(services: Services, job: Job, outcome: Outcome) -> None:
         event = Finished(run=job.run.run, outcome=outcome, now_ms=now, mark=mark, jitter=jitter)
         state, decisions = advance(held.state, event)
         warnings = list(held.warnings)
+        changed = 0
         for decision in decisions:
             if isinstance(decision, Apply):
                 warnings = await _apply(connection, scope, worker_id, decision, now)
+                changed += len(decision.changes)
         last = await worker_syncs.pacers(connection, scope, worker_id)
         if isinstance(outcome, Success) and isinstance(outcome.value, Batch):
             last = pacers.succeeded(job.manifest.pacers, last, outcome.value.pacers, now)
@@ -304,6 +306,8 @@ async def finish_once(services: Services, job: Job, outcome: Outcome) -> None:
             last = pacers.failed(job.manifest.pacers, last, now)
         await worker_syncs.put_pacers(connection, scope, worker_id, last)
         await worker_syncs.release(connection, held, state, sealer, warnings=warnings)
+    if services.worker_rates is not None and scope.project_id is not None:
+        services.worker_rates.changed(scope.project_id, changed, now)
 
 
 async def _apply(connection: AsyncConnection, scope: Scope, worker_id: str, decision: Apply, now: int) -> list[str]:
