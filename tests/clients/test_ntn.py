@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from tests.clients.conftest import installed_from_npm, tool_path
+from tests.clients.passing import passing
 from tests.conftest import CHECKOUT, RunningServer, wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.sandbox, pytest.mark.timeout(900)]
@@ -294,3 +295,21 @@ def test_what_waits_for_a_call_is_used_once_and_never_with_an_environment_of_bef
         assert odd.run("environment")["word"] == f"round {round_number}"
         wait_until(lambda: waiting() == 1, 20, "the one of before is gone")
     assert odd.run("counts") == 1
+
+
+def test_the_base_url_may_have_a_path(watched: RunningServer, tmp_path: Path) -> None:
+    """As behind a proxy that serves more than one thing."""
+
+    def path_of(asked: str) -> str:
+        assert asked.startswith("/platform/api/v3/workers")
+        return asked.removeprefix("/platform")
+
+    ntn = project(GREETING, watched, tmp_path)
+    with passing(watched.where.url, path_of) as url:
+        ntn.environment["NOTION_API_BASE_URL"] = f"{url}/platform"
+        ntn.done("create", "--name", "behind a path")
+        ntn.done("env", "set", "WORD=x")
+        assert [worker["name"] for worker in ntn.json("list")] == ["behind a path"]
+        ntn.done("deploy")
+        assert ntn.run("greet", {"name": "you", "language": None}) == {"greeting": "Hello, you!"}
+        ntn.done("delete", "--yes")

@@ -6,14 +6,12 @@ test needs no port that may be taken.
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import pty
 import re
 import select
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +21,7 @@ import httpx
 import pytest
 
 from tests.clients.conftest import installed_from_npm, tool_path
+from tests.clients.passing import passing
 from tests.clients.test_ntn import CLIENT, GREETING, Ntn, project
 from tests.conftest import RunningServer
 
@@ -36,30 +35,13 @@ WAIT_S = 60
 def way(watched: RunningServer) -> Iterator[str]:
     """A proxy that takes what is for `localhost:3000` to the server."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def path_of(asked: str) -> str:
+        there = urlsplit(asked)
+        assert there.netloc == LOCAL
+        return there.path
 
-        def do_POST(self) -> None:
-            there = urlsplit(self.path)
-            assert there.netloc == LOCAL
-            body = self.rfile.read(int(self.headers.get("content-length", "0")))
-            sent = {name: value for name, value in self.headers.items() if name.lower() in ("authorization", "content-type")}
-            answer = httpx.post(f"{watched.where.url}{there.path}", content=body, headers=sent, timeout=60)
-            self.send_response(answer.status_code)
-            self.send_header("content-type", answer.headers.get("content-type", "application/json"))
-            self.send_header("content-length", str(len(answer.content)))
-            self.end_headers()
-            self.wfile.write(answer.content)
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Nothing: tests say themselves what went wrong."""
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        serving = threading.Thread(target=server.serve_forever, args=(0.05,))
-        serving.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        serving.join()
+    with passing(watched.where.url, path_of) as url:
+        yield url
 
 
 class Terminal:

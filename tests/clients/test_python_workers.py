@@ -139,6 +139,7 @@ def test_dependencies_are_installed_and_a_project_that_is_new_is_deployed_as_it_
     broken = project.hutch("deploy")
     assert broken.returncode != 0
     assert "A key should be a text that is not empty." in broken.stderr
+    assert "installed already" in broken.stdout + broken.stderr, "the dependencies did not change"
     assert json.loads(project.done("run", "things", "greet", "-d", '{"name": "you"}')) == "1.17.0 Hello, you!", (
         "the one before goes on"
     )

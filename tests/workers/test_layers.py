@@ -113,6 +113,72 @@ def test_odd_archives_have_no_layer(content: bytes) -> None:
     assert layers.inputs(content) is None
 
 
+UV_LOCK = b"""version = 1
+[[package]]
+name = "a"
+version = "1.0.1"
+source = { registry = "https://packages.example/simple" }
+[[package]]
+name = "w"
+source = { virtual = "." }
+"""
+PROJECT = b"[project]\nname = 'w'\nversion = '1'\ndependencies = ['a>=1', 'b[c]~=2.0; python_version >= \"3.11\"']\n"
+HASHED = b"# locked\na==1.0.1 \\\n    --hash=sha256:00 \\\n    --hash=sha256:01\nb[c]==2 ; os_name == 'x' --hash=sha256:02\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "taken", "locked"),
+    [
+        ({"uv.lock": UV_LOCK, "pyproject.toml": PROJECT, "requirements.txt": b"-e .\n"}, {"uv.lock", "pyproject.toml"}, True),
+        ({"requirements.txt": HASHED, "pyproject.toml": b"no"}, {"requirements.txt"}, True),
+        (
+            {"requirements.txt": b"a\nb >= 2  # why\n\n", ".python-version": b"3.12"},
+            {"requirements.txt", ".python-version"},
+            False,
+        ),
+        ({"pyproject.toml": PROJECT}, {"pyproject.toml"}, False),
+    ],
+    ids=["uv", "hashes", "names", "project"],
+)
+def test_what_python_installs_from_is_taken(files: dict[str, bytes], taken: set[str], locked: bool) -> None:
+    found = layers.inputs(archive({**files, "worker.py": b"x", "src/requirements.txt": b"z"}))
+    assert found is not None
+    assert (set(found.files), found.locked, found.language) == (taken, locked, "python")
+    assert found.key() == key(archive({**files, "worker.py": b"other"}))
+    assert found.key() != key(source())
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"requirements.txt": b"-r more.txt\n"},
+        {"requirements.txt": b"-e .\n"},
+        {"requirements.txt": b"--find-links wheels\na\n"},
+        {"requirements.txt": b"./wheels/a.whl\n"},
+        {"requirements.txt": b"a @ file:///vercel/sandbox/a\n"},
+        {"requirements.txt": b"a --global-option=x\n"},
+        {"requirements.txt": b"https://packages.example/a.whl\n"},
+        {"requirements.txt": b"\xff"},
+        {"requirements.txt": b"a\n", ".venv/bin/python": b"evil"},
+        {"uv.lock": b'[[package]]\nname = "b"\nsource = { directory = "b" }\n', "pyproject.toml": PROJECT},
+        {"uv.lock": b'[[package]]\nname = "b"\nsource = { editable = "../b" }\n', "pyproject.toml": PROJECT},
+        {"uv.lock": b'[[package]]\nname = "b"\nsource = 7\n', "pyproject.toml": PROJECT},
+        {"uv.lock": UV_LOCK.replace(b"https://packages.example/simple", b"wheels"), "pyproject.toml": PROJECT},
+        {"uv.lock": b"package = [7]\n"},
+        {"uv.lock": b"package = 7\n"},
+        {"uv.lock": b"[["},
+        {"pyproject.toml": PROJECT + b"[tool.uv.sources]\na = { path = 'a' }\n"},
+        {"pyproject.toml": b"[project]\ndynamic = ['dependencies']\n"},
+        {"pyproject.toml": b"[project]\ndependencies = ['a @ file:///a']\n"},
+        {"pyproject.toml": b"[project]\ndependencies = 'a'\n"},
+        {"pyproject.toml": b"project = 7\n"},
+        {"worker.py": b"x"},
+    ],
+)
+def test_what_python_needs_the_source_for_has_no_layer(files: dict[str, bytes | None]) -> None:
+    assert layers.inputs(archive(files)) is None
+
+
 def test_long_names_hide_nothing() -> None:
     deep = "src/" + "d/" * 80 + "index.ts"
     for kind in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):

@@ -27,7 +27,7 @@ from hutch.storage import sandboxes, snapshots
 from hutch.storage import workers as rows
 from hutch.storage.workers import Deployment, Worker
 from hutch.workers import destinations, languages, layers, network, sandbox
-from hutch.workers.languages import LANGUAGES, NODE, PLATFORM, SOURCE, Language
+from hutch.workers.languages import LANGUAGES, PLATFORM, SOURCE, Language
 from hutch.workers.lines import Lines
 from hutch.workers.sandbox import OwnSandbox
 
@@ -166,13 +166,13 @@ async def _install(services: Services, box: OwnSandbox, steps: Steps, language: 
 
 
 async def _layer(services: Services, scope: Scope, worker: Worker, found: Deployment, archive: bytes, say: Say) -> str | None:
-    """A snapshot with the dependencies of a worker for Node, which are installed now unless they were before; None when they can
-    only be installed beside its source. Raises `BuildFailed`, and there is no layer then."""
+    """A snapshot with the dependencies of a worker, which are installed now unless they were before; None when they can only be
+    installed beside its source. Raises `BuildFailed`, and there is no layer then."""
     settings = services.settings.workers
     given = await asyncio.to_thread(layers.inputs, archive) if settings.keep_layers_s else None
     if given is None:
         return None
-    language = LANGUAGES[NODE]
+    language = LANGUAGES[given.language]
     key = given.key(sandbox.base_image(services).pinned, language.install, settings.registries)
     known = await layers.find(services, scope, given, key)
     if known is not None:

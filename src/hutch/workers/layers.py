@@ -1,6 +1,8 @@
-"""Dependencies of workers that are installed once: the files that `npm install` left, sealed before there is anything else.
+"""Dependencies of workers that are installed once: the files that installing left, sealed before there is anything else.
 
-    package.json, lock file, .npmrc ─▶ key ─▶ a layer of the project, or: fresh sandbox, only these files, npm install, sealed
+    package.json, lock file, .npmrc        node     ┐
+    uv.lock and pyproject.toml             python   ├▶ key ─▶ a layer of the project, or: fresh sandbox, only these files,
+    requirements.txt, or pyproject.toml    python   ┘                                     installed, sealed
 
 A layer is made from its key's files alone, without the worker's source and without its secrets, so whoever in the project has
 the same files would have installed the same. No other project finds it. Where more than these files decides what is installed
@@ -12,7 +14,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import tarfile
+import tomllib
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +28,7 @@ from hutch.api.snapshots import usable
 from hutch.control.records import Scope
 from hutch.errors import GoneError, NotFoundError
 from hutch.storage import snapshots, worker_layers
+from hutch.workers.languages import NODE, PYTHON
 
 BLOCK = 512
 MAX_INFLATED = 64 * 1024 * 1024
@@ -31,9 +36,15 @@ MAX_INFLATED = 64 * 1024 * 1024
 MAX_FILE = 16 * 1024 * 1024
 MANIFEST = "package.json"
 LOCKS = ("package-lock.json", "npm-shrinkwrap.json")
-READ = (MANIFEST, *LOCKS, ".npmrc")
+NODE_FILES = (MANIFEST, *LOCKS, ".npmrc")
+UV_LOCK, REQUIREMENTS, PROJECT, VERSION = "uv.lock", "requirements.txt", "pyproject.toml", ".python-version"
+READ = (*NODE_FILES, UV_LOCK, REQUIREMENTS, PROJECT, VERSION)
 OWN_BUILD = ("binding.gyp", "node_modules")
 """With them npm does more than to install what the files name."""
+INSTALLED = ".venv"
+REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\s*(\[[A-Za-z0-9._, -]*\])?\s*([=<>!~(;].*)?")
+"""The name of a package, extras, versions, markers: no address, no directory, no option."""
+HASH = "--hash="
 SCRIPTS = frozenset(
     {"preinstall", "install", "postinstall", "prepublish", "preprepare", "prepare", "postprepare", "dependencies"}
 )
@@ -52,10 +63,13 @@ class Inputs:
     """The files that decide what is installed, by name."""
 
     files: dict[str, bytes]
+    language: str = NODE
 
     @property
     def locked(self) -> bool:
-        return any(name in self.files for name in LOCKS)
+        """Whether they name one version of each package."""
+        hashed = HASH.encode() in self.files.get(REQUIREMENTS, b"")
+        return hashed or any(name in self.files for name in (*LOCKS, UV_LOCK))
 
     def key(self, *settings: object) -> str:
         """What a layer is found by: these files, and whatever else decides."""
@@ -83,10 +97,63 @@ def inputs(archive: bytes) -> Inputs | None:
         found = _root(_inflated(archive))
     except (ValueError, zlib.error):
         return None
-    if any(name in found for name in OWN_BUILD) or MANIFEST not in found:
+    if MANIFEST not in found:
+        return _of_python(found)
+    files = {name: found[name] for name in NODE_FILES if name in found}
+    odd = any(name in found for name in OWN_BUILD)
+    return Inputs(files) if not odd and _installs_only_what_it_names(files) else None
+
+
+def _of_python(found: dict[str, bytes]) -> Inputs | None:
+    """Of those that `hutch.workers.languages` installs from, the first."""
+    if INSTALLED in found:
         return None
-    files = {name: found[name] for name in READ if name in found}
-    return Inputs(files) if _installs_only_what_it_names(files) else None
+    try:
+        if UV_LOCK in found:
+            names, fine = (UV_LOCK, PROJECT), _locks_only_packages(found[UV_LOCK].decode())
+        elif REQUIREMENTS in found:
+            names, fine = (REQUIREMENTS,), _requires_only_packages(found[REQUIREMENTS].decode())
+        elif PROJECT in found:
+            names, fine = (PROJECT,), _declares_only_packages(found[PROJECT].decode())
+        else:
+            return None
+    except (ValueError, RecursionError):
+        return None
+    files = {name: found[name] for name in (*names, VERSION) if name in found}
+    return Inputs(files, PYTHON) if fine else None
+
+
+def _locks_only_packages(text: str) -> bool:
+    """The project itself, which is not installed, is there as well. Raises `ValueError`."""
+    packages = tomllib.loads(text).get("package", [])
+    if not isinstance(packages, list):
+        return False
+    sources = [package.get("source", {}) if isinstance(package, dict) else None for package in packages]
+    return all(isinstance(source, dict) and _elsewhere(source) for source in sources)
+
+
+def _elsewhere(source: dict[str, Any]) -> bool:
+    return str(source.get("registry", "")).startswith(("https:", "http:")) or source in ({"virtual": "."}, {"editable": "."})
+
+
+def _requires_only_packages(text: str) -> bool:
+    for line in text.replace("\\\n", " ").splitlines():
+        wanted, *options = line.split("#")[0].strip().split(" --")
+        if any(not f"--{option}".startswith(HASH) for option in options) or (
+            wanted.strip() and not REQUIREMENT.fullmatch(wanted.strip())
+        ):
+            return False
+    return True
+
+
+def _declares_only_packages(text: str) -> bool:
+    """Raises `ValueError`."""
+    whole = tomllib.loads(text)
+    project, tool = whole.get("project", {}), whole.get("tool", {})
+    if not isinstance(project, dict) or not isinstance(tool, dict) or "uv" in tool or project.get("dynamic"):
+        return False
+    wanted = project.get("dependencies", [])
+    return isinstance(wanted, list) and all(isinstance(one, str) and REQUIREMENT.fullmatch(one.strip()) for one in wanted)
 
 
 def _inflated(archive: bytes) -> bytes:
@@ -121,7 +188,7 @@ def _root(content: bytes) -> dict[str, bytes]:
             if len(data) != size or size > MAX_FILE:
                 raise ValueError("cut off, or too large")
             found[top] = data
-        elif top in OWN_BUILD:
+        elif top in (*OWN_BUILD, INSTALLED):
             found[top] = b""
         at += BLOCK + -(-size // BLOCK) * BLOCK
     return found
