@@ -21,6 +21,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from hutch.client import Client
@@ -976,9 +977,10 @@ DNS_QUESTION = b"\x12\x34\x01\0\0\1\0\0\0\0\0\0\1a\4test\0\0\1\0\1"
 
 def test_only_the_api_and_the_ingress_talk_to_clients(target: Target) -> None:
     """Of all that any process of the server listens on. The gateway's sockets are for what the kernel hands it of sandboxes; who
-    comes to them straight from this machine is told nothing."""
+    comes to them straight from this machine is told nothing. Where the ingress passes on webhooks there are webhooks only."""
     own = {name for pid in family(target.process.pid) for name in sockets_of(pid)}
-    known = {("tcp", target.address[1]), ("tcp", target.ingress[1])}
+    webhooks = next(port for pid in family(target.process.pid) if (port := webhooks_port(pid)))
+    known = {("tcp", target.address[1]), ("tcp", target.ingress[1]), ("tcp", webhooks)}
     found = {}
     for table in ("tcp", "tcp6", "udp", "udp6"):
         for row in (line.split() for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]):
@@ -1003,6 +1005,15 @@ def test_only_the_api_and_the_ingress_talk_to_clients(target: Target) -> None:
             with contextlib.suppress(TimeoutError):
                 assert connection.rest() == b""
     wait_until(lambda: len(sockets_of(net)) <= before, SOON_S, "the gateway holds connections of nobody")
+    token = {"authorization": f"Bearer {target.where.token}"}
+    for path, status in (("/healthz", 421), ("/api/hutch/v1/whoami", 421), ("/webhooks/worker/p/w/a/k", 404)):
+        assert httpx.get(f"http://127.0.0.1:{webhooks}{path}", headers=token).status_code == status
+
+
+def webhooks_port(pid: int) -> int:
+    """Which a host was told; 0 for other processes."""
+    words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return int(words[words.index("--webhooks-port") + 1]) if "--webhooks-port" in words else 0
 
 
 def family(root: int) -> Iterator[int]:
