@@ -78,6 +78,8 @@ RELATIONS = (
     "lowercase letters, digits and inner hyphens",
     "`mounts` has",
     "`ttl_s` should be <=",
+    "one of `page_id` and `data_source_id`",
+    "`base_url` should be http(s)",
     "`expiresIn` should be",
     "`scopes` has what the role",
     # Regions are a setting.
