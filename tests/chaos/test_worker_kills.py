@@ -165,9 +165,9 @@ class Campaign:
         """Have a cycle begin and be complete, whatever it takes; then the database is what the API has."""
         path = f"/api/hutch/v1/workers/{self.worker.worker}/syncs/{key}/trigger"
         before = None
-        end = time.monotonic() + 300
+        end = time.monotonic() + 600
         while before is None or self.seen(key) <= before:
-            assert time.monotonic() < end, self.worker.get()
+            assert time.monotonic() < end, f"cycle {before} of {key} is not over: {self.sync(key)}; kills {dict(self.kills)}"
             with contextlib.suppress(httpx.HTTPError):
                 if before is None:
                     before = self.sync(key)["stats"]["cycles"]
