@@ -130,7 +130,7 @@ class World:
         self.now = 10**12
         self.database, self.scope, self.sealer, self.worker, self.random = database, scope, sealer, worker, chance
         self.mortal = Mortal(database, chance)
-        self.services: Any = SimpleNamespace(database=self.mortal, sealer=sealer, clock=lambda: self.now)
+        self.services: Any = SimpleNamespace(database=self.mortal, sealer=sealer, clock=lambda: self.now, worker_rates=None)
         self.upstream = Upstream()
         self.dead: list[tuple[Job, Outcome]] = []
         """Runs of dead processes, whose results may still come."""
