@@ -13,7 +13,7 @@ from hutch.api.databases import database_of
 from hutch.api.responses import JsonResponse
 from hutch.api.routing import PlainRoute, documented
 from hutch.api.services import Services
-from hutch.api.syncs import PROJECT, worker_of
+from hutch.api.syncs import PROJECT, present, worker_of
 from hutch.control import answers
 from hutch.control.permissions import Permission
 from hutch.control.records import Scope
@@ -32,7 +32,7 @@ router = APIRouter(route_class=PlainRoute, tags=["workers"])
 
 MAX_TITLE = 200
 PATH = "/hutch/v1/workers/{worker_id}/databases/{database:path}/notion"
-_EXAMPLE = {"token": "ntn_…", "parent": {"page_id": "0123456789abcdef0123456789abcdef"}}
+_EXAMPLE = {"token": "ntn_0123456789", "parent": {"page_id": "0123456789abcdef0123456789abcdef"}}
 
 
 @router.get(
@@ -141,19 +141,21 @@ async def _shown(request: Request, services: Services, scope: Scope, worker: Wor
             raise _not_mirrored(database)
         counts = await table.counts(connection, scope, worker.id, database)
     quotes = principal.may(Permission.WORKER_LOGS)
-    return {
-        "parent": mirror.parent,
-        "base_url": mirror.base_url,
-        "database_id": mirror.database_id,
-        "data_source_id": mirror.data_source_id,
-        "stopped": mirror.stopped,
-        "mirrored": counts.mirrored,
-        "waiting": counts.waiting,
-        "failed": counts.failed,
-        "last_success_at": mirror.last_success_at,
-        "last_error": mirror.last_error,
-        "warnings": list(mirror.warnings) if quotes else [],
-    }
+    return present(
+        {
+            "parent": mirror.parent,
+            "base_url": mirror.base_url,
+            "database_id": mirror.database_id,
+            "data_source_id": mirror.data_source_id,
+            "stopped": mirror.stopped,
+            "mirrored": counts.mirrored,
+            "waiting": counts.waiting,
+            "failed": counts.failed,
+            "last_success_at": mirror.last_success_at,
+            "last_error": mirror.last_error,
+            "warnings": list(mirror.warnings) if quotes else [],
+        }
+    )
 
 
 def _not_mirrored(database: str) -> NotFoundError:

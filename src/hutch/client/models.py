@@ -669,14 +669,14 @@ class NotionTarget(msgspec.Struct, frozen=True, kw_only=True):
 
     parent: dict[str, str]
     base_url: str
-    database_id: str | None
+    database_id: str | None = None
     data_source_id: str
     stopped: bool
     mirrored: int
     waiting: int
     failed: int
-    last_success_at: int | None
-    last_error: str | None
+    last_success_at: int | None = None
+    last_error: str | None = None
     warnings: list[str]
 
 

@@ -1119,14 +1119,14 @@ class NotionTarget(TypedDict):
 
     parent: dict[str, str]
     base_url: str
-    database_id: str | None
+    database_id: NotRequired[str]
     data_source_id: str
     stopped: bool
     mirrored: int
     waiting: int
     failed: int
-    last_success_at: Time | None
-    last_error: str | None
+    last_success_at: NotRequired[Time]
+    last_error: NotRequired[str]
     warnings: list[str]
 
 

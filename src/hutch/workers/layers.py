@@ -108,6 +108,7 @@ def _of_python(found: dict[str, bytes]) -> Inputs | None:
     """Of those that `hutch.workers.languages` installs from, the first."""
     if INSTALLED in found:
         return None
+    names: tuple[str, ...]
     try:
         if UV_LOCK in found:
             names, fine = (UV_LOCK, PROJECT), _locks_only_packages(found[UV_LOCK].decode())
