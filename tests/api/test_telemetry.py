@@ -321,9 +321,10 @@ async def test_a_collector_that_is_not_there_is_said_once(
     async with served(tmp_path, host, settings_for(f"http://127.0.0.1:{port}"), installed) as running:
         counted = running.services.metrics.telemetry_exports
         await until(lambda: counted.labels("failed")._value.get() >= 2)
-    said = [record.getMessage() for record in caplog.records if record.name == "hutch.api.telemetry"]
-    assert len(said) == 1
-    assert f"127.0.0.1:{port}" in said[0]
+    # The thread of a test before this one may still be sending.
+    assert (
+        sum(f"127.0.0.1:{port}/" in record.getMessage() for record in caplog.records if record.name == "hutch.api.telemetry") == 1
+    )
 
 
 def test_one_sending_at_a_time_and_none_after_the_end() -> None:

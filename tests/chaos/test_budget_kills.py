@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import ClassVar
 
+import httpx
 import pytest
 
 from hutch.client import Client, Server
@@ -57,6 +58,14 @@ def events(where: Server, kind: str | None = None) -> list[BudgetEvent]:
         return []
 
 
+def ready(where: Server) -> bool:
+    """Whether a sandbox can be made: the host that was killed is back."""
+    try:
+        return httpx.get(f"{where.url}/readyz", timeout=10).is_success
+    except httpx.HTTPError:
+        return False
+
+
 def stopped(where: Server, name: str) -> bool:
     try:
         with Client(where) as client:
@@ -83,38 +92,42 @@ def test_each_threshold_is_one_event_whatever_is_killed(no_leaks: Path, full_cam
     place = f"127.0.0.1:{receiver.server_port}"
     environment = {"HUTCH_BILLING__WINDOW_S": "1", "HUTCH_WEBHOOKS__PRIVATE_HOSTS": place}
     process, where = start_server(no_leaks, log, environment=environment)
-    project = where.project_id
-    assert project is not None
-    rounds, kills = (15 if full_campaign else 2), 0
-    with Client(where) as client:
-        client.usage.set_budget(project=project, active_cpu_us=10**15)
-    for number in range(1, rounds + 1):
-        name = f"burning-{number}"
+    try:
+        project = where.project_id
+        assert project is not None
+        rounds, kills = (15 if full_campaign else 2), 0
         with Client(where) as client:
-            used = spent_us(client, project)
-            client.usage.set_budget(
-                project=project,
-                soft={"active_cpu_us": used + STEP_US},
-                webhook=f"http://{place}/hook",
-                active_cpu_us=used + 4 * STEP_US,
-            )
-            client.create_sandbox(name=name, persistent=False).create_command("sh", ["-c", BURN])
-        for _ in range(chance.randrange(1, 3)):
-            kill_one(process, chance)
-            kills += 1
-        wait_until(lambda name=name: stopped(where, name), 60, "the end of the budget")  # type: ignore[misc]
-        host = host_of(process)
-        if host is not None:
-            os.kill(host, signal.SIGKILL)
-            kills += 1
-        for kind in ("budget.soft_limit", "budget.exceeded"):
-            wait_until(lambda kind=kind, number=number: len(events(where, kind)) == number, 60, f"event {kind}")  # type: ignore[misc]
-    found = events(where)
-    assert len({event.id for event in found}) == len(found) == 2 * rounds
-    assert [event.session_ids for event in found if event.type == "budget.soft_limit"] == [[]] * rounds
-    wait_until(lambda: [event.delivery.state for event in events(where)] == ["delivered"] * 2 * rounds, 120, "the webhooks")
-    assert Receiver.taken.keys() == {event.id for event in found}
-    print(f"{rounds} budgets (seed 13), {kills} kills: {len(found)} events, {Receiver.heard.total()} deliveries")
-    receiver.shutdown()
-    receiver.server_close()
-    stop_server(process, log)
+            client.usage.set_budget(project=project, active_cpu_us=10**15)
+        for number in range(1, rounds + 1):
+            name = f"burning-{number}"
+            wait_until(lambda: ready(where), 60, "a host that takes work")
+            with Client(where) as client:
+                used = spent_us(client, project)
+                client.usage.set_budget(
+                    project=project,
+                    soft={"active_cpu_us": used + STEP_US},
+                    webhook=f"http://{place}/hook",
+                    active_cpu_us=used + 4 * STEP_US,
+                )
+                client.create_sandbox(name=name, persistent=False).create_command("sh", ["-c", BURN])
+            for _ in range(chance.randrange(1, 3)):
+                kill_one(process, chance)
+                kills += 1
+            wait_until(lambda name=name: stopped(where, name), 60, "the end of the budget")  # type: ignore[misc]
+            host = host_of(process)
+            if host is not None:
+                os.kill(host, signal.SIGKILL)
+                kills += 1
+            for kind in ("budget.soft_limit", "budget.exceeded"):
+                wait_until(lambda kind=kind, number=number: len(events(where, kind)) == number, 60, f"event {kind}")  # type: ignore[misc]
+        found = events(where)
+        assert len({event.id for event in found}) == len(found) == 2 * rounds
+        assert [event.session_ids for event in found if event.type == "budget.soft_limit"] == [[]] * rounds
+        wait_until(lambda: [event.delivery.state for event in events(where)] == ["delivered"] * 2 * rounds, 120, "the webhooks")
+        assert Receiver.taken.keys() == {event.id for event in found}
+        print(f"{rounds} budgets (seed 13), {kills} kills: {len(found)} events, {Receiver.heard.total()} deliveries")
+        stop_server(process, log)
+    finally:
+        stop_server(process, log, check=False)
+        receiver.shutdown()
+        receiver.server_close()

@@ -49,7 +49,7 @@ async def used(url: str, token: str, mode: Any) -> None:
 def test_an_agent_calls_the_example_s_tool(watched: RunningServer, tmp_path: Path, leak_check: None) -> None:
     ntn = project(GREETING, watched, tmp_path)
     ntn.done("deploy", "--name", "greeting")
-    worker = ntn.json("list")[0]["workerId"]
+    worker = ntn.worker_id()
     token = scoped_token(watched)
     base = f"{watched.where.url}/api/hutch/v1"
     asyncio.run(used(f"{base}/workers/{worker}/mcp", token, "legacy"))

@@ -69,6 +69,10 @@ class Ntn:
     def run(self, key: str, value: object = None) -> Any:
         return json.loads(self.done("exec", key, "-d", json.dumps({} if value is None else value)).out)
 
+    def worker_id(self) -> str:
+        """The worker of this directory."""
+        return str(json.loads((self.directory / "workers.json").read_text())["workerId"])
+
     def last_log(self) -> str:
         return self.done("runs", "logs", self.json("runs", "list")[0]["runId"]).out
 
@@ -109,7 +113,7 @@ def test_the_example_is_deployed_and_its_tool_is_called(watched: RunningServer, 
     deployed = ntn.done("deploy", "--name", "greeting")
     assert "Worker created" in deployed.err
     assert "+ tool  greet" in deployed.err
-    assert json.loads((ntn.directory / "workers.json").read_text())["workerId"] == ntn.json("list")[0]["workerId"]
+    assert ntn.worker_id() in [worker["workerId"] for worker in ntn.json("list")]
     assert ntn.run("greet", {"name": "you", "language": None}) == {"greeting": "Hello, you!"}
     assert "greeting you\n" in ntn.last_log()
     source = ntn.directory / "src" / "index.ts"
@@ -126,8 +130,9 @@ def test_the_example_is_deployed_and_its_tool_is_called(watched: RunningServer, 
     source.write_text("export default 7;")
     assert "has no Worker as its default export" in ntn("deploy").err
     assert ntn.run("welcome", {"name": "you", "language": None}) == {"greeting": "Hello, you!"}
+    gone = ntn.worker_id()
     ntn.done("delete", "--yes")
-    assert ntn.json("list") == []
+    assert gone not in [worker["workerId"] for worker in ntn.json("list")]
 
 
 def test_unchanged_dependencies_are_not_installed_again(watched: RunningServer, tmp_path: Path, leak_check: None) -> None:
@@ -309,7 +314,7 @@ def test_the_base_url_may_have_a_path(watched: RunningServer, tmp_path: Path) ->
         ntn.environment["NOTION_API_BASE_URL"] = f"{url}/platform"
         ntn.done("create", "--name", "behind a path")
         ntn.done("env", "set", "WORD=x")
-        assert [worker["name"] for worker in ntn.json("list")] == ["behind a path"]
+        assert [worker["name"] for worker in ntn.json("list")].count("behind a path") == 1
         ntn.done("deploy")
         assert ntn.run("greet", {"name": "you", "language": None}) == {"greeting": "Hello, you!"}
         ntn.done("delete", "--yes")

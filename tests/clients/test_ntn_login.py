@@ -144,7 +144,7 @@ def test_ntn_logs_in_and_its_stored_token_is_good_for_workers(
     stored = Ntn(there.program, there.directory, terminal.environment | {"NO_COLOR": "1"})
     created = stored("create", "--name", "of a login")
     assert created.code == 0, created.err
-    assert [worker["name"] for worker in stored.json("list")] == ["of a login"]
+    assert [worker["name"] for worker in stored.json("list")].count("of a login") == 1
     assert stored("delete", "--yes").code == 0
 
 

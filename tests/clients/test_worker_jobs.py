@@ -76,7 +76,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
         ntn.done("deploy")
         headers = {"authorization": f"Bearer {where.token}"}
         with httpx.Client(base_url=where.url, headers=headers, timeout=60) as http:
-            yield Deployed(server, ntn, http, ntn.json("list")[0]["workerId"])
+            yield Deployed(server, ntn, http, ntn.worker_id())
     finally:
         stop_server(process, log)
     left = leaks.new(before, leaks.snapshot(data_dir))
