@@ -8,6 +8,7 @@ issuer is this server's URL.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,10 @@ class ForwardingSigner:
 
     def __init__(self, path: Path) -> None:
         pem = read_or_create(path, _new_key)
-        key = load_pem_private_key(pem, None)
-        if not isinstance(key, rsa.RSAPrivateKey):
+        numbers = _public_numbers(pem)
+        if numbers is None:
             raise InternalError("forwarding_key_unreadable", f"{path} is not an RSA key. Remove it to have another one made.")
         self.pem = pem.decode()
-        numbers = key.public_key().public_numbers()
         self._modulus, self._exponent = _encoded(numbers.n), _encoded(numbers.e)
         # RFC 7638: the key's id is the hash of what it is.
         self.key_id = _base64url(
@@ -51,6 +51,13 @@ class ForwardingSigner:
         """The public half, as a JSON Web Key Set."""
         key = {"kty": "RSA", "use": "sig", "alg": "RS256", "kid": self.key_id, "n": self._modulus, "e": self._exponent}
         return {"keys": [key]}
+
+
+@functools.lru_cache(maxsize=1)
+def _public_numbers(pem: bytes) -> rsa.RSAPublicNumbers | None:
+    """Of a private key, which is checked: that takes longer than all else that is read. None for one of another kind."""
+    key = load_pem_private_key(pem, None)
+    return key.public_key().public_numbers() if isinstance(key, rsa.RSAPrivateKey) else None
 
 
 def _new_key() -> bytes:

@@ -29,6 +29,7 @@ from hutch.storage import network_bounds, reports, sessions
 from hutch.storage.database import Database
 from hutch.storage.network_bounds import Bounded
 from hutch.storage.sealing import Sealer
+from hutch.trust import system_trust
 
 if TYPE_CHECKING:
     from hutch.api.forwarding import ForwardingSigner
@@ -126,7 +127,7 @@ class Services:
     """Set when a sync of a worker may be due (`hutch.workers.scheduler`)."""
     turns: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)
     tickets: Tickets = field(default_factory=Tickets)
-    trust: ssl.SSLContext = field(default_factory=ssl.create_default_context)
+    trust: ssl.SSLContext = field(default_factory=system_trust)
     """Whom certificates of strangers' servers have to be of."""
     warm: WarmRuns | None = None
     """Runs of workers that wait for their input."""

@@ -28,8 +28,9 @@ from hutch.metering.prices import load as load_table
 from hutch.settings import Settings
 from hutch.storage import tenants, tokens
 from hutch.storage.database import Database
-from hutch.storage.migrate import Migrations
+from hutch.storage.migrate import Migrations, migrations
 from hutch.storage.sealing import KeyFile, Sealer
+from hutch.trust import system_trust
 from hutch.workers import jobs, mirrors, processes, retention, scheduler
 from hutch.workers.ahead import Ahead
 from hutch.workers.rates import WorkerRates
@@ -49,7 +50,7 @@ class Loaded:
     operator_policy: str | None = None
     """The network policy that bounds all others, checked."""
     prices: PriceTable = DEFAULT
-    trust: ssl.SSLContext = field(default_factory=ssl.create_default_context)
+    trust: ssl.SSLContext = field(default_factory=system_trust)
     """The certificates of this machine."""
     exporter: telemetry.Exporting | None = None
     """What sends metrics to a collector; None: there is none, and nothing of what sends is imported."""
@@ -60,7 +61,7 @@ def load(settings: Settings) -> Loaded:
     exporter = None
     if settings.telemetry.otlp_endpoint is not None:
         exporter = importlib.import_module("hutch.api.otlp").Exporter(settings.telemetry)
-    return Loaded(Migrations(), operator_policy(settings), load_table(settings.billing.prices), exporter=exporter)
+    return Loaded(migrations(), operator_policy(settings), load_table(settings.billing.prices), exporter=exporter)
 
 
 @dataclass(frozen=True, slots=True)

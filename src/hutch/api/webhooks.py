@@ -63,10 +63,10 @@ class Sender:
     lookups: Executor
 
     @classmethod
-    def of(cls, private_hosts: tuple[str, ...]) -> Sender:
+    def of(cls, private_hosts: tuple[str, ...], trust: ssl.SSLContext) -> Sender:
         # Threads of its own: those of the loop are for everybody, and name servers of others may hang.
         lookups = ThreadPoolExecutor(AT_ONCE, "webhook")
-        return cls(Addresses.of(frozenset(private_hosts)), private_hosts, ssl.create_default_context(), lookups)
+        return cls(Addresses.of(frozenset(private_hosts)), private_hosts, trust, lookups)
 
     async def send(self, url: str, headers: dict[str, str], body: bytes) -> None:
         """Raises `Delivery` unless it was answered 2xx."""
@@ -116,7 +116,7 @@ class Sender:
 
 async def keep_sending(services: Services) -> None:
     """For ever: send what is due."""
-    sender = Sender.of(services.settings.webhooks.private_hosts)
+    sender = Sender.of(services.settings.webhooks.private_hosts, services.trust)
     running: dict[asyncio.Task[None], str] = {}
     try:
         while True:

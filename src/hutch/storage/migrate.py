@@ -6,6 +6,7 @@ the caller opened. The two are apart because the API process gives up the right 
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,12 @@ from sqlalchemy import Connection
 from hutch.storage.models import Base
 
 DIRECTORY = Path(__file__).parent / "migrations"
+
+
+@functools.cache
+def migrations() -> Migrations:
+    """Those of this installation, read once."""
+    return Migrations()
 
 
 class Migrations:
