@@ -11,7 +11,7 @@ import pytest
 import typer.main
 
 from hutch.cli import options, reference
-from hutch.cli.app import app
+from hutch.cli.app import assembled
 from hutch.cli.copy import Remote, remote
 from hutch.cli.env import variables
 from hutch.cli.env_formats import Format, rendered
@@ -36,7 +36,7 @@ def test_every_command_and_option_has_a_help_text() -> None:
         for parameter in getattr(command, "params", []):
             assert getattr(parameter, "help", None), f"{path} {parameter.name}"
 
-    visit(typer.main.get_command(app), "hutch")
+    visit(typer.main.get_command(assembled()), "hutch")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer.main
 
-from hutch.cli.app import app
+from hutch.cli.app import assembled
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "cli.md"
 
@@ -44,7 +44,7 @@ _SKIPPED = {"help", "install_completion", "show_completion"}
 
 def reference() -> str:
     """The whole page."""
-    root: Any = typer.main.get_command(app)
+    root: Any = typer.main.get_command(assembled())
     parts = [_INTRODUCTION]
     for name, command in _commands(root, "hutch"):
         parts.append(f"## `{name}`\n\n{(command.help or '').strip()}\n\n")
