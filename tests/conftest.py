@@ -51,9 +51,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Together:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs a build comes last: it is done by then, and nobody waits for it."""
+    """What needs a build comes last: it is done by then, and nobody waits for it. What takes long comes first among its like: one
+    process would be at it when all others are done."""
     built = {build.fixture for build in builds.ALL}
-    items.sort(key=lambda item: not built.isdisjoint(getattr(item, "fixturenames", ())))
+
+    def place(item: pytest.Item) -> tuple[bool, bool]:
+        return not built.isdisjoint(getattr(item, "fixturenames", ())), item.get_closest_marker("campaign") is None
+
+    items.sort(key=place)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
