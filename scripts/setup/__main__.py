@@ -6,7 +6,20 @@ import sys
 import time
 from collections.abc import Callable
 
-from scripts.setup import cache, image, machine, native, node, packages, python_env, report, runsc, service_user, test_tools
+from scripts.setup import (
+    cache,
+    guest_kernel,
+    image,
+    machine,
+    native,
+    node,
+    packages,
+    python_env,
+    report,
+    runsc,
+    service_user,
+    test_tools,
+)
 from scripts.setup.report import SetupError, Step
 
 STEPS: dict[str, Callable[[Step], None]] = {
@@ -16,18 +29,25 @@ STEPS: dict[str, Callable[[Step], None]] = {
     "node": node.ensure,
     "runsc": runsc.ensure,
     **{program.name: native.step(program) for program in native.PROGRAMS},
+    "guest-kernel": guest_kernel.ensure,
     "image": image.ensure,
     "user": service_user.ensure,
 }
 # What a step named alone finds missing: done first.
 NEEDS = {
     "node": ("python",),
+    "guest-kernel": ("packages", "agent"),
+    "guest-kernel-lock": ("packages",),
     "image": ("packages", "python", "node"),
     "test-tools": ("python", "node"),
     "image-lock": ("packages",),
 }
 # Only when they are named.
-EXTRA: dict[str, Callable[[Step], None]] = {"test-tools": test_tools.ensure, "image-lock": image.lock}
+EXTRA: dict[str, Callable[[Step], None]] = {
+    "test-tools": test_tools.ensure,
+    "image-lock": image.lock,
+    "guest-kernel-lock": guest_kernel.lock,
+}
 
 
 def main(arguments: list[str]) -> int:

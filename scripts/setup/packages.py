@@ -17,6 +17,9 @@ PROGRAMS = {
     "mmdebstrap": "mmdebstrap",
     "mkfs.erofs": "erofs-utils",
     "mkfs.btrfs": "btrfs-progs",
+    "mkfs.ext4": "e2fsprogs",
+    # Virtual machines with a kernel of their own.
+    "qemu-system-x86_64": "qemu-system-x86",
     "nft": "nftables",
     "ip": "iproute2",
     "modprobe": "kmod",

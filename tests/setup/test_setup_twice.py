@@ -14,7 +14,7 @@ from scripts.setup import cache, native, shell
 from scripts.setup.__main__ import STEPS
 
 RUN = shell.CHECKOUT / "scripts" / "setup" / "run"
-LINKS = (".hutch/bin/runsc", ".hutch/images", ".hutch/node", *(program.link for program in native.PROGRAMS))
+LINKS = (".hutch/bin/runsc", ".hutch/images", ".hutch/guest", ".hutch/node", *(program.link for program in native.PROGRAMS))
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

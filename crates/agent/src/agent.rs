@@ -20,7 +20,7 @@ use std::time::Instant;
 use self::file_work::Work;
 use self::shutdown::ShuttingDown;
 use self::timers::{Timer, Timers};
-use crate::channel::Channel;
+use crate::channel::{Channel, Place};
 use crate::command::Command;
 use crate::identity::Identity;
 use crate::output::Buffers;
@@ -85,7 +85,7 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    pub(crate) fn new(path: Vec<u8>) -> std::io::Result<Self> {
+    pub(crate) fn new(place: Place) -> std::io::Result<Self> {
         system::prepare_process();
         let children = take_over_signals()?;
         let poller = Poller::new()?;
@@ -96,7 +96,7 @@ impl Agent {
             poller,
             children,
             workers,
-            channel: Channel::new(path),
+            channel: Channel::new(place),
             boot: system::boot_id(),
             identity: Identity::unclaimed(),
             credentials: HashMap::new(),

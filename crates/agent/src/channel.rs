@@ -2,14 +2,17 @@
 
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use hutch_wire::{Hello, Mux, Side, Violation};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
 
 use crate::poller::{Interest, Poller, Token};
-use crate::sys_unsafe::read_into;
+use crate::sys_unsafe::{connect_vsock, read_into};
+use crate::vm::VSOCK_HOST;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -21,6 +24,17 @@ const SEND_BUFFER_BYTES: usize = 1024 * 1024;
 /// While this much waits for a host that does not read, its requests are not read either.
 const OUTGOING_HIGH_BYTES: usize = 4 * 1024 * 1024;
 const MAX_SLICES: usize = 64;
+
+/// Where the host is.
+#[derive(Debug)]
+pub(crate) enum Place {
+    /// A Unix socket's path.
+    Unix(Vec<u8>),
+    /// The device of a virtio-serial port.
+    Port(PathBuf),
+    /// A port of the host over vsock.
+    Vsock(u32),
+}
 
 /// Why a connection ended.
 pub(crate) enum Broken {
@@ -38,9 +52,32 @@ struct Connection {
     large_reads: bool,
 }
 
+impl Place {
+    fn open(&self) -> Result<OwnedFd, Errno> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = match self {
+            Self::Port(device) => {
+                // Whether the host is there shows when it is read.
+                let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+                return rustix::fs::open(device, flags, Mode::empty());
+            }
+            Self::Vsock(port) => return connect_vsock(VSOCK_HOST, *port),
+            Self::Unix(path) => {
+                let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+                connect(&socket, &SocketAddrUnix::new(path.as_slice())?)?;
+                socket
+            }
+        };
+        if sockopt::set_socket_send_buffer_size_force(&socket, SEND_BUFFER_BYTES).is_err() {
+            let _ = sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER_BYTES);
+        }
+        Ok(socket)
+    }
+}
+
 /// The channel, connected or not.
 pub(crate) struct Channel {
-    path: Vec<u8>,
+    place: Place,
     connection: Option<Connection>,
     /// Counts connections, so that what belongs to a former one can be told.
     number: u64,
@@ -48,9 +85,9 @@ pub(crate) struct Channel {
 }
 
 impl Channel {
-    pub(crate) fn new(path: Vec<u8>) -> Self {
+    pub(crate) fn new(place: Place) -> Self {
         Self {
-            path,
+            place,
             connection: None,
             number: 0,
             pause: FIRST_PAUSE,
@@ -78,12 +115,7 @@ impl Channel {
     }
 
     fn try_connect(&self, poller: &Poller, hello: Hello) -> Result<Connection, Errno> {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-        connect(&socket, &SocketAddrUnix::new(self.path.as_slice())?)?;
-        if sockopt::set_socket_send_buffer_size_force(&socket, SEND_BUFFER_BYTES).is_err() {
-            let _ = sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER_BYTES);
-        }
+        let socket = self.place.open()?;
         poller.add(&socket, Token::Channel, Interest::READ)?;
         let mux = Mux::new(Side::Server, hello);
         Ok(Connection {

@@ -7,6 +7,7 @@
 //! * `identity`: what a claim made of the guest
 //! * `work`, `files`, `archive`, `tar`: file methods, in threads with the rights of the request's user
 //! * `system`: hostname, clock, entropy, limits
+//! * `vm`: from a virtual machine's initramfs to the sandbox's root
 //! * `sys_unsafe`: the only `unsafe` code, with its reasons
 
 mod agent;
@@ -23,10 +24,13 @@ mod stdin;
 mod sys_unsafe;
 mod system;
 mod tar;
+mod vm;
 mod work;
 
 use std::os::unix::ffi::OsStringExt;
 use std::process::ExitCode;
+
+use crate::channel::Place;
 
 const HELP: &str = "\
 Hutch's guest agent. It connects to the host's Unix socket, again whenever that breaks, and does what the host asks.
@@ -40,6 +44,7 @@ Options:
 
 As process 1 it reaps all orphans and sets hostname, /etc/hosts, clock and entropy as the host says. As an
 ordinary process it leaves those alone and, on shutdown, signals only the commands that it started.
+Without arguments as process 1 it is the init of a virtual machine, which the kernel's command line describes.
 ";
 
 fn main() -> ExitCode {
@@ -47,16 +52,26 @@ fn main() -> ExitCode {
     match arguments.as_slice() {
         [option] if option == "--version" => println!("hutch-agent {}", env!("CARGO_PKG_VERSION")),
         [option] if option == "--help" => print!("{HELP}"),
-        [option, path] if option == "--connect" => match agent::Agent::new(path.clone().into_vec()) {
-            Ok(agent) => agent.run(),
-            Err(error) => {
-                eprintln!("hutch-agent: cannot start: {error}");
-                return ExitCode::FAILURE;
+        [option, path] if option == "--connect" => return run(Place::Unix(path.clone().into_vec())),
+        [] if system::is_init() => {
+            if run(vm::enter()) == ExitCode::FAILURE {
+                vm::end("the agent did not start");
             }
-        },
+        }
         _ => {
             eprint!("{HELP}");
             return ExitCode::from(2);
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn run(place: Place) -> ExitCode {
+    match agent::Agent::new(place) {
+        Ok(agent) => agent.run(),
+        Err(error) => {
+            eprintln!("hutch-agent: cannot start: {error}");
+            return ExitCode::FAILURE;
         }
     }
     ExitCode::SUCCESS

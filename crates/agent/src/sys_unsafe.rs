@@ -3,6 +3,7 @@
 //! * starting a program with `CLONE_VM | CLONE_VFORK` runs a few calls of the child in our memory, which is what makes
 //!   a start cost hardly more than the `execve` itself, and lets the child report its error without a pipe;
 //! * credentials of one thread can only be changed by raw system calls (the C library changes all threads);
+//! * addresses of vsock and the flags of a network interface have none either;
 //! * `signalfd`, signal masks, `RNDADDENTROPY` and `kill` of any signal number have no safe wrapper here.
 
 #![allow(unsafe_code)]
@@ -312,5 +313,44 @@ pub(crate) fn read_into(descriptor: BorrowedFd<'_>, buffer: &mut Vec<u8>, limit:
         check(count as c_long)?;
         buffer.set_len(buffer.len() + count as usize);
         Ok(count as usize)
+    }
+}
+
+/// A connection to a vsock port of the machine `context`, made within the call and not blocking afterwards.
+pub(crate) fn connect_vsock(context: u32, port: u32) -> Result<OwnedFd, Errno> {
+    // SAFETY: plain system calls; the address is a whole `sockaddr_vm`, and the descriptor is ours alone.
+    unsafe {
+        let descriptor = libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
+        check(c_long::from(descriptor))?;
+        let socket = OwnedFd::from_raw_fd(descriptor);
+        let mut address: libc::sockaddr_vm = std::mem::zeroed();
+        address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
+        address.svm_cid = context;
+        address.svm_port = port;
+        let length = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
+        check(c_long::from(libc::connect(
+            descriptor,
+            (&raw const address).cast(),
+            length,
+        )))?;
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        Ok(socket)
+    }
+}
+
+/// Have the loopback interface up, as it is in every sandbox. A kernel without one goes without.
+pub(crate) fn raise_loopback() {
+    // SAFETY: plain system calls on a whole `ifreq` and a descriptor that is closed here.
+    unsafe {
+        let descriptor = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+        if descriptor < 0 {
+            return;
+        }
+        let mut request: libc::ifreq = std::mem::zeroed();
+        request.ifr_name[0] = b'l' as c_char;
+        request.ifr_name[1] = b'o' as c_char;
+        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+        libc::ioctl(descriptor, libc::SIOCSIFFLAGS, &raw const request);
+        libc::close(descriptor);
     }
 }

@@ -21,6 +21,11 @@ def gateway_path(_settings: Settings) -> Path:
     return _find(GATEWAY, "gateway")
 
 
+def guest_path() -> Path:
+    """The directory with the kernel of virtual machines, made or not."""
+    return Path(hutch.__file__).resolve().parents[2] / ".hutch" / "guest"
+
+
 def _find(name: str, what: str) -> Path:
     package = Path(hutch.__file__).resolve().parent
     places = [package.parents[1] / ".hutch" / "bin" / name, package / "bin" / name]

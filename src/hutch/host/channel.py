@@ -27,10 +27,13 @@ class AgentMissing(OSError):
     """No agent connected in time."""
 
 
-async def accept_agent(directory: Path, token: str, timeout_s: float) -> Connection:
+async def accept_agent(
+    directory: Path, token: str, timeout_s: float, greeting_timeout_s: float = GREETING_TIMEOUT_S
+) -> Connection:
     """Listen in `directory` until the machine's agent has connected. Raises `AgentMissing`.
 
     `token` is what the agent got at its last claim, empty for a machine that was never claimed.
+    `greeting_timeout_s` is how long a connection may say nothing: a virtual machine's is there before its kernel starts.
     """
     loop = asyncio.get_running_loop()
     found: asyncio.Future[Connection] = loop.create_future()
@@ -50,7 +53,7 @@ async def accept_agent(directory: Path, token: str, timeout_s: float) -> Connect
 
     async def greet(connection: Connection) -> None:
         with contextlib.suppress(TimeoutError, ConnectionClosed):
-            async with asyncio.timeout(GREETING_TIMEOUT_S):
+            async with asyncio.timeout(greeting_timeout_s):
                 hello = await connection.greeted()
             if hello.role is Role.AGENT and hmac.compare_digest(hello.token, token) and not found.done():
                 found.set_result(connection)

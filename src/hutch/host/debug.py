@@ -4,6 +4,7 @@
     hutch debug exec ID -- PROGRAM …      run a program in it, with this terminal's output
     hutch debug ls                        the machines that run
     hutch debug kill ID                   end it and remove everything of it
+    hutch debug qemu …                    one virtual machine (`debug_qemu.py`)
 
 Each call is a host of its own, with its own data directory: it adopts what the call before left, as a host does after a
 crash.
@@ -33,6 +34,11 @@ TIMEOUT_MS = 24 * 3600 * 1000
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one call; the exit code, for `exec` the program's."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["qemu"]:
+        from hutch.host import debug_qemu
+
+        return debug_qemu.main(words[1:])
     parser = argparse.ArgumentParser(prog="hutch debug", description="Boot, use and kill one machine without a server.")
     parser.add_argument("--data-dir", type=Path, default=DATA_DIR, help=f"where its state is kept (default {DATA_DIR})")
     parser.add_argument("--config", type=Path, help="configuration file")
@@ -44,10 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_argument("--root", action="store_true", help="as root")
     run.add_argument("id")
     run.add_argument("program", nargs=argparse.REMAINDER)
+    calls.add_parser("qemu", help="drive one virtual machine; see `hutch debug qemu --help`", add_help=False)
     calls.add_parser("ls", help="list the machines that run")
     kill = calls.add_parser("kill", help="end a machine")
     kill.add_argument("id")
-    options = parser.parse_args(argv)
+    options = parser.parse_args(words)
     try:
         if os.geteuid() != 0:
             raise PermissionError("`hutch debug` needs root.")

@@ -3,6 +3,11 @@
     protocol.py   what the host asks of a backend
     gvisor.py     a user-space kernel (`runsc`), for machines with and without hardware virtualization
     bundle.py     the OCI bundle of a gVisor sandbox, as a value
+    qemu.py       virtual machines with a kernel of their own; driven by `hutch debug qemu` only, so far
+    qemu_command.py  the arguments of one, as a value
+    qemu_probe.py one machine from boot to end; whether KVM works is found out so
+    qmp.py        QEMU's monitor
+    kvm.py, tsc.py   what the processor can do
     mount_points.py  directories in a guest's files for what is mounted there
 
 The host knows only `protocol`; backends differ only in here. There is no backend that shares the host's kernel with guests.

@@ -1,0 +1,263 @@
+//! Process 1 of a virtual machine: from the initramfs to the sandbox's root, before the agent itself starts.
+//!
+//! The kernel's command line says what the host attached: `hutch.vm=1`, `hutch.layers=N` (images, found by the serial
+//! numbers `layer0`, the lowest, to `layerN-1`) and the disk with the serial number `disk`, formatted by the host before
+//! any guest wrote to it. `hutch.vsock=PORT` moves the channel from the port named `hutch` to that port of the host.
+//!
+//! Whatever is missing ends the machine with a line on its console: nobody could ask a guest without a channel.
+
+use std::ffi::{CStr, CString};
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, mount, mount_move};
+use rustix::system::RebootCommand;
+
+use crate::channel::Place;
+use crate::sys_unsafe;
+
+/// A device appears when its driver has looked at it; under emulation that takes a moment.
+const DEVICE_WAIT: Duration = Duration::from_secs(5);
+const DEVICE_PAUSE: Duration = Duration::from_millis(5);
+/// An overlay of the kernel takes 500 lower directories; a page of mount options takes these.
+const MAX_LAYERS: usize = 100;
+const PORT: &str = "hutch";
+/// The host's address on every vsock.
+pub(crate) const VSOCK_HOST: u32 = 2;
+
+/// What the kernel's command line asks for.
+#[derive(Debug, PartialEq, Eq)]
+struct Wanted {
+    layers: usize,
+    vsock: Option<u32>,
+}
+
+/// Why there is no sandbox; for the console.
+type Failure = String;
+
+/// Make the sandbox's root this process's, and say where its channel is. Ends the machine when it can't.
+pub(crate) fn enter() -> Place {
+    match prepare() {
+        Ok(place) => place,
+        Err(failure) => end(&failure),
+    }
+}
+
+/// Say why, and end the machine. The host starts it so that a restart is its end.
+pub(crate) fn end(failure: &str) -> ! {
+    let _ = writeln!(io::stderr(), "hutch-agent: this machine can't start: {failure}");
+    // The console of an emulated serial line is not buffered in the guest, but its driver is asynchronous.
+    let _ = rustix::termios::tcdrain(rustix::stdio::stderr());
+    let _ = rustix::system::reboot(RebootCommand::Restart);
+    loop {
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+fn prepare() -> Result<Place, Failure> {
+    let plain = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    attach("proc", "/proc", "proc", plain, None)?;
+    attach("sysfs", "/sys", "sysfs", plain, None)?;
+    // The kernel may have mounted it already.
+    let _ = attach("devtmpfs", "/dev", "devtmpfs", MountFlags::NOSUID, None);
+    let line = fs::read_to_string("/proc/cmdline").map_err(|error| format!("/proc/cmdline: {error}"))?;
+    let wanted = parse(&line)?;
+    load_modules()?;
+    mount_root(wanted.layers)?;
+    switch_root()?;
+    finish_root();
+    let place = match wanted.vsock {
+        Some(port) => Place::Vsock(port),
+        None => Place::Port(find_port()?),
+    };
+    Ok(place)
+}
+
+fn parse(line: &str) -> Result<Wanted, Failure> {
+    let value = |name: &str| {
+        line.split_ascii_whitespace()
+            .filter_map(|word| word.split_once('='))
+            .find_map(|(key, value)| (key == name).then_some(value))
+    };
+    if value("hutch.vm") != Some("1") {
+        return Err("the kernel's command line has no hutch.vm=1".to_owned());
+    }
+    let layers = value("hutch.layers").ok_or("the kernel's command line has no hutch.layers")?;
+    let layers = layers
+        .parse()
+        .ok()
+        .filter(|count| (1..=MAX_LAYERS).contains(count))
+        .ok_or_else(|| format!("hutch.layers={layers} is not a number from 1 to {MAX_LAYERS}"))?;
+    let vsock = value("hutch.vsock")
+        .map(|port| port.parse().map_err(|_| format!("hutch.vsock={port} is not a port")))
+        .transpose()?;
+    Ok(Wanted { layers, vsock })
+}
+
+fn attach(source: &str, target: &str, kind: &str, flags: MountFlags, options: Option<&CStr>) -> Result<(), Failure> {
+    mount(source, target, kind, flags, options)
+        .map_err(|error| format!("{source} can't be mounted as {kind} on {target}: {error}"))
+}
+
+/// Load what the initramfs has, in the order of its list: each after what it needs.
+fn load_modules() -> Result<(), Failure> {
+    let list = fs::read_to_string("/modules/order").map_err(|error| format!("/modules/order: {error}"))?;
+    for name in list.lines() {
+        let path = format!("/modules/{name}");
+        let file = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|error| format!("{path}: {error}"))?;
+        match rustix::system::finit_module(&file, c"", 0) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => return Err(format!("the module {name} can't be loaded: {error}")),
+        }
+    }
+    // Nobody needs them again, and the initramfs is memory.
+    let _ = fs::remove_dir_all("/modules");
+    Ok(())
+}
+
+/// What `find` finds, as soon as it does.
+fn awaited(what: &str, find: impl Fn() -> Option<PathBuf>) -> Result<PathBuf, Failure> {
+    let begin = Instant::now();
+    loop {
+        if let Some(found) = find() {
+            return Ok(found);
+        }
+        if begin.elapsed() >= DEVICE_WAIT {
+            return Err(format!("there is no {what}"));
+        }
+        std::thread::sleep(DEVICE_PAUSE);
+    }
+}
+
+/// The device of `class` whose `attribute` is `value`.
+fn device(class: &str, attribute: &str, value: &str) -> Option<PathBuf> {
+    fs::read_dir(class).ok()?.flatten().find_map(|entry| {
+        let found = fs::read_to_string(entry.path().join(attribute)).ok()?;
+        let node = Path::new("/dev").join(entry.file_name());
+        (found.trim_end() == value && node.exists()).then_some(node)
+    })
+}
+
+fn find_disk(serial: &str) -> Result<PathBuf, Failure> {
+    awaited(&format!("disk with the serial number {serial}"), || {
+        device("/sys/block", "serial", serial)
+    })
+}
+
+fn find_port() -> Result<PathBuf, Failure> {
+    awaited(&format!("port named {PORT}"), || {
+        device("/sys/class/virtio-ports", "name", PORT)
+    })
+}
+
+fn directory(path: &str) -> Result<(), Failure> {
+    fs::create_dir_all(path).map_err(|error| format!("{path} can't be made: {error}"))
+}
+
+fn mount_root(layers: usize) -> Result<(), Failure> {
+    let mut lowers = Vec::new();
+    for number in 0..layers {
+        let target = format!("/layers/{number}");
+        directory(&target)?;
+        let image = find_disk(&format!("layer{number}"))?;
+        attach(
+            &image.to_string_lossy(),
+            &target,
+            "erofs",
+            MountFlags::RDONLY | MountFlags::NODEV,
+            None,
+        )?;
+        lowers.push(target);
+    }
+    lowers.reverse();
+    directory("/disk")?;
+    let disk = find_disk("disk")?;
+    attach(&disk.to_string_lossy(), "/disk", "ext4", MountFlags::NODEV, None)?;
+    directory("/disk/u")?;
+    directory("/disk/w")?;
+    directory("/root")?;
+    let options = format!(
+        "lowerdir={},upperdir=/disk/u,workdir=/disk/w,index=off,metacopy=off,redirect_dir=off",
+        lowers.join(":")
+    );
+    let options = CString::new(options).map_err(|error| error.to_string())?;
+    attach("overlay", "/root", "overlay", MountFlags::NODEV, Some(&options))
+}
+
+fn switch_root() -> Result<(), Failure> {
+    for name in ["proc", "sys", "dev"] {
+        let target = format!("/root/{name}");
+        directory(&target)?;
+        mount_move(format!("/{name}"), &target)
+            .map_err(|error| format!("{name} can't be moved to {target}: {error}"))?;
+    }
+    let moved = rustix::process::chdir("/root")
+        .and_then(|()| mount_move(".", "/"))
+        .and_then(|()| rustix::process::chroot("."))
+        .and_then(|()| rustix::process::chdir("/"));
+    moved.map_err(|error| format!("the root can't be switched: {error}"))
+}
+
+/// What programs expect around them. An image that has no place for some of it goes without.
+fn finish_root() {
+    let plain = MountFlags::NOSUID | MountFlags::NODEV;
+    let mounts = [
+        (
+            "devpts",
+            "/dev/pts",
+            "devpts",
+            MountFlags::NOSUID | MountFlags::NOEXEC,
+            c"mode=620,gid=5,ptmxmode=666",
+        ),
+        ("tmpfs", "/dev/shm", "tmpfs", plain, c"mode=1777"),
+        ("tmpfs", "/run", "tmpfs", plain, c"mode=755"),
+    ];
+    for (source, target, kind, flags, options) in mounts {
+        let _ = fs::create_dir_all(target);
+        let _ = mount(source, target, kind, flags, options);
+    }
+    for (name, target) in [("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")] {
+        let _ = symlink(format!("/proc/self/fd{target}"), format!("/dev/{name}"));
+    }
+    sys_unsafe::raise_loopback();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Wanted, parse};
+
+    #[test]
+    fn a_command_line_says_what_is_attached() {
+        let wanted = parse("console=ttyS0 hutch.vm=1 hutch.layers=2 quiet\n");
+        assert_eq!(wanted, Ok(Wanted { layers: 2, vsock: None }));
+        let wanted = parse("hutch.layers=1 hutch.vsock=5000 hutch.vm=1");
+        assert_eq!(
+            wanted,
+            Ok(Wanted {
+                layers: 1,
+                vsock: Some(5000)
+            })
+        );
+    }
+
+    #[test]
+    fn a_broken_command_line_is_refused_with_its_word() {
+        for (line, said) in [
+            ("", "no hutch.vm=1"),
+            ("hutch.vm=0 hutch.layers=1", "no hutch.vm=1"),
+            ("hutch.vm=1", "no hutch.layers"),
+            ("hutch.vm=1 hutch.layers=0", "hutch.layers=0 is not"),
+            ("hutch.vm=1 hutch.layers=101", "hutch.layers=101 is not"),
+            ("hutch.vm=1 hutch.layers=-1", "hutch.layers=-1 is not"),
+            ("hutch.vm=1 hutch.layers=1 hutch.vsock=x", "hutch.vsock=x is not"),
+        ] {
+            assert!(parse(line).unwrap_err().contains(said), "{line}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+"""The argument list of one virtual machine, as a value.
+
+QEMU runs as a user that owns nothing, so it opens no file by a path of the host's: each is a descriptor that it inherits. Block
+devices take theirs as a *set* (`-add-fd`), kernel and initramfs by their place in `/proc/self/fd`.
+
+The machine is `microvm`: no PCI, a serial line as console, and ACPI in its reduced form, in which Debian's kernel finds virtio
+devices (it does not read their places from its command line). That form has no timer to calibrate with, so a guest under TCG is
+told the rate of the time stamp counter, or it would wait for its first tick for ever; KVM's clock tells it by itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+MIB = 1024 * 1024
+MIN_MEMORY_BYTES, MAX_LAYERS = 64 * MIB, 24
+"""The machine has places for 32 virtio devices: channel, entropy, disk and, one day, network are four; some are spare."""
+TRANSLATION_CACHE_MIB = 64
+"""Private to each machine under TCG; QEMU's own default is a gigabyte."""
+SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+class Accelerator(StrEnum):
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualMachine:
+    """What a machine is made of. All but the numbers of size are descriptors that QEMU inherits.
+
+    `layers` are EROFS images, the lowest first; `disk` is an ext4 image that no guest shares; `channel` is a connected
+    socket whose other end is the host's; `monitor` listens for QMP. `tsc_khz` is the rate of the host's time stamp counter, which
+    TCG needs.
+    """
+
+    accelerator: Accelerator
+    vcpus: int
+    memory_bytes: int
+    kernel: int
+    initramfs: int
+    layers: tuple[int, ...]
+    disk: int
+    channel: int
+    monitor: int
+    tsc_khz: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.vcpus <= 32:
+            raise ValueError(f"A virtual machine has 1 to 32 processors, not {self.vcpus}.")
+        if self.memory_bytes < MIN_MEMORY_BYTES or self.memory_bytes % MIB:
+            raise ValueError(
+                f"A virtual machine's memory is whole MiB, at least {MIN_MEMORY_BYTES // MIB}, not {self.memory_bytes} bytes."
+            )
+        if self.accelerator is Accelerator.TCG and not self.tsc_khz:
+            raise ValueError("An emulated machine has to know the rate of the time stamp counter.")
+        if not 1 <= len(self.layers) <= MAX_LAYERS:
+            raise ValueError(f"A virtual machine has 1 to {MAX_LAYERS} images, not {len(self.layers)}.")
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        return (self.kernel, self.initramfs, *self.layers, self.disk, self.channel, self.monitor)
+
+
+def kernel_line(machine: VirtualMachine) -> str:
+    """The kernel's command line. A panic or a restart ends QEMU, at once: nobody waits for a dead machine."""
+    words = ["console=ttyS0", "quiet", "loglevel=3", "panic=-1", "oops=panic", "reboot=t"]
+    if machine.tsc_khz:
+        words += [f"tsc_early_khz={machine.tsc_khz}", "tsc=reliable"]
+    return " ".join([*words, "hutch.vm=1", f"hutch.layers={len(machine.layers)}"])
+
+
+def command(binary: str, machine: VirtualMachine, line: str | None = None) -> list[str]:
+    """The program and its arguments. `line` replaces the kernel's command line. The console is standard output."""
+    words = [binary, "-name", "hutch", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-sandbox", SECCOMP]
+    words += ["-machine", "microvm,acpi=on,pic=on,pit=on,rtc=on,x-option-roms=off,isa-serial=on,usb=off,graphics=off"]
+    if machine.accelerator is Accelerator.TCG:
+        words += ["-accel", f"tcg,tb-size={TRANSLATION_CACHE_MIB}", "-cpu", "max"]
+    else:
+        words += ["-accel", "kvm", "-cpu", "host"]
+    words += ["-smp", str(machine.vcpus), "-m", f"{machine.memory_bytes // MIB}M"]
+    words += ["-kernel", f"/proc/self/fd/{machine.kernel}", "-initrd", f"/proc/self/fd/{machine.initramfs}"]
+    words += ["-append", kernel_line(machine) if line is None else line]
+    words += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
+    words += ["-chardev", f"socket,id=monitor,fd={machine.monitor},server=on,wait=off", "-mon", "chardev=monitor,mode=control"]
+    # One port: it is the first, so no console of virtio takes its number.
+    words += ["-device", "virtio-serial-device,max_ports=2"]
+    words += ["-chardev", f"socket,id=channel,fd={machine.channel}", "-device", "virtserialport,chardev=channel,name=hutch,nr=1"]
+    words += ["-device", "virtio-rng-device"]
+    for number, descriptor in enumerate(machine.layers):
+        words += _block(f"layer{number}", descriptor, number + 1, read_only=True)
+    words += _block("disk", machine.disk, len(machine.layers) + 1, read_only=False)
+    return words
+
+
+def _block(name: str, descriptor: int, fd_set: int, *, read_only: bool) -> list[str]:
+    # Locks of files are the host's business: an image is shared by all machines, a disk belongs to one.
+    drive = f"driver=raw,node-name={name},read-only={'on' if read_only else 'off'},file.driver=file,file.locking=off"
+    return [
+        "-add-fd",
+        f"fd={descriptor},set={fd_set}",
+        "-blockdev",
+        f"{drive},file.filename=/dev/fdset/{fd_set}",
+        "-device",
+        f"virtio-blk-device,drive={name},serial={name}",
+    ]

@@ -1,0 +1,135 @@
+"""Real virtual machines, emulated: they boot to the agent; every way to fail is an error with a reason and leaves nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hutch.host.binaries import guest_path
+from hutch.host.cgroups import Cgroups
+from hutch.host.debug_qemu import run
+from hutch.isolation import tsc
+from hutch.isolation.protocol import BootFailed
+from hutch.isolation.qemu import Guest, Qemu, last_words, monitor
+from hutch.isolation.qemu_command import MIB, Accelerator
+from hutch.isolation.qemu_probe import Booted, boots, with_machine
+
+pytestmark = [pytest.mark.root]
+DEADLINE_S = 60.0
+CGROUP = "/hutch-test-qemu"
+ECHO = r"""
+#include <stdio.h>
+#include <unistd.h>
+int main(int count, char **words) { printf("%s %d\n", words[1], getuid()); return 7; }
+"""
+
+
+def processes() -> set[str]:
+    listed = subprocess.run(["pgrep", "-f", "qemu-system-x86_64 -name hutch"], capture_output=True, text=True, check=False)
+    return set(listed.stdout.split())
+
+
+@pytest.fixture
+def qemu(tmp_path: Path) -> Iterator[Qemu]:
+    guest = Guest(guest_path())
+    guest.require()
+    before = processes()
+    made = Qemu(guest, tmp_path / "state", Cgroups.detect(), Accelerator.TCG, disk_bytes=64 * MIB)
+    yield made
+    assert processes() <= before
+    assert made.machines() == set()
+    assert not list(tmp_path.glob("hutch-vm-*"))
+    assert not any(directory.exists() for directory in made.cgroups.directories(CGROUP))
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image with one static program, `/echo`."""
+    directory = tmp_path_factory.mktemp("image")
+    (directory / "tree").mkdir()
+    (directory / "echo.c").write_text(ECHO)
+    subprocess.run(["cc", "-static", "-O1", "-o", directory / "tree/echo", directory / "echo.c"], check=True)
+    subprocess.run(["mkfs.erofs", "-Enoinline_data", directory / "image", directory / "tree"], check=True, capture_output=True)
+    return directory / "image"
+
+
+def boot(qemu: Qemu, parent: Path, lowers: tuple[Path, ...], line: str | None = None, deadline_s: float = DEADLINE_S) -> None:
+    async def nothing(_: Booted) -> None:
+        pytest.fail("its agent answered")
+
+    asyncio.run(with_machine(qemu, lowers, nothing, deadline_s=deadline_s, parent=parent, kernel_line=line))
+
+
+def line(**changed: str) -> str:
+    words = {"console": "ttyS0", "quiet": "", "panic": "-1", "reboot": "t", "tsc_early_khz": str(tsc.frequency_khz())}
+    words |= {"tsc": "reliable", "hutch.vm": "1", "hutch.layers": "1"} | changed
+    return " ".join(f"{name}={value}" if value else name for name, value in words.items())
+
+
+def test_a_machine_boots_and_runs_a_program(qemu: Qemu, image: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    async def use(booted: Booted) -> int:
+        with monitor(booted.plan.directory) as asked:
+            assert asked.status() == "running"
+        status = Path(f"/proc/{booted.process.pid}/status").read_text()
+        assert qemu.cgroups.pids(CGROUP) == [booted.process.pid]
+        # Nobody, without any capability, and under a filter of system calls.
+        assert "Uid:\t0" not in status
+        assert "CapEff:\t0000000000000000" in status
+        assert "Seccomp:\t2" in status
+        return await run(booted, ["/echo", "hello"])
+
+    lowers = (qemu.guest.probe_root, image)
+    code = asyncio.run(with_machine(qemu, lowers, use, deadline_s=DEADLINE_S, parent=tmp_path, cgroup=CGROUP))
+    assert (code, capfd.readouterr().out) == (7, "hello 0\n")
+
+
+def test_a_corrupt_image_is_told(qemu: Qemu, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.write_bytes(bytes(64 * 1024))
+    with pytest.raises(BootFailed, match="layer0|can't be mounted as erofs"):
+        boot(qemu, tmp_path, (broken,))
+
+
+def test_a_missing_disk_is_told(qemu: Qemu, tmp_path: Path) -> None:
+    with pytest.raises(BootFailed, match="there is no disk with the serial number layer1"):
+        boot(qemu, tmp_path, (qemu.guest.probe_root,), line(**{"hutch.layers": "2"}))
+
+
+def test_a_kernel_panic_is_told(qemu: Qemu, tmp_path: Path) -> None:
+    with pytest.raises(BootFailed, match="(?s)ended before its agent answered.*Kernel panic"):
+        boot(qemu, tmp_path, (qemu.guest.probe_root,), line(rdinit="/nothing"))
+
+
+def test_a_guest_that_hangs_has_a_deadline(qemu: Qemu) -> None:
+    # No kernel comes to its agent in this time.
+    with pytest.raises(BootFailed, match=r"No agent answered within 0\.3 s"):
+        boots(qemu, 0.3)
+
+
+def test_a_killed_monitor_is_told(qemu: Qemu, tmp_path: Path) -> None:
+    async def kill() -> None:
+        booting = asyncio.ensure_future(asyncio.to_thread(boot, qemu, tmp_path, (qemu.guest.probe_root,)))
+        while not (machines := qemu.machines()):
+            assert not booting.done()
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.2)
+        process = qemu.recorded(machines.pop())
+        assert process is not None
+        qemu.kill(process)
+        await booting
+
+    with pytest.raises(BootFailed, match="ended before its agent answered|did not start"):
+        asyncio.run(kill())
+
+
+def test_what_is_missing_is_named(qemu: Qemu, tmp_path: Path) -> None:
+    with pytest.raises(BootFailed, match="no-such-qemu is not installed"):
+        boot(Qemu(qemu.guest, tmp_path / "state", qemu.cgroups, Accelerator.TCG, "no-such-qemu"), tmp_path, (tmp_path / "x",))
+    with pytest.raises(BootFailed, match="there is no .*vmlinuz"):
+        boot(Qemu(Guest(tmp_path), tmp_path / "state", qemu.cgroups, Accelerator.TCG), tmp_path, (tmp_path / "x",))
+    assert last_words(tmp_path) == ""

@@ -1,0 +1,67 @@
+"""The argument list of a virtual machine: nothing by path, nothing beyond need."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import pytest
+
+from hutch.isolation.qemu_command import MIB, Accelerator, VirtualMachine, command, kernel_line
+
+MACHINE = VirtualMachine(Accelerator.TCG, 2, 512 * MIB, 3, 4, (5, 6), 7, 8, 9, tsc_khz=2_000_000)
+
+
+def after(words: list[str], option: str) -> list[str]:
+    return [value for name, value in itertools.pairwise(words) if name == option]
+
+
+def test_files_are_descriptors() -> None:
+    words = command("qemu", MACHINE)
+    assert MACHINE.descriptors == (3, 4, 5, 6, 7, 8, 9)
+    assert after(words, "-kernel") + after(words, "-initrd") == ["/proc/self/fd/3", "/proc/self/fd/4"]
+    assert after(words, "-add-fd") == ["fd=5,set=1", "fd=6,set=2", "fd=7,set=3"]
+    assert [word for word in words if "/" in word and not word.startswith("/proc/self/fd/") and "/dev/fdset/" not in word] == []
+
+
+def test_only_the_disk_is_written() -> None:
+    drives = after(command("qemu", MACHINE), "-blockdev")
+    assert ["read-only=on" in drive for drive in drives] == [True, True, False]
+
+
+def test_no_device_beyond_need() -> None:
+    words = command("qemu", MACHINE)
+    assert {"-nodefaults", "-no-user-config", "-no-reboot"} <= set(words)
+    assert [device.split(",")[0] for device in after(words, "-device")] == [
+        "virtio-serial-device",
+        "virtserialport",
+        "virtio-rng-device",
+        *["virtio-blk-device"] * 3,
+    ]
+    assert after(words, "-sandbox") == ["on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
+
+
+def test_the_accelerator_is_the_one_that_was_asked_for() -> None:
+    assert after(command("qemu", MACHINE), "-accel") == ["tcg,tb-size=64"]
+    with_kvm = dataclasses.replace(MACHINE, accelerator=Accelerator.KVM, tsc_khz=None)
+    assert after(command("qemu", with_kvm), "-accel") == ["kvm"]
+    assert "tsc" not in kernel_line(with_kvm)
+    assert "tsc_early_khz=2000000" in kernel_line(MACHINE)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"vcpus": 0}, "1 to 32 processors"),
+        ({"vcpus": 33}, "1 to 32 processors"),
+        ({"memory_bytes": 32 * MIB}, "at least 64"),
+        ({"memory_bytes": 100 * MIB + 1}, "whole MiB"),
+        ({"layers": ()}, "1 to 24 images"),
+        ({"layers": tuple(range(25))}, "1 to 24 images"),
+        ({"tsc_khz": None}, "time stamp counter"),
+    ],
+)
+def test_what_can_not_be_is_refused(changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        dataclasses.replace(MACHINE, **changed)

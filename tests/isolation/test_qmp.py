@@ -1,0 +1,91 @@
+"""QEMU's monitor: what it says is bounded in size and time, and never believed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hutch.isolation.qmp import MAX_EVENTS, MAX_LINE_BYTES, Monitor, MonitorFailed
+
+GREETING = b'{"QMP": {"version": {}, "capabilities": []}}\n'
+AGREED = b'{"return": {}}\n'
+
+
+@contextlib.contextmanager
+def saying(path: Path, *answers: bytes, stay: bool = True) -> Iterator[None]:
+    """A monitor that says the first of `answers` by itself and one more for each line that it gets."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen(1)
+    ended = threading.Event()
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            lines = connection.makefile("rb")
+            for number, answer in enumerate(answers):
+                if number:
+                    json.loads(lines.readline())
+                connection.sendall(answer)
+            if stay:
+                ended.wait(10)
+            lines.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        listener.close()
+
+
+def test_an_answer_is_found_among_events(tmp_path: Path) -> None:
+    event = b'{"event": "STOP", "timestamp": {}}\n'
+    answers = (GREETING, AGREED, event * 3 + b'{"return": {"status": "paused"}}\n')
+    with saying(tmp_path / "q", *answers), Monitor(tmp_path / "q", 5) as monitor:
+        assert monitor.status() == "paused"
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b'{"error": {"class": "GenericError", "desc": "no such thing"}}\n', "refused `query-status`: no such thing"),
+        (b'{"error": 7}\n', "refused `query-status`"),
+        (b"nonsense\n", "not JSON"),
+        (b"[" * 100_000 + b"\n", "not JSON"),
+        (b"\xff\xfe\n", "not JSON"),
+        (b"[]\n", "not an object"),
+        (b'{"what": 1}\n', "something else"),
+        (b'{"return": []}\n', "a form that is none"),
+        (b'{"return": {"status": 5}}\n', "a form that is none"),
+        (b"x" * (MAX_LINE_BYTES + 100_000), "a line of more than"),
+        (b'{"event": "E"}\n' * (MAX_EVENTS + 1), f"told of {MAX_EVENTS} events"),
+    ],
+)
+def test_hostile_answers_end_the_connection(tmp_path: Path, answer: bytes, said: str) -> None:
+    monitor_says = saying(tmp_path / "q", GREETING, AGREED, answer)
+    with monitor_says, Monitor(tmp_path / "q", 5) as monitor, pytest.raises(MonitorFailed, match=said):
+        monitor.status()
+
+
+def test_silence_has_a_deadline(tmp_path: Path) -> None:
+    with saying(tmp_path / "q", b""), pytest.raises(MonitorFailed, match=r"did not answer within 0\.2 s"):
+        Monitor(tmp_path / "q", 0.2)
+
+
+def test_an_end_in_the_middle_is_told(tmp_path: Path) -> None:
+    with saying(tmp_path / "q", GREETING, b'{"ret', stay=False), pytest.raises(MonitorFailed, match="is gone"):
+        Monitor(tmp_path / "q", 5)
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    with pytest.raises(MonitorFailed, match="can't be reached"):
+        Monitor(tmp_path / "q", 5)
