@@ -464,3 +464,46 @@ async def test_what_can_not_be_read_holds_up_nobody_else(world: World, sealer: S
     finally:
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
+
+
+async def test_what_was_used_is_left_alone_while_syncs_that_are_due_wait_for_their_turn(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.deploy(declared(*((key, "incremental", MINUTES) for key in ("a", "b", "c"))))
+    begun: asyncio.Queue[str] = asyncio.Queue()
+    go_on = asyncio.Event()
+
+    async def outcome(*arguments: Any) -> Outcome:
+        begun.put_nowait(arguments[-2].key)
+        await go_on.wait()
+        return Success(batch([], False, 1))
+
+    monkeypatch.setattr(runs, "outcome", outcome)
+    calm = asyncio.Event()
+    calm.set()
+    services: Any = SimpleNamespace(
+        database=world.database,
+        sealer=world.sealer,
+        clock=lambda: world.now,
+        settings=SimpleNamespace(workers=SimpleNamespace(sync_concurrency=2)),
+        syncs_due=asyncio.Event(),
+        draining=False,
+        worker_rates=None,
+        warm=SimpleNamespace(calm=calm),
+        ahead=None,
+        working=set(),
+    )
+    working = asyncio.create_task(scheduler.Scheduler(services).work())
+    try:
+        async with asyncio.timeout(20):
+            first = {await begun.get(), await begun.get()}
+            # It looks for more, and there is no room for the third.
+            services.syncs_due.set()
+            await asyncio.sleep(0.1)
+            assert not calm.is_set()
+            go_on.set()
+            assert {await begun.get()} | first == {"a", "b", "c"}
+            await calm.wait()
+    finally:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)

@@ -90,9 +90,10 @@ class Scheduler:
             while True:
                 due.clear()
                 try:
-                    while self._may_take() and await self._take():
-                        self._calm(calm=False)
-                    self._calm(calm=True)
+                    waits = True
+                    while waits and self._may_take():
+                        waits = await self._take()
+                        self._calm(calm=not waits)
                 except UnavailableError as error:
                     log.info("syncs wait: %s", error)
                 except Exception:

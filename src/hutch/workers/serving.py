@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 from hutch.api.services import Services
@@ -28,4 +29,8 @@ async def serving(
 
 def manifest_of(deployment: Deployment) -> Manifest:
     """That of a deployment that has one. Raises `BadRequestError` for one that an older version took, and this one does not."""
-    return manifests.parse(json.dumps(deployment.manifest).encode())
+    return _parsed(json.dumps(deployment.manifest).encode())
+
+
+# Each run of a worker needs it, and it can't be changed.
+_parsed = functools.lru_cache(maxsize=16)(manifests.parse)

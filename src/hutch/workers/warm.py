@@ -25,7 +25,7 @@ from hutch.workers.sandbox import OwnSandbox, Program
 log = logging.getLogger(__name__)
 
 ENDS_AT_ONCE = 4
-PATIENCE_S = 5.0
+PATIENCE_S = 15.0
 """How long what was used is left as it is at most while others begin."""
 
 
