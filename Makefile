@@ -34,7 +34,7 @@ demo: setup  ## A throw-away server, driven by the real clients
 
 test: setup-test lint  ## Every test, the long campaigns with small counts
 	cargo test --locked --workspace --quiet
-	$(SUDO) $(PYTHON) -m pytest -n $(TEST_JOBS)
+	$(SUDO) $(PYTHON) scripts/run_tests.py -n $(TEST_JOBS)
 
 test-all: export HUTCH_CAMPAIGN := full
 test-all: test  ## Every test, the long campaigns in full

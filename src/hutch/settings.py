@@ -653,7 +653,7 @@ class WorkerSettings(Section):
         le=315_360_000,
     )
     sync_concurrency: int = Field(
-        64, description="Most runs of syncs at once that this process schedules; 0: it schedules none.", ge=0, le=1000
+        128, description="Most runs of syncs at once that this process schedules; 0: it schedules none.", ge=0, le=1000
     )
 
     @field_validator("oauth_clients")

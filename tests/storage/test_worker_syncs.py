@@ -479,8 +479,7 @@ async def test_what_was_used_is_left_alone_while_syncs_that_are_due_wait_for_the
         return Success(batch([], False, 1))
 
     monkeypatch.setattr(runs, "outcome", outcome)
-    calm = asyncio.Event()
-    calm.set()
+    calm, taken = asyncio.Event(), asyncio.Event()
     services: Any = SimpleNamespace(
         database=world.database,
         sealer=world.sealer,
@@ -489,7 +488,7 @@ async def test_what_was_used_is_left_alone_while_syncs_that_are_due_wait_for_the
         syncs_due=asyncio.Event(),
         draining=False,
         worker_rates=None,
-        warm=SimpleNamespace(calm=calm),
+        warm=SimpleNamespace(calm=calm, taken=taken),
         ahead=None,
         working=set(),
     )
@@ -501,6 +500,7 @@ async def test_what_was_used_is_left_alone_while_syncs_that_are_due_wait_for_the
             services.syncs_due.set()
             await asyncio.sleep(0.1)
             assert not calm.is_set()
+            await taken.wait()
             go_on.set()
             assert {await begun.get()} | first == {"a", "b", "c"}
             await calm.wait()

@@ -345,6 +345,8 @@ class _Execution:
             if self._work.how.begins is not None:
                 await self._work.how.begins(self._run)
             ended = await self._finish(ready)
+            if self._work.ahead:
+                await warm.others_first()
             if then is not None and ended.exit_code == 0:
                 await then(ready.box)
         finally:

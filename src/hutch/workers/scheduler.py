@@ -93,25 +93,29 @@ class Scheduler:
                     waits = True
                     while waits and self._may_take():
                         waits = await self._take()
-                        self._calm(calm=not waits)
+                        self._say(waiting=waits, taking=waits)
                 except UnavailableError as error:
                     log.info("syncs wait: %s", error)
                 except Exception:
                     log.exception("syncs could not be taken")
+                self._say(taking=False)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(POLL_S):
                         await due.wait()
         finally:
-            self._calm(calm=True)
+            self._say(waiting=False, taking=False)
             tasks = list(self._tasks)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _calm(self, *, calm: bool) -> None:
-        """What was used is ended when nothing waits for its turn."""
-        if self._services.warm is not None:
-            (self._services.warm.calm.set if calm else self._services.warm.calm.clear)()
+    def _say(self, *, taking: bool, waiting: bool | None = None) -> None:
+        """Whether syncs are being taken, and whether any that are due wait for their turn, where that is known."""
+        warm = self._services.warm
+        if warm is not None:
+            (warm.taken.clear if taking else warm.taken.set)()
+            if waiting is not None:
+                (warm.calm.clear if waiting else warm.calm.set)()
 
     def _may_take(self) -> bool:
         """Whether there is room for one more. A server that drains begins nothing."""

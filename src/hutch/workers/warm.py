@@ -25,7 +25,9 @@ from hutch.workers.sandbox import OwnSandbox, Program
 log = logging.getLogger(__name__)
 
 ENDS_AT_ONCE = 4
-PATIENCE_S = 15.0
+PATIENCE_S = 5.0
+"""How long a result waits at most while others begin."""
+END_PATIENCE_S = 15.0
 """How long what was used is left as it is at most while others begin."""
 
 
@@ -64,6 +66,9 @@ class WarmRuns:
         self.calm = asyncio.Event()
         """Set while no sync that is due waits for its turn."""
         self.calm.set()
+        self.taken = asyncio.Event()
+        """Set while none is being taken: none is due, or there is no room for more."""
+        self.taken.set()
 
     def __len__(self) -> int:
         return len(self._ready)
@@ -91,10 +96,13 @@ class WarmRuns:
         """End what was used, while its result is on its way, and after syncs that are due have begun; `then` is done after it."""
         self._spawn(self._end(ready, then))
 
+    async def others_first(self) -> None:
+        """Wait, but not for long, until all syncs that are due and have room were begun: what a run of one came to can be written
+        after that, and whoever waits for it waits less than those would."""
+        await _at_most(self.taken, PATIENCE_S)
+
     async def _end(self, ready: Ready, then: Callable[[], Awaitable[None]] | None) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE_S):
-                await self.calm.wait()
+        await _at_most(self.calm, END_PATIENCE_S)
         async with self._ends:
             await end(ready)
         if then is not None:
@@ -115,6 +123,7 @@ class WarmRuns:
     async def close(self) -> None:
         """End all that wait, and what is being begun or ended."""
         self.calm.set()
+        self.taken.set()
         while self._tasks or self._ready:
             for key in list(self._ready):
                 self._discard(key)
@@ -148,6 +157,12 @@ class WarmRuns:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+async def _at_most(event: asyncio.Event, wait_s: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(wait_s):
+            await event.wait()
 
 
 async def end(ready: Ready) -> None:
