@@ -14,10 +14,11 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from sqlalchemy import Connection, event, text
+from sqlalchemy import URL, Connection, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.util import LRUCache
 
 from hutch.errors import BadRequestError, UnavailableError
 from hutch.storage.migrate import Migrations
@@ -25,6 +26,26 @@ from hutch.storage.migrate import Migrations
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 BUSY_TIMEOUT_MS = 5000
 READERS = 4
+MAX_STATEMENTS = 2000
+"""How many statements are kept as SQL, for each process."""
+
+
+class _Statements(LRUCache[Any, Any]):
+    """What statements are in SQL, for all engines of this process. Making it takes longer than running it, and is the same for
+    all databases of a kind; SQLAlchemy's own cache is one for each engine."""
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return super().get(self._shared(key), default)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(self._shared(key), value)
+
+    def _shared(self, key: Any) -> Any:
+        dialect, *rest = key
+        return (dialect.name, *rest)
+
+
+_STATEMENTS = _Statements(MAX_STATEMENTS)
 
 
 class Database:
@@ -40,12 +61,12 @@ class Database:
             raise BadRequestError("invalid_configuration", "`database.url` must start with sqlite:// or postgresql://.")
         parsed = parsed.set(drivername=_DRIVERS[self.dialect])
         if self.dialect == "sqlite":
-            self._writer = create_async_engine(parsed, pool_size=1, max_overflow=0)
-            self._reader = create_async_engine(parsed, pool_size=READERS, max_overflow=0)
+            self._writer = _engine(parsed, pool_size=1, max_overflow=0)
+            self._reader = _engine(parsed, pool_size=READERS, max_overflow=0)
             _prepare_sqlite(self._writer, "BEGIN IMMEDIATE")
             _prepare_sqlite(self._reader, "BEGIN")
         else:
-            self._writer = self._reader = create_async_engine(parsed, pool_size=10, max_overflow=10, pool_pre_ping=True)
+            self._writer = self._reader = _engine(parsed, pool_size=10, max_overflow=10, pool_pre_ping=True)
 
     async def open(self, migrations: Migrations) -> None:
         """Bring the schema up to date."""
@@ -95,6 +116,10 @@ class Database:
         await self._writer.dispose()
         if self._reader is not self._writer:
             await self._reader.dispose()
+
+
+def _engine(url: URL, **pool: Any) -> AsyncEngine:
+    return create_async_engine(url, execution_options={"compiled_cache": _STATEMENTS}, **pool)
 
 
 @contextlib.contextmanager
