@@ -48,7 +48,6 @@ STANDING_STILL_TIMEOUT_S = 300.0
 HANG_UP_TIMEOUT_S = 2.0
 CALL_TIMEOUT_S = 30.0
 PING_AFTER_S = 4.0
-PING_TIMEOUT_S = 4.0
 QUIET_TIMEOUT_S = 5.0
 QUIET_POLL_S = 0.01
 SUSPENDED_MARK = "suspended"
@@ -112,6 +111,7 @@ class Machine:
     cpu_zero_us: int = 0
     image_bytes: int = 0
     inherited_bytes: int = 0
+    ping_timeout_s: float = 4.0
     died: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     steady: asyncio.Event = field(default_factory=asyncio.Event)
     """Whether its agent can be asked. What is asked while it can't be waits."""
@@ -226,7 +226,7 @@ class Machine:
 
     async def _check(self) -> None:
         try:
-            await self.connection.ping(PING_TIMEOUT_S)
+            await self.connection.ping(self.ping_timeout_s)
         except TimeoutError as error:
             self.dead("its agent does not answer")
             raise gone() from error
@@ -329,6 +329,7 @@ class Machines:
             undo.push_async_callback(self._blocking, self._isolation.kill, process)
             connection = await self._unless_dead(agent, process, directory)
             machine = Machine(identifier, directory, plan.cgroup, network, process, connection)
+            machine.ping_timeout_s = traits.ping_timeout_s
             machine.image_bytes = sum(layer.path.stat().st_size for layer in kind.image.layers)
             machine.inherited_bytes = source.size_bytes if source is not None else 0
             undo.callback(machine.unwatch)
@@ -441,6 +442,7 @@ class Machines:
         await self._gateway.add(network, own, announce=False)
         machine = Machine(entry.machine_id, directory, self._names.cgroup(entry.machine_id), network, process, connection)
         machine.token, machine.cpu_zero_us = entry.token, entry.cpu_zero_us
+        machine.ping_timeout_s = self._isolation.traits.ping_timeout_s
         machine.image_bytes, machine.inherited_bytes = entry.image_bytes, entry.inherited_bytes
         machine.watch()
         return machine

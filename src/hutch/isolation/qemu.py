@@ -56,6 +56,8 @@ FIRST_UID = 0x6000_0000
 GUEST_CGROUP = "guest"
 JAIL = "jail"
 _PANIC = re.compile(r"Kernel panic - not syncing: ([ -~]{1,200})")
+PING_TIMEOUT_S, EMULATED_PING_TIMEOUT_S = 4.0, 30.0
+"""Of a hundred programs that begin at once, each takes as long as ten to thirty do elsewhere; so does the agent in between."""
 BOOT_TIMEOUT_S, EMULATED_BOOT_TIMEOUT_S, ADOPT_TIMEOUT_S = 30.0, 120.0, 20.0
 
 
@@ -112,6 +114,7 @@ class Qemu:
             listens=True,
             boot_timeout_s=EMULATED_BOOT_TIMEOUT_S if accelerator is Accelerator.TCG else BOOT_TIMEOUT_S,
             adopt_timeout_s=ADOPT_TIMEOUT_S,
+            ping_timeout_s=EMULATED_PING_TIMEOUT_S if accelerator is Accelerator.TCG else PING_TIMEOUT_S,
             guest_cgroup=GUEST_CGROUP,
             writes_late=True,
             memory=False,
