@@ -7,7 +7,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 # Sandboxes need root. Setup itself asks for it where it has to, so that the checkout stays its owner's. Through env, because sudo
 # has a PATH of its own.
-SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=HUTCH_CACHE_DIR,HUTCH_CAMPAIGN,HUTCH_SERVER__LISTEN,FUZZ_SECONDS,CI env "PATH=$$PATH")
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=HUTCH_CACHE_DIR,HUTCH_CAMPAIGN,HUTCH_ISOLATION,HUTCH_SERVER__LISTEN,FUZZ_SECONDS,CI env "PATH=$$PATH")
 
 # Compiled Rust lies outside the checkout, where setup has it too: a fresh checkout is warm.
 export HUTCH_CACHE_DIR ?= $(HOME)/.cache/hutch
@@ -29,8 +29,8 @@ setup:  ## Install and build everything that is missing
 setup-test: setup  ## … and what only the tests need
 	@scripts/setup/run test-tools
 
-demo: setup  ## A throw-away server, driven by the real clients
-	@$(SUDO) examples/demo/run
+demo: setup  ## A throw-away server, driven by the real clients (ISOLATION=… for another backend)
+	@$(SUDO) $(if $(ISOLATION),HUTCH_ISOLATION__BACKEND=$(ISOLATION)) examples/demo/run
 
 test: setup-test lint  ## Every test, the long campaigns with small counts
 	cargo test --locked --workspace --quiet

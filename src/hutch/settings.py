@@ -63,6 +63,14 @@ class Backend(StrEnum):
     FIRECRACKER = "firecracker"
 
 
+class QemuAccelerator(StrEnum):
+    """What runs the guests of `qemu`; with `auto` KVM where a machine boots with it, else emulation."""
+
+    AUTO = "auto"
+    KVM = "kvm"
+    TCG = "tcg"
+
+
 class MinimumIsolation(StrEnum):
     """The weakest backend that `auto` may pick, weakest first."""
 
@@ -200,6 +208,13 @@ class IsolationSettings(Section):
     runsc: Path | None = Field(
         None,
         description="gVisor's `runsc`. Default: `.hutch/bin/runsc` of the checkout, then the one in the package, then `PATH`.",
+    )
+    qemu: str = Field(
+        "qemu-system-x86_64", description="QEMU's program: a name in the system's directories, or a path.", min_length=1
+    )
+    qemu_accelerator: QemuAccelerator = Field(
+        QemuAccelerator.AUTO,
+        description="What runs the guests of `qemu`. `auto`: KVM where a machine boots with it, else emulation (`tcg`).",
     )
 
     def runsc_path(self) -> Path:

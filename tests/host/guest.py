@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +83,11 @@ async def finished(command: Command) -> Ran:
 
 
 def host_settings(data_dir: Path, **flags: object) -> Settings:
-    """Settings of a host without a pool, unless `section__key` says otherwise."""
-    given = {"server.data_dir": data_dir, "pool.size": 0} | {name.replace("__", "."): value for name, value in flags.items()}
+    """Settings of a host without a pool, unless `section__key` says otherwise; under the backend that `HUTCH_ISOLATION` names."""
+    backend = os.environ.get("HUTCH_ISOLATION", "auto")
+    given = {"server.data_dir": data_dir, "pool.size": 0, "isolation.backend": backend} | {
+        name.replace("__", "."): value for name, value in flags.items()
+    }
     return load(None, environment={}, flags=given)
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from hutch.host.cgroups import Cgroups, CgroupsMissing
+from hutch.host.kernel import threads
+from tests.conftest import wait_until
 
 V2 = "30 23 0:26 / {root} rw,nosuid - cgroup2 cgroup2 rw,nsdelegate"
 V1 = "\n".join(
@@ -50,6 +52,49 @@ def test_version_1_is_found_and_read(tmp_path: Path) -> None:
 def test_a_hybrid_machine_uses_version_1_where_its_controllers_are(tmp_path: Path) -> None:
     both = V1.format(root=tmp_path) + "\n" + V2.format(root=tmp_path / "unified")
     assert Cgroups.detect(both).version == 1
+
+
+def unified() -> Path | None:
+    """Where the kernel has version 2, with or without controllers."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        if " - cgroup2 " in line:
+            return Path(line.split()[4])
+    return None
+
+
+def hierarchies() -> list[Cgroups]:
+    """Every version that this kernel has."""
+    found, root = Cgroups.detect(), unified()
+    if root is None or found.version == 2:
+        return [found]
+    return [found, Cgroups(2, dict.fromkeys(("cpu", "cpuacct", "memory", "pids"), root))]
+
+
+BUSY = "import threading, time; t = threading.Thread(target=lambda: [None for _ in iter(int, 1)]); t.start()"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("cgroups", hierarchies(), ids=lambda found: f"version-{found.version}")
+def test_threads_are_counted_apart_and_everything_is_removed(cgroups: Cgroups) -> None:
+    path = f"/hutch-test-apart-{os.getpid()}"
+    program = subprocess.Popen([sys.executable, "-c", BUSY])
+    try:
+        for directory in {root / path[1:] for root in cgroups.roots.values()}:
+            directory.mkdir()
+            (directory / "cgroup.procs").write_text(str(program.pid))
+        wait_until(lambda: len(threads(program.pid)) == 2, 10, "it started no thread")
+        busy = max(threads(program.pid))
+        assert threads(program.pid)[busy] == busy
+        cgroups.set_apart(path, "guest", [busy])
+        wait_until(lambda: (cgroups.cpu_us(f"{path}/guest") or 0) > 20_000, 30, "nothing was counted")
+        assert (cgroups.cpu_us(path) or 0) >= (cgroups.cpu_us(f"{path}/guest") or 0) > 0
+        # All of the process are still the cgroup's.
+        cgroups.kill_all(path, 10)
+    finally:
+        program.kill()
+        program.wait()
+        assert cgroups.remove(path, 10)
+    assert cgroups.cpu_us(path) is None
 
 
 def test_what_is_gone_reads_as_none(tmp_path: Path) -> None:

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 from hutch.host import doctor
+from hutch.host.binaries import guest_path
+from hutch.host.cgroups import Cgroups
 from hutch.isolation import kvm
+from hutch.isolation.qemu import Guest, Qemu
+from hutch.isolation.qemu_command import Accelerator
+from hutch.isolation.qemu_probe import kvm_verdict
 from hutch.settings import load
 from tests import leaks
 
@@ -42,6 +47,21 @@ def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path) -> None:
         assert checks[name].ok is False
         assert checks[name].hint
     assert "runsc is not installed" in checks["isolation gvisor"].detail
+
+
+@pytest.mark.parametrize("accelerator", ["tcg", "kvm"])
+def test_virtual_machines_are_tried_where_they_are_wanted(tmp_path: Path, accelerator: str) -> None:
+    flags = {"server.data_dir": tmp_path, "isolation.backend": "qemu", "isolation.qemu_accelerator": accelerator}
+    checks = by_name(doctor.run(load(None, environment={}, flags=flags)))
+    works = accelerator == "tcg" or kvm_verdict(Qemu(Guest(guest_path()), tmp_path, Cgroups.detect(), Accelerator.KVM)).usable
+    assert (checks["isolation qemu"].ok, checks["isolation"].ok) == (works, works)
+    if works:
+        assert "the guest's kernel booted" in checks["isolation qemu"].detail
+        assert checks["isolation"].detail.startswith("qemu is used")
+    else:
+        assert checks["isolation qemu"].hint
+        assert checks["kvm"].ok is False
+        assert checks["kvm"].hint
 
 
 def test_without_root_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

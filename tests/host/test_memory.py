@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -461,7 +462,8 @@ async def test_a_sandbox_goes_on_when_its_memory_takes_too_long(
 
 
 async def test_a_sandbox_that_goes_on_late_goes_on(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hutch.host.machine.ADOPT_AGENT_TIMEOUT_S", 1.0)
+    isolation = host._supervisor._machines._isolation
+    monkeypatch.setattr(isolation, "traits", replace(isolation.traits, adopt_timeout_s=1.0))
     resume = Gvisor.resume
 
     def resume_late(self: Gvisor, machine_id: str) -> None:

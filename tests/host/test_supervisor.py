@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hutch.errors import BadRequestError, ConflictError, GoneError, HutchError, NotFoundError, UnavailableError
-from hutch.host import machine as machine_module
 from hutch.host.protocol import Forget, SessionEvent, SessionStatus
 from hutch.host.service import Service
 from hutch.host.supervisor import KEEP_LOGS_MS, KEEP_RECORDS_MS
@@ -170,7 +170,8 @@ async def test_a_dead_machine_is_a_failed_session(box: Guest) -> None:
 
 
 async def test_a_boot_that_fails_leaves_nothing(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_module, "BOOT_AGENT_TIMEOUT_S", 0.001)
+    isolation = host._supervisor._machines._isolation
+    monkeypatch.setattr(isolation, "traits", replace(isolation.traits, boot_timeout_s=0.001))
     with pytest.raises(UnavailableError) as failed:
         await guest(host)
     assert failed.value.code == "sandbox_start_failed"

@@ -8,6 +8,8 @@ import pytest
 
 from hutch.isolation import choose, kvm
 from hutch.isolation.choose import NoIsolation
+from hutch.isolation.qemu import Qemu
+from hutch.isolation.qemu_command import Accelerator
 from hutch.settings import Settings, load
 
 pytestmark = pytest.mark.root
@@ -21,14 +23,42 @@ def test_auto_takes_what_a_probe_boots(tmp_path: Path) -> None:
     assert choose.choose(settings(), tmp_path).name == "gvisor"
 
 
-@pytest.mark.parametrize("backend", ["qemu", "firecracker"])
-def test_a_named_backend_is_never_replaced(tmp_path: Path, backend: str) -> None:
-    with pytest.raises(NoIsolation, match=f"{backend}: this release has no such backend yet"):
-        choose.choose(settings(backend=backend), tmp_path)
+def test_a_named_backend_is_never_replaced(tmp_path: Path) -> None:
+    with pytest.raises(NoIsolation, match="firecracker: this release has no such backend yet"):
+        choose.choose(settings(backend="firecracker"), tmp_path)
+    with pytest.raises(NoIsolation, match="qemu: .*no-such-qemu is not installed"):
+        choose.choose(settings(backend="qemu", qemu="no-such-qemu"), tmp_path)
+
+
+def usable_kvm(monkeypatch: pytest.MonkeyPatch, *, usable: bool) -> None:
+    monkeypatch.setattr(choose, "kvm_verdict", lambda _: kvm.Verdict(usable, "as the test says"))
+    monkeypatch.setattr(choose, "verdict", lambda _: kvm.Verdict(True, "as the test says"))
+
+
+def test_emulation_is_used_only_where_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usable_kvm(monkeypatch, usable=False)
+    with pytest.raises(NoIsolation, match="qemu: as the test says; nobody named `qemu` to have it emulated"):
+        choose.choose(settings(minimum="qemu"), tmp_path)
+    with pytest.raises(NoIsolation, match="qemu: as the test says"):
+        choose.choose(settings(backend="qemu", qemu_accelerator="kvm"), tmp_path)
+    for accelerator in ("auto", "tcg"):
+        chosen = choose.choose(settings(backend="qemu", qemu_accelerator=accelerator), tmp_path)
+        assert isinstance(chosen, Qemu)
+        assert chosen.accelerator is Accelerator.TCG
+
+
+def test_auto_takes_virtual_machines_where_the_minimum_asks_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usable_kvm(monkeypatch, usable=True)
+    # They lack what gVisor has.
+    assert choose.choose(settings(), tmp_path).name == "gvisor"
+    chosen = choose.choose(settings(minimum="qemu"), tmp_path)
+    assert isinstance(chosen, Qemu)
+    assert chosen.accelerator is Accelerator.KVM
 
 
 @pytest.mark.parametrize("minimum", ["qemu", "firecracker"])
-def test_nothing_weaker_than_the_minimum_is_taken(tmp_path: Path, minimum: str) -> None:
+def test_nothing_weaker_than_the_minimum_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minimum: str) -> None:
+    usable_kvm(monkeypatch, usable=False)
     with pytest.raises(NoIsolation, match="weaker than isolation.minimum"):
         choose.choose(settings(minimum=minimum), tmp_path)
     with pytest.raises(NoIsolation, match="weaker than isolation.minimum"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from hutch.host.cgroups import Cgroups
 from hutch.host.debug_qemu import run
 from hutch.isolation import tsc
 from hutch.isolation.protocol import BootFailed
-from hutch.isolation.qemu import Guest, Qemu, last_words, monitor
+from hutch.isolation.qemu import GUEST_CGROUP, Guest, Qemu, last_words, monitor
 from hutch.isolation.qemu_command import MIB, Accelerator
 from hutch.isolation.qemu_probe import Booted, boots, with_machine
 
@@ -29,7 +30,9 @@ int main(int count, char **words) { printf("%s %d\n", words[1], getuid()); retur
 
 
 def processes() -> set[str]:
-    listed = subprocess.run(["pgrep", "-f", "qemu-system-x86_64 -name hutch"], capture_output=True, text=True, check=False)
+    """Ours: other tests may run machines at the same time."""
+    ours = ["pgrep", "-P", str(os.getpid()), "-f", "qemu-system-x86_64 -name hutch"]
+    listed = subprocess.run(ours, capture_output=True, text=True, check=False)
     return set(listed.stdout.split())
 
 
@@ -77,10 +80,26 @@ def test_a_machine_boots_and_runs_a_program(qemu: Qemu, image: Path, tmp_path: P
             assert asked.status() == "running"
         status = Path(f"/proc/{booted.process.pid}/status").read_text()
         assert qemu.cgroups.pids(CGROUP) == [booted.process.pid]
+        # What the threads that run the guest use is counted apart, too.
+        whole, of_guest = qemu.cgroups.cpu_us(CGROUP), qemu.cgroups.cpu_us(f"{CGROUP}/{GUEST_CGROUP}")
+        assert whole is not None
+        assert of_guest is not None
+        assert 0 < of_guest < whole
         # Nobody, without any capability, and under a filter of system calls.
         assert "Uid:\t0" not in status
         assert "CapEff:\t0000000000000000" in status
         assert "Seccomp:\t2" in status
+        # In a jail: nothing of the host but its read-only programs, no process but itself, no network.
+        own = Path(f"/proc/{booted.process.pid}")
+        mounts = [line.split() for line in (own / "mountinfo").read_text().splitlines()]
+        assert sorted(fields[4] for fields in mounts) == ["/", "/proc", "/usr"]
+        assert all(fields[5].startswith("ro,") for fields in mounts if fields[4] != "/proc")
+        assert sorted(entry.name for entry in (own / "root").iterdir() if not entry.is_symlink()) == ["proc", "usr"]
+        assert [line.split()[-1] for line in status.splitlines() if line.startswith("NSpid:")] == ["1"]
+        for namespace in ("ipc", "mnt", "net", "pid"):
+            assert (own / "ns" / namespace).readlink() != Path("/proc/self/ns", namespace).readlink()
+        opened = [str(descriptor.readlink()) for descriptor in (own / "fd").iterdir()]
+        assert [name for name in opened if "cgroup" in name or name.endswith(".sock")] == []
         return await run(booted, ["/echo", "hello"])
 
     lowers = (qemu.guest.probe_root, image)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hutch.isolation.qemu_command import MIB, Accelerator, VirtualMachine, command, kernel_line
+from hutch.isolation.qemu_command import MIB, Accelerator, Card, VirtualMachine, command, kernel_line
 
 MACHINE = VirtualMachine(Accelerator.TCG, 2, 512 * MIB, 3, 4, (5, 6), 7, 8, 9, tsc_khz=2_000_000)
 
@@ -40,6 +40,22 @@ def test_no_device_beyond_need() -> None:
         *["virtio-blk-device"] * 3,
     ]
     assert after(words, "-sandbox") == ["on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
+
+
+def test_the_network_card_is_a_descriptor() -> None:
+    assert after(command("qemu", MACHINE), "-netdev") == []
+    machine = dataclasses.replace(MACHINE, card=Card(10, "02:48:64:40:00:06", "100.64.0.6", "100.64.0.5"))
+    words = command("qemu", machine)
+    assert machine.descriptors[-1] == 10
+    assert after(words, "-netdev") == ["tap,id=link,fd=10"]
+    assert "virtio-net-device,netdev=link,mac=02:48:64:40:00:06" in after(words, "-device")
+    assert kernel_line(machine).endswith("hutch.address=100.64.0.6/30 hutch.gateway=100.64.0.5")
+
+
+def test_the_guest_is_told_what_the_host_has_no_room_for() -> None:
+    words = command("qemu", MACHINE)
+    assert [",werror=report" in device for device in after(words, "-device") if "blk" in device] == [False, False, True]
+    assert ["discard=unmap" in drive for drive in after(words, "-blockdev")] == [False, False, True]
 
 
 def test_the_accelerator_is_the_one_that_was_asked_for() -> None:

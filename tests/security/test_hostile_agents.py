@@ -182,13 +182,13 @@ async def test_a_flood_of_control_frames_is_a_violation(rig: Rig) -> None:
 
 async def test_an_agent_that_stalls_is_dead_after_the_ping(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hutch.host.machine.PING_AFTER_S", 0.1)
-    monkeypatch.setattr("hutch.host.machine.PING_TIMEOUT_S", 0.1)
     forever = asyncio.Event()
 
     async def stall(_stream: Stream) -> None:
         await forever.wait()
 
     machine = await rig.machine(stall)
+    machine.ping_timeout_s = 0.1
     transport = rig.agents[0]._transport
     assert transport is not None
     transport.pause_reading()

@@ -3,13 +3,14 @@
 //! * starting a program with `CLONE_VM | CLONE_VFORK` runs a few calls of the child in our memory, which is what makes
 //!   a start cost hardly more than the `execve` itself, and lets the child report its error without a pipe;
 //! * credentials of one thread can only be changed by raw system calls (the C library changes all threads);
-//! * addresses of vsock and the flags of a network interface have none either;
+//! * addresses of vsock, and flags, address and route of a network interface have none either;
 //! * `signalfd`, signal masks, `RNDADDENTROPY` and `kill` of any signal number have no safe wrapper here.
 
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_void};
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
@@ -352,5 +353,55 @@ pub(crate) fn raise_loopback() {
         request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
         libc::ioctl(descriptor, libc::SIOCSIFFLAGS, &raw const request);
         libc::close(descriptor);
+    }
+}
+
+/// Give a network card its address and have all packets go to `gateway`.
+pub(crate) fn set_address(card: &str, address: Ipv4Addr, mask: Ipv4Addr, gateway: Ipv4Addr) -> io::Result<()> {
+    let inet = |address: Ipv4Addr| {
+        let mut data = [0; 14];
+        // After the port.
+        for (place, byte) in data[2..6].iter_mut().zip(address.octets()) {
+            *place = byte as c_char;
+        }
+        libc::sockaddr {
+            sa_family: libc::AF_INET as libc::sa_family_t,
+            sa_data: data,
+        }
+    };
+    // SAFETY: plain system calls on whole requests that live until they return, and a descriptor that is closed here.
+    unsafe {
+        let descriptor = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+        if descriptor < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let socket = OwnedFd::from_raw_fd(descriptor);
+        let checked = |code: c_int| {
+            if code < 0 {
+                Err(io::Error::last_os_error())
+            } else {
+                Ok(())
+            }
+        };
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (place, byte) in request.ifr_name.iter_mut().zip(card.bytes().take(libc::IFNAMSIZ - 1)) {
+            *place = byte as c_char;
+        }
+        request.ifr_ifru.ifru_addr = inet(address);
+        checked(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFADDR, &raw const request))?;
+        request.ifr_ifru.ifru_netmask = inet(mask);
+        checked(libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCSIFNETMASK,
+            &raw const request,
+        ))?;
+        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+        checked(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request))?;
+        let mut route: libc::rtentry = std::mem::zeroed();
+        route.rt_dst = inet(Ipv4Addr::UNSPECIFIED);
+        route.rt_genmask = inet(Ipv4Addr::UNSPECIFIED);
+        route.rt_gateway = inet(gateway);
+        route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
+        checked(libc::ioctl(socket.as_raw_fd(), libc::SIOCADDRT, &raw const route))
     }
 }

@@ -3,12 +3,14 @@
 //! The kernel's command line says what the host attached: `hutch.vm=1`, `hutch.layers=N` (images, found by the serial
 //! numbers `layer0`, the lowest, to `layerN-1`) and the disk with the serial number `disk`, formatted by the host before
 //! any guest wrote to it. `hutch.vsock=PORT` moves the channel from the port named `hutch` to that port of the host.
+//! `hutch.address=A/P` and `hutch.gateway=G` are the first network card's, and G is asked for names too.
 //!
 //! Whatever is missing ends the machine with a line on its console: nobody could ask a guest without a channel.
 
 use std::ffi::{CStr, CString};
 use std::fs;
 use std::io::{self, Write};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -30,11 +32,26 @@ const PORT: &str = "hutch";
 /// The host's address on every vsock.
 pub(crate) const VSOCK_HOST: u32 = 2;
 
+/// The network card's name: there is one, and nobody renames it.
+const CARD: &str = "eth0";
+const RESOLVER: &str = "/etc/resolv.conf";
+/// In memory, so that no snapshot of the files has another machine's.
+const OWN_RESOLVER: &str = "/run/hutch/resolv.conf";
+
 /// What the kernel's command line asks for.
 #[derive(Debug, PartialEq, Eq)]
 struct Wanted {
     layers: usize,
     vsock: Option<u32>,
+    network: Option<Network>,
+}
+
+/// The network card's address, the length of its prefix, and where all packets go.
+#[derive(Debug, PartialEq, Eq)]
+struct Network {
+    address: Ipv4Addr,
+    prefix: u32,
+    gateway: Ipv4Addr,
 }
 
 /// Why there is no sandbox; for the console.
@@ -71,6 +88,9 @@ fn prepare() -> Result<Place, Failure> {
     mount_root(wanted.layers)?;
     switch_root()?;
     finish_root();
+    if let Some(network) = &wanted.network {
+        set_up(network)?;
+    }
     let place = match wanted.vsock {
         Some(port) => Place::Vsock(port),
         None => Place::Port(find_port()?),
@@ -96,7 +116,23 @@ fn parse(line: &str) -> Result<Wanted, Failure> {
     let vsock = value("hutch.vsock")
         .map(|port| port.parse().map_err(|_| format!("hutch.vsock={port} is not a port")))
         .transpose()?;
-    Ok(Wanted { layers, vsock })
+    let network = value("hutch.address")
+        .map(|address| {
+            let gateway = value("hutch.gateway").unwrap_or_default();
+            parse_network(address, gateway)
+                .ok_or_else(|| format!("hutch.address={address} hutch.gateway={gateway} is no network"))
+        })
+        .transpose()?;
+    Ok(Wanted { layers, vsock, network })
+}
+
+fn parse_network(address: &str, gateway: &str) -> Option<Network> {
+    let (address, prefix) = address.split_once('/')?;
+    Some(Network {
+        address: address.parse().ok()?,
+        prefix: prefix.parse().ok().filter(|length| (1..=32).contains(length))?,
+        gateway: gateway.parse().ok()?,
+    })
 }
 
 fn attach(source: &str, target: &str, kind: &str, flags: MountFlags, options: Option<&CStr>) -> Result<(), Failure> {
@@ -178,7 +214,15 @@ fn mount_root(layers: usize) -> Result<(), Failure> {
     lowers.reverse();
     directory("/disk")?;
     let disk = find_disk("disk")?;
-    attach(&disk.to_string_lossy(), "/disk", "ext4", MountFlags::NODEV, None)?;
+    // What is deleted goes back to the host, in whose file everything is zero that was never written.
+    let options = c"discard,noinit_itable";
+    attach(
+        &disk.to_string_lossy(),
+        "/disk",
+        "ext4",
+        MountFlags::NODEV,
+        Some(options),
+    )?;
     directory("/disk/u")?;
     directory("/disk/w")?;
     directory("/root")?;
@@ -228,22 +272,65 @@ fn finish_root() {
     sys_unsafe::raise_loopback();
 }
 
+fn set_up(network: &Network) -> Result<(), Failure> {
+    let card = format!("/sys/class/net/{CARD}");
+    awaited("network card", || {
+        Path::new(&card).exists().then(|| PathBuf::from(&card))
+    })?;
+    let mask = Ipv4Addr::from(u32::MAX << (32 - network.prefix));
+    sys_unsafe::set_address(CARD, network.address, mask, network.gateway)
+        .map_err(|error| format!("{CARD} can't have the address {}: {error}", network.address))?;
+    // An image that has no /etc resolves no names.
+    let _ = set_resolver(network.gateway);
+    Ok(())
+}
+
+/// Have names asked for at `server`, by a mount over whatever file a former session left there.
+fn set_resolver(server: Ipv4Addr) -> io::Result<()> {
+    fs::create_dir_all("/run/hutch")?;
+    fs::write(
+        OWN_RESOLVER,
+        format!("nameserver {server}\noptions timeout:2 attempts:2\n"),
+    )?;
+    if !fs::symlink_metadata(RESOLVER).is_ok_and(|found| found.is_file()) {
+        let _ = fs::remove_file(RESOLVER);
+        fs::write(RESOLVER, "")?;
+    }
+    rustix::mount::mount_bind(OWN_RESOLVER, RESOLVER)?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Wanted, parse};
+    use super::{Network, Wanted, parse};
 
     #[test]
     fn a_command_line_says_what_is_attached() {
         let wanted = parse("console=ttyS0 hutch.vm=1 hutch.layers=2 quiet\n");
-        assert_eq!(wanted, Ok(Wanted { layers: 2, vsock: None }));
+        assert_eq!(
+            wanted,
+            Ok(Wanted {
+                layers: 2,
+                vsock: None,
+                network: None
+            })
+        );
         let wanted = parse("hutch.layers=1 hutch.vsock=5000 hutch.vm=1");
         assert_eq!(
             wanted,
             Ok(Wanted {
                 layers: 1,
-                vsock: Some(5000)
+                vsock: Some(5000),
+                network: None
             })
         );
+        let wanted = parse("hutch.vm=1 hutch.layers=1 hutch.address=100.64.0.6/30 hutch.gateway=100.64.0.5");
+        let network = Network {
+            address: [100, 64, 0, 6].into(),
+            prefix: 30,
+            gateway: [100, 64, 0, 5].into(),
+        };
+        assert_eq!(wanted.map(|wanted| wanted.network), Ok(Some(network)));
     }
 
     #[test]
@@ -256,6 +343,15 @@ mod tests {
             ("hutch.vm=1 hutch.layers=101", "hutch.layers=101 is not"),
             ("hutch.vm=1 hutch.layers=-1", "hutch.layers=-1 is not"),
             ("hutch.vm=1 hutch.layers=1 hutch.vsock=x", "hutch.vsock=x is not"),
+            ("hutch.vm=1 hutch.layers=1 hutch.address=1.2.3.4/30", "is no network"),
+            (
+                "hutch.vm=1 hutch.layers=1 hutch.address=1.2.3.4/0 hutch.gateway=1.2.3.5",
+                "is no network",
+            ),
+            (
+                "hutch.vm=1 hutch.layers=1 hutch.address=1.2.3/30 hutch.gateway=1.2.3.5",
+                "is no network",
+            ),
         ] {
             assert!(parse(line).unwrap_err().contains(said), "{line}");
         }

@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +93,16 @@ class Cgroups:
             before = now
         return before
 
+    def set_apart(self, path: str, name: str, threads: Iterable[int]) -> None:
+        """Have the CPU time of some threads in a cgroup counted below it too, under a name of its own. Raises `OSError`."""
+        directory = self.roots["cpuacct"] / path.lstrip("/") / name
+        directory.mkdir(exist_ok=True)
+        if self.version == 2:
+            (directory / "cgroup.type").write_text("threaded")
+        members = directory / ("tasks" if self.version == 1 else "cgroup.threads")
+        for thread in threads:
+            members.write_text(str(thread))
+
     def memory_bytes(self, path: str) -> int | None:
         """Memory that a cgroup holds now, page cache included; None when it is gone."""
         name = "memory.usage_in_bytes" if self.version == 1 else "memory.current"
@@ -142,7 +153,8 @@ class Cgroups:
             time.sleep(POLL_S)
 
     def remove(self, path: str, timeout_s: float = 0.0) -> bool:
-        """Remove an empty cgroup; whether nothing of it is left. The dead may keep it busy for a moment: that is waited for."""
+        """Remove an empty cgroup and those below it; whether nothing of it is left. The dead may keep it busy for a moment, which
+        is waited for."""
         left = self.directories(path)
         deadline = time.monotonic() + timeout_s
         while left:
@@ -163,10 +175,15 @@ class Cgroups:
 
 
 def _removed(directory: Path) -> bool:
-    try:
-        directory.rmdir()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
+    for _ in range(2):
+        try:
+            directory.rmdir()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            with contextlib.suppress(OSError):
+                for below in [entry for entry in directory.iterdir() if entry.is_dir()]:
+                    _removed(below)
+        else:
+            return True
+    return False

@@ -32,7 +32,6 @@ from hutch.settings import Settings, load
 from hutch.wire.connection import Data
 
 DEADLINE_S = 120.0
-STATE_DIR = Path("/var/lib/hutch-debug")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -109,7 +108,7 @@ def _program(options: argparse.Namespace) -> list[str] | None:
 def _accelerator(wanted: str, qemu: Qemu) -> tuple[Accelerator, Verdict | None]:
     if wanted != "auto":
         return Accelerator(wanted), None
-    verdict = kvm_verdict(qemu, STATE_DIR)
+    verdict = kvm_verdict(qemu)
     return (Accelerator.KVM if verdict.usable else Accelerator.TCG), verdict
 
 

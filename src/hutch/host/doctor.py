@@ -24,9 +24,11 @@ from hutch.host.names import Names
 from hutch.host.network import Networks
 from hutch.images import ImageStore
 from hutch.isolation import choose, kvm
-from hutch.settings import Backend, Settings
+from hutch.settings import Backend, QemuAccelerator, Settings
 
 SETUP_HINT = "Run `make setup`."
+KVM_HINT = "Use a machine with hardware virtualization, or isolation.qemu_accelerator = auto."
+HINTS = {Backend.GVISOR: SETUP_HINT, Backend.QEMU: SETUP_HINT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +146,15 @@ def _network(directory: Path) -> str:
 def _backends(settings: Settings, directory: Path) -> list[Check]:
     verdict = kvm.probe()
     wanted = settings.isolation.backend
-    checks = [
-        Check("kvm", True if verdict.usable else None, verdict.reason if verdict.usable else f"not usable: {verdict.reason}")
-    ]
+    # Of KVM alone: whether a whole kernel starts is found out by the backends that use it.
+    needed = wanted is Backend.QEMU and settings.isolation.qemu_accelerator is QemuAccelerator.KVM
+    ok = True if verdict.usable else (False if needed else None)
+    checks = [Check("kvm", ok, verdict.reason if verdict.usable else f"not usable: {verdict.reason}", KVM_HINT if needed else "")]
     probes = {backend: choose.probe(backend, settings, directory) for backend in choose.STRONGEST_FIRST}
     for backend, probe in probes.items():
         needed = wanted is backend or (wanted is Backend.AUTO and backend is Backend.GVISOR)
         ok = True if probe.isolation is not None else (False if needed else None)
-        checks.append(Check(f"isolation {backend.value}", ok, probe.reason, SETUP_HINT if backend is Backend.GVISOR else ""))
+        checks.append(Check(f"isolation {backend.value}", ok, probe.reason, HINTS.get(backend, "")))
     hint = "Set isolation.backend and isolation.minimum to what works."
     return [*checks, _attempt("isolation", lambda: _chosen(settings, directory), hint)]
 

@@ -102,6 +102,8 @@ class Ends:
             await self._sessions.write_end(session, status=SessionStatus.STOPPING, requested_stop_at=now_ms(), stop_reason=reason)
         if planned is not None:
             await self._sessions.write_end(session, status=SessionStatus.SNAPSHOTTING, snapshot=planned)
+        if planned is not None:
+            await self._machines.write_down(machine)
         left = await self._machines.end(machine)
         passed = await self._meter.end(session.record.session_id, machine.network)
         # Its cgroup is there until the last window is written.

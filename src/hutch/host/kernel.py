@@ -11,19 +11,25 @@ import ctypes
 import errno
 import fcntl
 import os
+import platform
 import select
 import signal
 import struct
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE, MS_SHARED = 1, 2, 4, 4096, 1 << 14, 1 << 18, 1 << 20
+MS_REMOUNT, MS_NOEXEC = 32, 8
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
-CLONE_NEWNET = 0x40000000
+CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWPID, CLONE_NEWNET = 0x20000, 0x08000000, 0x20000000, 0x40000000
+_TUNSETIFF, _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x400454CA, 2, 0x1000, 0x4000
+_SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _CPUCLOCK_SCHED = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -188,6 +194,17 @@ def start_ticks(pid: int) -> int | None:
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
+def threads(pid: int) -> dict[int, int]:
+    """The threads of a process, by our numbers, with what each is called in its own namespace. Raises `OSError`."""
+    found = {}
+    for entry in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for line in (entry / "status").read_text(errors="replace").splitlines():
+                if line.startswith("NSpid:"):
+                    found[int(entry.name)] = int(line.split()[-1])
+    return found
+
+
 def process(pid: int) -> Process:
     """The process that has this id now. Raises `ProcessLookupError`."""
     ticks = start_ticks(pid)
@@ -196,37 +213,86 @@ def process(pid: int) -> Process:
     return Process(pid, ticks)
 
 
-# -- network namespaces -----------------------------------------------------------------------------
+# -- namespaces -------------------------------------------------------------------------------------
+
+
+def apart(function: Callable[[], T]) -> T:
+    """Call a function in a thread that ends with it: what it does to its namespaces, root and directory is its own, and that
+    of the processes which it starts."""
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            done.append(function())
+        except BaseException as error:  # noqa: BLE001 - raised where it was called
+            failed.append(error)
+
+    thread = threading.Thread(target=call, name="apart")
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return done[0]
+
+
+def unshare(flags: int) -> None:
+    """Give the calling thread namespaces of its own; one for processes holds those that it starts."""
+    if _libc.unshare(flags) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"unshare: {os.strerror(number)}")
+
+
+def pivot_root(root: Path) -> None:
+    """Make a mount point the calling thread's root, and let go of everything that was mounted outside of it."""
+    os.chdir(root)
+    if _libc.syscall(_SYS_PIVOT_ROOT[platform.machine()], b".", b".") != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"pivot_root {root}: {os.strerror(number)}")
+    # The old root lies over the new one.
+    if _libc.umount2(b".", MNT_DETACH) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"umount of the old root: {os.strerror(number)}")
+    os.chdir("/")
 
 
 def make_network_namespace(path: Path) -> None:
     """A new network namespace, without IPv6, kept by a mount on `path`."""
-    failure: list[OSError] = []
 
     def make() -> None:
-        # A thread of its own: the namespace is the thread's, and it ends with the thread.
-        try:
-            if _libc.unshare(CLONE_NEWNET) != 0:
-                number = ctypes.get_errno()
-                raise OSError(number, f"unshare: {os.strerror(number)}")
-            for scope in ("all", "default"):
-                setting = Path(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6")
-                if setting.exists():
-                    setting.write_text("1")
-            path.touch(mode=0o600)
-            mount("/proc/thread-self/ns/net", path, "none", MS_BIND)
-        except OSError as error:
-            failure.append(error)
+        unshare(CLONE_NEWNET)
+        for scope in ("all", "default"):
+            setting = Path(f"/proc/sys/net/ipv6/conf/{scope}/disable_ipv6")
+            if setting.exists():
+                setting.write_text("1")
+        path.touch(mode=0o600)
+        mount("/proc/thread-self/ns/net", path, "none", MS_BIND)
 
-    thread = threading.Thread(target=make, name="make-netns")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
+    apart(make)
+
+
+def open_tap(namespace: Path, name: str) -> int:
+    """A descriptor of a new tap in a network namespace; the tap goes with it. Frames begin with virtio's header."""
+
+    def make() -> int:
+        with open(namespace, "rb") as there:
+            if _libc.setns(there.fileno(), CLONE_NEWNET) != 0:
+                number = ctypes.get_errno()
+                raise OSError(number, f"setns {namespace}: {os.strerror(number)}")
+        descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR))
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    return apart(make)
 
 
 # -- btrfs ------------------------------------------------------------------------------------------
 
+_GETFLAGS, _SETFLAGS, _NOCOW = 0x80086601, 0x40086602, 0x800000
 _SUBVOL_CREATE, _SNAP_DESTROY, _SNAP_CREATE_V2 = 0x5000940E, 0x5000940F, 0x50009417
 _QUOTA_CTL, _QGROUP_LIMIT, _INO_LOOKUP, _QGROUP_CREATE = 0xC0109428, 0x8030942B, 0xD0009412, 0x4010942A
 _QUOTA_ENABLE, _QUOTA_ENABLE_SIMPLE = 1, 4
@@ -294,6 +360,14 @@ def btrfs_identifier(subvolume: Path) -> int:
     """The number of a subvolume. Raises `OSError`."""
     with _directory(subvolume) as descriptor:
         return _identifier(descriptor)
+
+
+def write_in_place(descriptor: int) -> None:
+    """Have an empty file's blocks be overwritten, on a file system that would write others in their place (`chattr +C`)."""
+    flags = bytearray(struct.pack("l", 0))
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(descriptor, _GETFLAGS, flags)
+        fcntl.ioctl(descriptor, _SETFLAGS, struct.pack("l", struct.unpack("l", flags)[0] | _NOCOW))
 
 
 def sync_file_system(directory: Path) -> None:

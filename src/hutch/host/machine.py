@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import shutil
@@ -34,24 +35,26 @@ from hutch.host.network import Network, Networks
 from hutch.host.protocol import DriveMode
 from hutch.host.storage import Source, WritableLayers
 from hutch.images import Image
-from hutch.isolation.protocol import Isolation, MachinePlan, PlannedMount
+from hutch.isolation.protocol import BootFailed, Isolation, MachinePlan, PlannedMount, Traits
 from hutch.wire import Connection, Stream
 from hutch.wire.connection import ConnectionClosed
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Admit = Callable[[Network], Awaitable[None]]
 
-BOOT_AGENT_TIMEOUT_S = 30.0
-ADOPT_AGENT_TIMEOUT_S = 8.0
 STANDING_STILL_TIMEOUT_S = 300.0
 HANG_UP_TIMEOUT_S = 2.0
 CALL_TIMEOUT_S = 30.0
 PING_AFTER_S = 4.0
-PING_TIMEOUT_S = 4.0
 QUIET_TIMEOUT_S = 5.0
 QUIET_POLL_S = 0.01
 SUSPENDED_MARK = "suspended"
 EMPTY_TIMEOUT_S = 2.0
+WRITTEN_TIMEOUT_S = 60.0
+LAST_WORDS_S = 0.2
+"""What a machine said last is read by a thread of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,7 @@ class Machine:
     cpu_zero_us: int = 0
     image_bytes: int = 0
     inherited_bytes: int = 0
+    ping_timeout_s: float = 4.0
     died: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     steady: asyncio.Event = field(default_factory=asyncio.Event)
     """Whether its agent can be asked. What is asked while it can't be waits."""
@@ -222,7 +226,7 @@ class Machine:
 
     async def _check(self) -> None:
         try:
-            await self.connection.ping(PING_TIMEOUT_S)
+            await self.connection.ping(self.ping_timeout_s)
         except TimeoutError as error:
             self.dead("its agent does not answer")
             raise gone() from error
@@ -271,6 +275,11 @@ class Machines:
         self._secret = secret
 
     @property
+    def traits(self) -> Traits:
+        """What the backend does its own way."""
+        return self._isolation.traits
+
+    @property
     def cgroups(self) -> Cgroups:
         return self._isolation.cgroups
 
@@ -280,7 +289,7 @@ class Machines:
     async def boot(self, kind: MachineKind, contents: Contents, admit: Admit | None = None) -> Machine:
         """Start a machine and wait for its agent. `admit` is called with its network before anything in it runs. Raises
         `HutchError` or `OSError`; nothing is left then."""
-        identifier, source, memory = machine_id(), contents.source, contents.memory
+        identifier, source, memory, traits = machine_id(), contents.source, contents.memory, self._isolation.traits
         async with contextlib.AsyncExitStack() as undo:
             network = await self._networks.take()
             undo.push_async_callback(self._networks.give_back, network)
@@ -307,17 +316,20 @@ class Machines:
                 memory_bytes=kind.memory_bytes,
                 memory=memory.image if memory is not None else None,
                 mounts=mounts,
+                address=network.guest_address,
+                disk_bytes=0 if traits.trees else await self._blocking(self._layers.room, identifier),
             )
             if admit is not None:
                 await admit(network)
             undo.push_async_callback(self._blocking, self._isolation.remove, identifier, directory, None)
             token = memory.record.token if memory is not None else ""
-            agent = asyncio.ensure_future(channel.accept_agent(plan.channel_dir, token, BOOT_AGENT_TIMEOUT_S))
+            agent = asyncio.ensure_future(self._connect(plan.channel_dir, token, traits.boot_timeout_s, boots=True))
             undo.callback(agent.cancel)
             process = await self._boot_process(plan)
             undo.push_async_callback(self._blocking, self._isolation.kill, process)
-            connection = await agent
+            connection = await self._unless_dead(agent, process, directory)
             machine = Machine(identifier, directory, plan.cgroup, network, process, connection)
+            machine.ping_timeout_s = traits.ping_timeout_s
             machine.image_bytes = sum(layer.path.stat().st_size for layer in kind.image.layers)
             machine.inherited_bytes = source.size_bytes if source is not None else 0
             undo.callback(machine.unwatch)
@@ -356,6 +368,46 @@ class Machines:
         finally:
             stream.cancel()
 
+    async def _connect(self, directory: Path, token: str, timeout_s: float, *, boots: bool = False) -> Connection:
+        """A connection to the agent whose channel is in `directory`. Raises `AgentMissing`."""
+        if self._isolation.traits.listens:
+            return await channel.reach_agent(directory, token, timeout_s, None if boots else channel.SILENCE_S)
+        return await channel.accept_agent(directory, token, timeout_s)
+
+    async def _unless_dead(self, agent: asyncio.Future[Connection], process: Process, directory: Path) -> Connection:
+        """The connection, once there is one. Raises `BootFailed` when the process ends first."""
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        try:
+            pidfd = kernel.open_pidfd(process)
+        except ProcessLookupError:
+            raise await self._ended_early(directory) from None
+        loop.add_reader(pidfd.fd, ended.set)
+        waiting = asyncio.ensure_future(ended.wait())
+        try:
+            await asyncio.wait((agent, waiting), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+            loop.remove_reader(pidfd.fd)
+            pidfd.close()
+        if not agent.done():
+            raise await self._ended_early(directory)
+        return agent.result()
+
+    async def _ended_early(self, directory: Path) -> BootFailed:
+        reason = await self._last_words(directory)
+        return BootFailed(f"The sandbox ended before its agent answered{f': {reason}' if reason else ''}")
+
+    async def _last_words(self, directory: Path) -> str:
+        reason = await self._blocking(self._isolation.last_words, directory)
+        if not reason and self._isolation.traits.listens:
+            await asyncio.sleep(LAST_WORDS_S)
+            reason = await self._blocking(self._isolation.last_words, directory)
+        return reason
+
+    async def reason_of_death(self, machine: Machine, reason: str) -> str:
+        """A machine's reason to be dead, or what it said of it itself."""
+        return await self._last_words(machine.directory) or reason
+
     async def _boot_process(self, plan: MachinePlan) -> Process:
         # Not abandoned on cancellation: what the thread starts must be known before it is removed.
         boot = asyncio.ensure_future(self._blocking(self._isolation.boot, plan))
@@ -384,12 +436,13 @@ class Machines:
             # The host died while it saved the machine's memory.
             await self._blocking(self._isolation.resume, entry.machine_id)
             mark.unlink()
-        connection = await channel.accept_agent(directory / "channel", entry.token, ADOPT_AGENT_TIMEOUT_S)
+        connection = await self._connect(directory / "channel", entry.token, self._isolation.traits.adopt_timeout_s)
         network = self._networks.network(entry.network)
         own = await self._blocking(authority.derive, self._secret, entry.machine_id)
         await self._gateway.add(network, own, announce=False)
         machine = Machine(entry.machine_id, directory, self._names.cgroup(entry.machine_id), network, process, connection)
         machine.token, machine.cpu_zero_us = entry.token, entry.cpu_zero_us
+        machine.ping_timeout_s = self._isolation.traits.ping_timeout_s
         machine.image_bytes, machine.inherited_bytes = entry.image_bytes, entry.inherited_bytes
         machine.watch()
         return machine
@@ -413,8 +466,12 @@ class Machines:
             "entropy": os.urandom(64),
             "time_ns": 0,
         }
-        machine.cpu_zero_us = self.cgroups.cpu_us(machine.cgroup) or 0
+        machine.cpu_zero_us = self.cgroups.cpu_us(self._guest_cgroup(machine.cgroup)) or 0
         await machine.call("claim", params)
+
+    def _guest_cgroup(self, cgroup: str) -> str:
+        """The cgroup that has the guest's own CPU time."""
+        return str(Path(cgroup) / self._isolation.traits.guest_cgroup)
 
     # -- memory ------------------------------------------------------------------------------------
 
@@ -446,15 +503,26 @@ class Machines:
 
     async def _go_on(self, machine: Machine) -> None:
         # There is no telling how long it stands still; its agent's time begins when it goes on.
-        waiting = channel.accept_agent(machine.directory / "channel", machine.token, STANDING_STILL_TIMEOUT_S)
+        waiting = self._connect(machine.directory / "channel", machine.token, STANDING_STILL_TIMEOUT_S)
         agent = asyncio.ensure_future(waiting)
         try:
             await self._blocking(self._isolation.resume, machine.machine_id)
-            machine.connected(await asyncio.wait_for(agent, ADOPT_AGENT_TIMEOUT_S))
+            machine.connected(await asyncio.wait_for(agent, self._isolation.traits.adopt_timeout_s))
         finally:
             agent.cancel()
 
     # -- removal -----------------------------------------------------------------------------------
+
+    async def write_down(self, machine: Machine) -> None:
+        """Have everything that a guest wrote be with the host, before its files are kept. A guest that can't do so leaves what
+        its file system has. Its processes end."""
+        if not self._isolation.traits.writes_late or machine.died.done():
+            return
+        try:
+            async with asyncio.timeout(WRITTEN_TIMEOUT_S):
+                await machine.call("shutdown", {"grace_ms": 0})
+        except (HutchError, OSError) as error:
+            log.warning("machine %s did not write down what it has in memory: %s", machine.machine_id, reason_of(error))
 
     async def end(self, machine: Machine) -> Usage:
         """Kill a machine; its final counters. What it holds is still there: `remove` it."""
@@ -468,7 +536,7 @@ class Machines:
         self._isolation.kill(machine.process)
         # Stubs of the dead sentry still count for a moment; the last reading comes when all are gone.
         self.cgroups.kill_all(machine.cgroup, EMPTY_TIMEOUT_S)
-        cpu = self.cgroups.final_cpu_us(machine.cgroup)
+        cpu = self.cgroups.final_cpu_us(self._guest_cgroup(machine.cgroup))
         return Usage(
             active_cpu_us=max(0, cpu - machine.cpu_zero_us) if cpu is not None else 0,
             oom_kills=self.cgroups.oom_kills(machine.cgroup),
@@ -476,7 +544,7 @@ class Machines:
 
     def cpu_of(self, entry: MachineEntry) -> int:
         """Active CPU of a machine that may be gone, in microseconds; 0 when its counters are."""
-        cpu = self.cgroups.cpu_us(self._names.cgroup(entry.machine_id))
+        cpu = self.cgroups.cpu_us(self._guest_cgroup(self._names.cgroup(entry.machine_id)))
         return max(0, cpu - entry.cpu_zero_us) if cpu is not None else 0
 
     async def counters(self, machines: list[Machine]) -> list[Counters | None]:
@@ -488,7 +556,7 @@ class Machines:
         return self._counters(machine)
 
     def _counters(self, machine: Machine) -> Counters | None:
-        cpu, memory = self.cgroups.cpu_us(machine.cgroup), self.cgroups.held_bytes(machine.cgroup)
+        cpu, memory = self.cgroups.cpu_us(self._guest_cgroup(machine.cgroup)), self.cgroups.held_bytes(machine.cgroup)
         if cpu is None or memory is None:
             return None
         return Counters(max(0, cpu - machine.cpu_zero_us), memory, self._layers.held(machine.machine_id))

@@ -214,6 +214,8 @@ class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True):
     stored_at: int | None = None
     store_error: str | None = None
     """Why it is not there yet. It is tried again."""
+    disk: bool = False
+    """Its files are in the disk of a virtual machine: only such machines begin with it, and it has no copy in the blob store."""
 
 
 class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):

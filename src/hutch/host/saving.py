@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from hutch.errors import ConflictError, HutchError, UnavailableError
+from hutch.host import abilities
 from hutch.host.egress import Egress
 from hutch.host.ends import Ends
 from hutch.host.journal import Journal
@@ -42,6 +43,7 @@ class Saving:
     async def take(self, request: SnapshotRequest) -> SnapshotTaken:
         """Make a snapshot of a running session. Raises `HutchError`."""
         session, _ = self._sessions.running(request.session_id)
+        abilities.check_snapshot(self._machines.traits, session.record.isolation, request)
         assert session.entry is not None
         planned = msgspec.structs.replace(
             self._snapshots.plan(session.record, session.entry, SnapshotMethod.MANUAL), for_forks=request.for_forks

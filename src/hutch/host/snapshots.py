@@ -23,6 +23,7 @@ from hutch import ids
 from hutch.blobs.jobs import Collected, Reached, Verified, nothing
 from hutch.clock import now_ms
 from hutch.errors import ConflictError, GoneError, HutchError
+from hutch.host import abilities
 from hutch.host.copies import Copies
 from hutch.host.journal import Journal, MachineEntry
 from hutch.host.memory import MemoryImages
@@ -110,6 +111,7 @@ class Snapshots:
             created_at=now_ms(),
             method=method,
             parent_id=session.source_snapshot,
+            disk=session.isolation in abilities.DISKS,
         )
 
     def made(self, record: SnapshotRecord) -> None:
@@ -169,6 +171,7 @@ class Snapshots:
     async def reading(self, snapshot_id: str) -> AsyncIterator[Path]:
         """The tree of a snapshot, brought back from the blob store when it is not here. Raises `HutchError`; `GoneError` at the
         end if it was removed meanwhile, and what was read may not be all of it."""
+        abilities.check_files(self.record(snapshot_id))
         await self.source(snapshot_id)
         reading = self._layers.reading(snapshot_id)
         try:
@@ -234,7 +237,7 @@ class Snapshots:
         for snapshot_id in list(self._leaving):
             complete &= await self._take_out(snapshot_id)
         for snapshot_id, record in list(self._records.items()):
-            if record.durable_at is None or record.copy is CopyState.STORED or snapshot_id in self._hopeless:
+            if record.disk or record.durable_at is None or record.copy is CopyState.STORED or snapshot_id in self._hopeless:
                 continue
             await self._upload_alone(snapshot_id, changed)
             now = self._records.get(snapshot_id)
@@ -326,6 +329,7 @@ class Snapshots:
 
     async def export(self, request: SnapshotExport, send: Send) -> None:
         """A snapshot as a tar. Raises `HutchError`."""
+        abilities.check_files(self.record(request.snapshot_id))
         await self.source(request.snapshot_id)
         await self._copies.export(self.record(request.snapshot_id), request, send)
 

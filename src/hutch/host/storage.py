@@ -91,6 +91,9 @@ class WritableLayers(Protocol):
         """Bytes of a layer in use, as of its file system's last commit; 0 when there is none. Cheap enough to be asked for every
         few seconds."""
 
+    def room(self, name: str) -> int:
+        """Bytes that may be written to a new layer: a disk in it is not to find out by failing."""
+
     def bound(self) -> None:
         """Bound what all layers may grow by as free space is now; to be called every few seconds."""
 
@@ -265,6 +268,10 @@ class BtrfsLayers:
         except OSError:
             return 0
 
+    def room(self, name: str) -> int:
+        group = self._groups / f"0_{kernel.btrfs_identifier(self._mount / name)}"
+        return int((group / "max_referenced").read_text()) - int((group / "referenced").read_text())
+
     def apart(self, inherited: int) -> int:
         """What of it a layer's own size does not have: simple quotas count a byte where it was first written."""
         return inherited if self._simple_quotas else 0
@@ -390,6 +397,10 @@ class Ext4Layers:
         except OSError:
             return 0
         return (used.f_blocks - used.f_bfree) * used.f_frsize
+
+    def room(self, name: str) -> int:
+        used = os.statvfs(self.path(name))
+        return used.f_bavail * used.f_frsize
 
     def bound(self) -> None:
         """Each image has a size of its own, of which one sandbox was given at most half of what was free."""

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from hutch.clock import now_ms
 from hutch.errors import BadRequestError, ConflictError, HutchError, UnavailableError
+from hutch.host import abilities
 from hutch.host.audit import AuditStore
 from hutch.host.background import Background
 from hutch.host.claims import Claims
@@ -198,6 +199,8 @@ class Supervisor:
         try:
             if session.record.status is not SessionStatus.RUNNING:
                 raise InterruptedError(session.record.stop_reason or "stop")
+            if session.record.isolation != self._isolation_name:
+                raise OSError(f"it runs under {session.record.isolation}, this host under {self._isolation_name}")
             machine = await self._machines.adopt(session.entry)
         except InterruptedError as interrupted:
             # Its end had begun; it is carried through.
@@ -274,6 +277,8 @@ class Supervisor:
             raise UnavailableError(
                 "host_full", f"The host runs {self._settings.host.max_sessions} sandboxes, the most it may.", retry_after_s=5
             )
+        source = self.snapshots.record(spec.source_snapshot) if spec.source_snapshot is not None else None
+        abilities.check_start(self._machines.traits, self._isolation_name, spec, source)
         await self.metered.admit(spec)
         try:
             return await self._admitted(spec, requested)
@@ -356,7 +361,7 @@ class Supervisor:
             functools.partial(self.metered.used, record.session_id),
         )
         self._arm(session)
-        machine.died.add_done_callback(lambda died: self._on_death(session, died.result()))
+        machine.died.add_done_callback(lambda died: self._on_death(session, machine, died.result()))
 
     async def _expose(self, session: Session, machine: Machine, *, announce: bool = True) -> None:
         """Have requests from outside reach a session."""
@@ -370,11 +375,12 @@ class Supervisor:
                 announce=announce,
             )
 
-    def _on_death(self, session: Session, reason: str) -> None:
+    def _on_death(self, session: Session, machine: Machine, reason: str) -> None:
         if session.ending is None and not self.ends.left:
-            self._background.spawn(self._fail(session, reason))
+            self._background.spawn(self._fail(session, machine, reason))
 
-    async def _fail(self, session: Session, reason: str) -> None:
+    async def _fail(self, session: Session, machine: Machine, reason: str) -> None:
+        reason = await self._machines.reason_of_death(machine, reason)
         await self.end(session, SessionStatus.FAILED, f"The sandbox failed: {reason}.")
 
     def _needing(self, digest: str) -> list[str]:
@@ -500,12 +506,14 @@ class Supervisor:
 
     async def load_snapshot(self, request: SnapshotImport, given: AsyncIterable[bytes]) -> SnapshotRecord:
         """A new snapshot out of a tar. Raises `HutchError`."""
+        abilities.check_import(self._machines.traits, self._isolation_name)
         image = self.images.exact(request.image)
         return await self.snapshots.load(request, given, sum(layer.path.stat().st_size for layer in image.layers))
 
     async def build_image(self, request: ImageBuild) -> ImageRecord:
         """An image with one more layer, out of a snapshot. Raises `HutchError`."""
         snapshot = self.snapshots.record(request.snapshot_id)
+        abilities.check_files(snapshot)
         base = self.images.exact(snapshot.image)
         return await self.images.build(request, base, snapshot.size_bytes, self.snapshots.reading(snapshot.snapshot_id))
 

@@ -28,7 +28,7 @@ from hutch.host.kernel import Process
 from hutch.host.names import Names, machine_id
 from hutch.isolation import bundle
 from hutch.isolation.mount_points import make_mount_point
-from hutch.isolation.protocol import BootFailed, MachinePlan
+from hutch.isolation.protocol import BootFailed, MachinePlan, Traits
 from hutch.wire.sockets import MAX_ADDRESS_BYTES
 
 PLATFORM = "systrap"
@@ -47,6 +47,7 @@ class Gvisor:
     """The `runsc` backend. `directory` holds its state and the mounts of shared images; root only."""
 
     name = "gvisor"
+    traits = Traits()
 
     def __init__(self, runsc: Path, directory: Path, cgroups: Cgroups) -> None:
         self.runsc = runsc
@@ -206,6 +207,10 @@ class Gvisor:
         return found.hexdigest()
 
     # -- end ---------------------------------------------------------------------------------------
+
+    def last_words(self, directory: Path) -> str:
+        # What the sentry printed is in files for the operator.
+        return ""
 
     def kill(self, process: Process) -> None:
         process.kill()

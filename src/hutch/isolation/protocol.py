@@ -30,6 +30,8 @@ class MachinePlan:
     `lowers` are read-only EROFS images, the lowest first; `layer` is the writable layer's directory; `channel_dir` holds the
     socket `host.sock` on which the host listens; `directory` is the machine's own, for files and logs of the backend. With
     `memory`, a directory that `checkpoint` wrote, it goes on where that machine was, over the files of the same moment.
+    `address` is the guest's own in `namespace`, the host's end of whose link is `nameserver`; without one there is no network.
+    `disk_bytes` is what may be written to `layer`, where the backend has to say that beforehand; 0: as it likes.
     """
 
     machine_id: str
@@ -45,6 +47,32 @@ class MachinePlan:
     memory_bytes: int
     memory: Path | None = None
     mounts: tuple[PlannedMount, ...] = ()
+    address: str = ""
+    disk_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What a backend does its own way, and what it does not do.
+
+    `listens`: its agent is reached by connecting to a socket; other agents connect themselves. An agent that has not spoken after
+    `boot_timeout_s`, or `adopt_timeout_s` with another host process, is missing; one that returns no ping within `ping_timeout_s`
+    is dead. `guest_cgroup` is the cgroup below the machine's that has the guest's own CPU time; empty: it is all the guest's.
+    `writes_late`: what was written is with the host only once the agent was told to. `memory`, `live_copies`, `drives`: whether
+    memory is saved, files are copied while it runs, drives are mounted. `trees`: whether the host sees files in a layer and not
+    a disk.
+    """
+
+    listens: bool = False
+    boot_timeout_s: float = 30.0
+    adopt_timeout_s: float = 8.0
+    ping_timeout_s: float = 4.0
+    guest_cgroup: str = ""
+    writes_late: bool = False
+    memory: bool = True
+    live_copies: bool = True
+    drives: bool = True
+    trees: bool = True
 
 
 class BootFailed(OSError):
@@ -55,6 +83,7 @@ class Isolation(Protocol):
     """A backend. All methods block; all but `boot` and `probe` are idempotent."""
 
     name: str
+    traits: Traits
     cgroups: Cgroups
 
     def probe(self) -> None:
@@ -78,6 +107,9 @@ class Isolation(Protocol):
 
     def remove(self, machine_id: str, directory: Path, process: Process | None) -> None:
         """Kill a machine and remove everything that `boot` made. The cgroup's counters are gone afterwards."""
+
+    def last_words(self, directory: Path) -> str:
+        """Why the machine of a directory died, if it said so: a clause, or nothing. It may be the guest who speaks."""
 
     def kill(self, process: Process) -> None:
         """End a machine at once and wait until it is gone."""

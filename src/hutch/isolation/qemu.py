@@ -3,38 +3,37 @@
 The root file system is the guest's own overlay: EROFS images below, shared read-only by all machines, and an ext4 disk on top
 that the host formats while it is empty and never mounts afterwards. The agent is process 1 and speaks over a virtio-serial port.
 
-QEMU runs as a user of its own without capabilities, with an empty network of its own, under its own seccomp filter, in the
-machine's cgroup from before its first instruction, and with nothing but descriptors that were opened for it. Whether a machine
-lives is told by QEMU's process; what its kernel last said is in `console.log`, which has a bound.
+QEMU runs as a user of its own without capabilities, in a jail (`jail.py`) without the host's files, processes and network, under
+its own seccomp filter, in the machine's cgroup from before its first instruction, and with nothing but descriptors that were
+opened for it, the network card's among them (`tap.py`). Threads that run the guest are counted apart. Whether a machine lives is
+told by QEMU's process; what its kernel last said is in `console.log`, which has a bound.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import hashlib
 import json
 import os
+import re
 import shutil
-import socket
 import subprocess
 import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from hutch.host import kernel
 from hutch.host.cgroups import Cgroups
-from hutch.host.channel import SOCKET_NAME
+from hutch.host.channel import MONITOR_SOCKET_NAME
 from hutch.host.kernel import Process
-from hutch.isolation import tsc
+from hutch.isolation import jail, tap, tsc
 from hutch.isolation.kvm import DEVICE
-from hutch.isolation.protocol import BootFailed, MachinePlan
-from hutch.isolation.qemu_command import MIB, Accelerator, VirtualMachine, command
+from hutch.isolation.protocol import BootFailed, MachinePlan, Traits
+from hutch.isolation.qemu_command import MIB, Accelerator, Card, VirtualMachine, command
 from hutch.isolation.qmp import Monitor, MonitorFailed
-from hutch.wire.sockets import address, bind_unix
+from hutch.wire.sockets import bind_unix
 
 BINARY = "qemu-system-x86_64"
 KERNEL, INITRAMFS, PROBE_ROOT = "vmlinuz", "initramfs", "probe.erofs"
@@ -45,17 +44,21 @@ MAX_CONSOLE_BYTES = 256 * 1024
 """What a guest says after that is read and dropped: its console must not fill the host's disk."""
 LAST_WORDS_BYTES = 1500
 DISK_BYTES = 8 * 1024 * MIB
+MIN_DISK_BYTES = 15 * MIB
 START_TIMEOUT_S = 20.0
 MONITOR_TIMEOUT_S = 10.0
-CHANNEL_WAIT_S, CHANNEL_PAUSE_S = 5.0, 0.01
 DEATH_TIMEOUT_S = 10.0
 OVERHEAD_BYTES = 256 * MIB
 """QEMU beside the guest's memory: its own, and the translation cache under TCG."""
 MAX_THREADS = 128
 FIRST_UID = 0x6000_0000
 """Users that no system has; a machine's is this and 28 bits of its id."""
-# Joins the cgroups that are named before `--`, then becomes what is named after it.
-_JOIN = 'while [ "$1" != -- ]; do echo $$ >"$1" || exit 125; shift; done; shift; exec "$@"'
+GUEST_CGROUP = "guest"
+JAIL = "jail"
+_PANIC = re.compile(r"Kernel panic - not syncing: ([ -~]{1,200})")
+PING_TIMEOUT_S, EMULATED_PING_TIMEOUT_S = 4.0, 30.0
+"""Of a hundred programs that begin at once, each takes as long as ten to thirty do elsewhere; so does the agent in between."""
+BOOT_TIMEOUT_S, EMULATED_BOOT_TIMEOUT_S, ADOPT_TIMEOUT_S = 30.0, 120.0, 20.0
 
 
 class NotInThisRelease(BootFailed):
@@ -107,6 +110,18 @@ class Qemu:
         self.accelerator = accelerator
         self.binary = binary
         self.directory = directory
+        self.traits = Traits(
+            listens=True,
+            boot_timeout_s=EMULATED_BOOT_TIMEOUT_S if accelerator is Accelerator.TCG else BOOT_TIMEOUT_S,
+            adopt_timeout_s=ADOPT_TIMEOUT_S,
+            ping_timeout_s=EMULATED_PING_TIMEOUT_S if accelerator is Accelerator.TCG else PING_TIMEOUT_S,
+            guest_cgroup=GUEST_CGROUP,
+            writes_late=True,
+            memory=False,
+            live_copies=False,
+            drives=False,
+            trees=False,
+        )
         self._disk_bytes = disk_bytes
         self._records = directory / "qemu"
 
@@ -124,7 +139,7 @@ class Qemu:
     # -- boot --------------------------------------------------------------------------------------
 
     def boot(self, plan: MachinePlan, kernel_line: str | None = None) -> Process:
-        """Start QEMU. Its agent connects to the channel, on which somebody must listen, when the guest has come that far.
+        """Start QEMU, who listens for the host in the channel's directory. The agent speaks there when the guest has booted.
 
         `kernel_line` replaces the kernel's command line: for those who ask what a broken one does.
         """
@@ -133,7 +148,7 @@ class Qemu:
                 raise NotInThisRelease(f"Virtual machines have no {what} in this release.")
         try:
             self.guest.require()
-            make_disk(plan.layer / DISK, self._disk_bytes)
+            make_disk(plan.layer / DISK, disk_size(plan.disk_bytes) if plan.disk_bytes else self._disk_bytes)
             return self._start(plan, kernel_line)
         except (OSError, ValueError) as error:
             raise BootFailed(f"The virtual machine did not start: {error}{last_words(plan.directory)}") from error
@@ -142,6 +157,7 @@ class Qemu:
         binary = shutil.which(self.binary, path=kernel.command_environment()["PATH"])
         if binary is None:
             raise FileNotFoundError(f"{self.binary} is not installed. Run `make setup`.")
+        binary = os.path.realpath(binary)
         with contextlib.ExitStack() as opened:
 
             def descriptor(path: Path, flags: int = os.O_RDONLY) -> int:
@@ -151,6 +167,8 @@ class Qemu:
 
             monitor = opened.enter_context(bind_unix(plan.directory / MONITOR))
             monitor.listen(1)
+            agent = opened.enter_context(bind_unix(plan.channel_dir / MONITOR_SOCKET_NAME))
+            agent.listen(1)
             machine = VirtualMachine(
                 accelerator=self.accelerator,
                 vcpus=plan.vcpus,
@@ -159,25 +177,31 @@ class Qemu:
                 initramfs=descriptor(self.guest.initramfs),
                 layers=tuple(descriptor(image) for image in plan.lowers),
                 disk=descriptor(plan.layer / DISK, os.O_RDWR),
-                channel=opened.enter_context(_connected(plan.channel_dir / SOCKET_NAME)).fileno(),
+                channel=agent.fileno(),
                 monitor=monitor.fileno(),
                 tsc_khz=tsc.frequency_khz() if self.accelerator is Accelerator.TCG else None,
+                card=_card(plan, opened),
             )
-            words = [*self._confined(plan), *command(binary, machine, kernel_line)]
-            child = subprocess.Popen(
-                words,
-                cwd="/",
-                env=kernel.command_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                pass_fds=machine.descriptors,
-                # Out of the server's session: a terminal's Ctrl-C must not reach sandboxes.
-                start_new_session=True,
-            )
-        assert child.stdout is not None
+            root = plan.directory / JAIL
+            root.mkdir(mode=0o700)
+            # The last opened: if nothing starts, nobody reads it.
+            output, said = os.pipe2(os.O_CLOEXEC)
+            opened.callback(os.close, said)
+            console = open(output, "rb", buffering=0)  # noqa: SIM115 - who reads it closes it
+            try:
+                child = jail.start(
+                    root,
+                    [*self._unprivileged(plan), *command(binary, machine, kernel_line)],
+                    cgroups=self._limit(plan) if plan.cgroup else (),
+                    files=[Path(file) for file in self._files(binary)],
+                    descriptors=machine.descriptors,
+                    output=said,
+                )
+            except BaseException:
+                console.close()
+                raise
         reader = threading.Thread(
-            target=_keep_console, args=(child, child.stdout, plan.directory / CONSOLE_LOG), name=f"console-{plan.machine_id}"
+            target=_keep_console, args=(child, console, plan.directory / CONSOLE_LOG), name=f"console-{plan.machine_id}"
         )
         reader.daemon = True
         reader.start()
@@ -185,7 +209,10 @@ class Qemu:
             process = kernel.process(child.pid)
             self._record(plan.machine_id, process)
             with Monitor(plan.directory / MONITOR, START_TIMEOUT_S) as asked:
-                asked.status()
+                if plan.cgroup:
+                    self.cgroups.set_apart(plan.cgroup, GUEST_CGROUP, _guest_threads(process, asked))
+                else:
+                    asked.status()
         except OSError:
             child.kill()
             # So that what it said is in the log.
@@ -193,17 +220,16 @@ class Qemu:
             raise
         return process
 
-    def _confined(self, plan: MachinePlan) -> list[str]:
-        """What QEMU is started through. Each becomes the next, so that the process stays the same."""
+    def _unprivileged(self, plan: MachinePlan) -> list[str]:
+        """What becomes QEMU, so that the process stays the same."""
         uid = FIRST_UID + int(hashlib.sha256(plan.machine_id.encode()).hexdigest()[:7], 16)
-        words = []
-        if plan.cgroup:
-            files = [str(directory / "cgroup.procs") for directory in self._limit(plan)]
-            words = ["sh", "-c", _JOIN, "sh", *files, "--"]
-        # Of its own and empty: machines have no network yet.
-        words += ["unshare", "--net", "--ipc", "--"]
-        words += ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
+        words = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
         return [*words, *self._groups(), "--"]
+
+    def _files(self, binary: str) -> list[str]:
+        """What QEMU needs beside the system's programs and libraries."""
+        files = [] if binary.startswith("/usr/") else [binary]
+        return [*files, DEVICE] if self.accelerator is Accelerator.KVM else files
 
     def _groups(self) -> list[str]:
         if self.accelerator is Accelerator.KVM:
@@ -268,6 +294,12 @@ class Qemu:
 
     # -- end ---------------------------------------------------------------------------------------
 
+    def last_words(self, directory: Path) -> str:
+        with contextlib.suppress(OSError):
+            if panic := _PANIC.search((directory / CONSOLE_LOG).read_text(errors="replace")):
+                return f"its kernel panicked ({panic[1].strip()})"
+        return ""
+
     def kill(self, process: Process) -> None:
         process.kill()
         process.wait_gone(DEATH_TIMEOUT_S)
@@ -277,7 +309,8 @@ class Qemu:
             process = self.recorded(machine_id)
         if process is not None:
             self.kill(process)
-        (directory / MONITOR).unlink(missing_ok=True)
+        for socket in (directory / MONITOR, directory / "channel" / MONITOR_SOCKET_NAME):
+            socket.unlink(missing_ok=True)
         (self._records / machine_id).unlink(missing_ok=True)
 
     def recorded(self, machine_id: str) -> Process | None:
@@ -299,6 +332,11 @@ class Qemu:
         shutil.rmtree(self._records, ignore_errors=True)
 
 
+def disk_size(room_bytes: int) -> int:
+    """The size of a disk whose file may hold so much: what its own file system needs for that is room too."""
+    return max(MIN_DISK_BYTES, (room_bytes - room_bytes // 64) // MIB * MIB)
+
+
 def make_disk(file: Path, size_bytes: int) -> None:
     """An empty ext4 image; nothing happens where there is one. It is complete or not there."""
     if file.exists():
@@ -307,6 +345,8 @@ def make_disk(file: Path, size_bytes: int) -> None:
     part.unlink(missing_ok=True)
     try:
         with part.open("xb") as made:
+            # Or what a guest writes again and again would be held many times.
+            kernel.write_in_place(made.fileno())
             made.truncate(size_bytes)
         part.chmod(0o600)
         # Tables are zero already in a sparse file. The guest's kernel writes them when it wants to.
@@ -330,21 +370,24 @@ def monitor(directory: Path) -> Monitor:
     return Monitor(directory / MONITOR, MONITOR_TIMEOUT_S)
 
 
-def _connected(path: Path) -> socket.socket:
-    """A connection to the host's end of the channel, which may be about to listen. Raises `OSError`."""
-    deadline = time.monotonic() + CHANNEL_WAIT_S
-    while True:
-        channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            with address(path) as short:
-                channel.connect(short)
-        except OSError as error:
-            channel.close()
-            if error.errno not in (errno.ENOENT, errno.ECONNREFUSED) or time.monotonic() > deadline:
-                raise OSError(f"nobody listens for its agent at {path}: {error.strerror}") from error
-            time.sleep(CHANNEL_PAUSE_S)
-        else:
-            return channel
+def _card(plan: MachinePlan, opened: contextlib.ExitStack) -> Card | None:
+    """The network card of a machine, if it has one."""
+    if not plan.address:
+        return None
+    descriptor = tap.attach(plan.namespace, plan.address, plan.nameserver)
+    opened.callback(os.close, descriptor)
+    return Card(descriptor, tap.hardware_address(plan.address), plan.address, plan.nameserver)
+
+
+def _guest_threads(process: Process, asked: Monitor) -> list[int]:
+    """The threads of QEMU that run the guest, by our numbers for them. It tells those of its own namespace; only threads that it
+    has are believed."""
+    told = asked.ask("query-cpus-fast")
+    found = {processor.get("thread-id") for processor in told if isinstance(processor, dict)} if isinstance(told, list) else set()
+    threads = [ours for ours, inner in kernel.threads(process.pid).items() if inner in found]
+    if not threads or len(threads) != len(found):
+        raise MonitorFailed("QEMU's monitor told threads that it does not have")
+    return threads
 
 
 def _keep_console(child: subprocess.Popen[bytes], source: IO[bytes], file: Path) -> None:

@@ -15,7 +15,9 @@ from enum import StrEnum
 
 MIB = 1024 * 1024
 MIN_MEMORY_BYTES, MAX_LAYERS = 64 * MIB, 24
-"""The machine has places for 32 virtio devices: channel, entropy, disk and, one day, network are four; some are spare."""
+"""The machine has places for 32 virtio devices: channel, entropy, disk and network are four; some are spare."""
+LINK_PREFIX = 30
+"""A sandbox's link has two ends (`hutch.host.network`)."""
 TRANSLATION_CACHE_MIB = 64
 """Private to each machine under TCG; QEMU's own default is a gigabyte."""
 SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -27,11 +29,21 @@ class Accelerator(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Card:
+    """A network card: the descriptor of a tap, and what the guest is told of itself and of the host, which all packets go to."""
+
+    tap: int
+    hardware: str
+    address: str
+    gateway: str
+
+
+@dataclass(frozen=True, slots=True)
 class VirtualMachine:
     """What a machine is made of. All but the numbers of size are descriptors that QEMU inherits.
 
-    `layers` are EROFS images, the lowest first; `disk` is an ext4 image that no guest shares; `channel` is a connected
-    socket whose other end is the host's; `monitor` listens for QMP. `tsc_khz` is the rate of the host's time stamp counter, which
+    `layers` are EROFS images, the lowest first; `disk` is an ext4 image that no guest shares; `channel` listens for the host, who
+    speaks with the agent there; `monitor` listens for QMP. `tsc_khz` is the rate of the host's time stamp counter, which
     TCG needs.
     """
 
@@ -45,6 +57,7 @@ class VirtualMachine:
     channel: int
     monitor: int
     tsc_khz: int | None = None
+    card: Card | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.vcpus <= 32:
@@ -60,7 +73,8 @@ class VirtualMachine:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        return (self.kernel, self.initramfs, *self.layers, self.disk, self.channel, self.monitor)
+        tap = () if self.card is None else (self.card.tap,)
+        return (self.kernel, self.initramfs, *self.layers, self.disk, self.channel, self.monitor, *tap)
 
 
 def kernel_line(machine: VirtualMachine) -> str:
@@ -68,7 +82,10 @@ def kernel_line(machine: VirtualMachine) -> str:
     words = ["console=ttyS0", "quiet", "loglevel=3", "panic=-1", "oops=panic", "reboot=t"]
     if machine.tsc_khz:
         words += [f"tsc_early_khz={machine.tsc_khz}", "tsc=reliable"]
-    return " ".join([*words, "hutch.vm=1", f"hutch.layers={len(machine.layers)}"])
+    words += ["hutch.vm=1", f"hutch.layers={len(machine.layers)}"]
+    if machine.card is not None:
+        words += [f"hutch.address={machine.card.address}/{LINK_PREFIX}", f"hutch.gateway={machine.card.gateway}"]
+    return " ".join(words)
 
 
 def command(binary: str, machine: VirtualMachine, line: str | None = None) -> list[str]:
@@ -86,8 +103,13 @@ def command(binary: str, machine: VirtualMachine, line: str | None = None) -> li
     words += ["-chardev", f"socket,id=monitor,fd={machine.monitor},server=on,wait=off", "-mon", "chardev=monitor,mode=control"]
     # One port: it is the first, so no console of virtio takes its number.
     words += ["-device", "virtio-serial-device,max_ports=2"]
-    words += ["-chardev", f"socket,id=channel,fd={machine.channel}", "-device", "virtserialport,chardev=channel,name=hutch,nr=1"]
+    # One host after another: when one goes, the guest is told, and the next connects to the same socket.
+    words += ["-chardev", f"socket,id=channel,fd={machine.channel},server=on,wait=off"]
+    words += ["-device", "virtserialport,chardev=channel,name=hutch,nr=1"]
     words += ["-device", "virtio-rng-device"]
+    if machine.card is not None:
+        words += ["-netdev", f"tap,id=link,fd={machine.card.tap}"]
+        words += ["-device", f"virtio-net-device,netdev=link,mac={machine.card.hardware}"]
     for number, descriptor in enumerate(machine.layers):
         words += _block(f"layer{number}", descriptor, number + 1, read_only=True)
     words += _block("disk", machine.disk, len(machine.layers) + 1, read_only=False)
@@ -97,11 +119,17 @@ def command(binary: str, machine: VirtualMachine, line: str | None = None) -> li
 def _block(name: str, descriptor: int, fd_set: int, *, read_only: bool) -> list[str]:
     # Locks of files are the host's business: an image is shared by all machines, a disk belongs to one.
     drive = f"driver=raw,node-name={name},read-only={'on' if read_only else 'off'},file.driver=file,file.locking=off"
+    device = f"virtio-blk-device,drive={name},serial={name}"
+    if not read_only:
+        # What a guest deletes is a hole in the file. Where the host has no room, the guest is told: a machine that stands still
+        # until there is some would look like a dead one.
+        drive += ",discard=unmap,detect-zeroes=unmap,file.discard=unmap"
+        device += ",werror=report,rerror=report"
     return [
         "-add-fd",
         f"fd={descriptor},set={fd_set}",
         "-blockdev",
         f"{drive},file.filename=/dev/fdset/{fd_set}",
         "-device",
-        f"virtio-blk-device,drive={name},serial={name}",
+        device,
     ]

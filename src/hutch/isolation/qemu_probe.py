@@ -1,7 +1,7 @@
 """Whether virtual machines start here, found out by starting one: the guest's kernel, up to the agent's first answer.
 
-`/dev/kvm` may open, answer every question and still run no kernel (`hutch.isolation.kvm`), so only such a start counts. KVM's
-verdict is kept for as long as the host's boot, QEMU and the guest's kernel are the same.
+`/dev/kvm` may open, answer every question and still run no kernel (`hutch.isolation.kvm`), so only such a start counts. What
+was found is kept for as long as the host's boot, QEMU and the guest's kernel are the same.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ ANSWER_TIMEOUT_S = 10.0
 LOOK_S = 0.05
 MEMORY_BYTES = 256 * MIB
 DISK_BYTES = 64 * MIB
-VERDICT = "kvm-verdict.json"
+VERDICTS = Path("/run/hutch")
+"""What was found out in this boot of the host, for all instances of Hutch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ async def with_machine(
         def elapsed_ms() -> int:
             return round((time.monotonic() - began) * 1000)
 
-        agent = asyncio.ensure_future(channel.accept_agent(directory, "", deadline_s, deadline_s))
+        agent = asyncio.ensure_future(channel.reach_agent(directory, "", deadline_s))
         try:
             process = await asyncio.shield(boot := asyncio.ensure_future(asyncio.to_thread(qemu.boot, plan, kernel_line)))
             started_ms = elapsed_ms()
@@ -144,29 +145,49 @@ def boots(qemu: Qemu, deadline_s: float | None = None) -> None:
         thread.submit(asyncio.run, booting).result()
 
 
-def kvm_verdict(qemu: Qemu, directory: Path) -> Verdict:
+def kvm_verdict(qemu: Qemu, directory: Path = VERDICTS) -> Verdict:
     """Whether the guest's kernel boots under KVM here: as it was found in this boot of the host, else by trying. Blocks."""
-    with_kvm = qemu.using(Accelerator.KVM)
+    if missing := _missing():
+        return Verdict(False, missing)
+    return verdict(qemu.using(Accelerator.KVM), directory)
+
+
+def verdict(qemu: Qemu, directory: Path = VERDICTS) -> Verdict:
+    """The same of a backend's accelerator, whichever it is. That emulation fails is not kept: it may have been too slow."""
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text()
-    key = hashlib.sha256(f"{boot_id}{with_kvm.fingerprint()}".encode()).hexdigest()
-    file = directory / VERDICT
+    key = hashlib.sha256(f"{boot_id}{qemu.fingerprint()}".encode()).hexdigest()
+    file = directory / f"verdict-{qemu.accelerator}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(file.read_text())
         if kept["key"] == key:
             return Verdict(bool(kept["usable"]), str(kept["reason"]))
-    verdict = _tried(with_kvm)
-    directory.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part")
-    part.write_text(json.dumps({"key": key, **asdict(verdict)}))
-    part.replace(file)
-    return verdict
+    found = _tried(qemu)
+    if found.usable or qemu.accelerator is Accelerator.KVM:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Of one of those who try at the same time.
+        descriptor, part = tempfile.mkstemp(dir=directory, prefix=".verdict-")
+        with open(descriptor, "w") as written:
+            written.write(json.dumps({"key": key, **asdict(found)}))
+        Path(part).replace(file)
+    return found
+
+
+def _missing() -> str:
+    """Why KVM can't be tried; empty when it can."""
+    try:
+        device = Path(DEVICE).stat()
+    except OSError:
+        return f"{DEVICE} does not exist: no hardware virtualization, or it is not passed on to this machine"
+    everybody, group = device.st_mode & 0o006 == 0o006, device.st_gid != 0 and device.st_mode & 0o060 == 0o060
+    return (
+        "" if everybody or group else f"{DEVICE} belongs to root alone, which QEMU is not: give it to a group (`kvm`, mode 0660)"
+    )
 
 
 def _tried(qemu: Qemu) -> Verdict:
-    if not Path(DEVICE).exists():
-        return Verdict(False, f"{DEVICE} does not exist: no hardware virtualization, or it is not passed on to this machine")
     try:
         boots(qemu)
     except OSError as error:
-        return Verdict(False, f"{DEVICE} exists, but the guest's kernel does not boot with it: {error}")
+        with_it = f"{DEVICE} exists, but " if qemu.accelerator is Accelerator.KVM else ""
+        return Verdict(False, f"{with_it}the guest's kernel does not boot: {error}")
     return Verdict(True, "the guest's kernel booted and its agent answered")

@@ -1,0 +1,59 @@
+"""A virtual machine's network card: a tap in the network namespace of its sandbox.
+
+    guest ─ QEMU ─ tap0 ─▶ rules ─▶ eth0 ═ the host's end of the link ─▶ the instance's rules, the gateway
+
+The namespace has `eth0`, as for every backend. Rules at the arrival of frames hand them from one device to the other, so that the
+namespace's own stack never sees one. From the guest come frames of its own hardware address and nothing but whole IPv4 packets of
+its own address to one receiver, and ARP about the link's two addresses. All else, VLANs, IPv6, multicast, is dropped before the
+host has to judge it. The host's own rules are the same as for every backend, and would drop it once more.
+
+QEMU gets the tap as a descriptor: it makes no device and opens no path, and the tap ends with it.
+"""
+
+from __future__ import annotations
+
+import os
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from hutch.host import kernel
+
+NAME = "tap0"
+LINK = "eth0"
+"""What the host calls the namespace's end of the link."""
+_RULES = """
+table netdev hutch {{
+  counter stray {{ }}
+  chain outward {{
+    type filter hook ingress device "{tap}" priority 0; policy drop;
+    ether saddr {hardware} ether type ip ether daddr & 01:00:00:00:00:00 == 00:00:00:00:00:00 ip saddr {guest} fwd to "{link}"
+    ether saddr {hardware} ether type arp arp saddr ether {hardware} arp saddr ip {guest} arp daddr ip {host} fwd to "{link}"
+    counter name stray drop
+  }}
+  chain inward {{
+    type filter hook ingress device "{link}" priority 0; policy drop;
+    ether type {{ ip, arp }} fwd to "{tap}"
+  }}
+}}
+"""
+
+
+def hardware_address(guest: str) -> str:
+    """The card's, made of its IPv4 address: locally administered, and nobody else's on this machine."""
+    return ":".join(f"{byte:02x}" for byte in (0x02, 0x48, *IPv4Address(guest).packed))
+
+
+def attach(namespace: Path, guest: str, host: str) -> int:
+    """A tap's descriptor, joined to the namespace's link. `guest` and `host` are the addresses of the link's two ends. Blocks.
+    Raises `OSError`."""
+    descriptor = kernel.open_tap(namespace, NAME)
+    try:
+        inside = ["nsenter", f"--net={namespace}", "--"]
+        # The addresses are the guest's.
+        kernel.run([*inside, "ip", "-batch", "-"], stdin=f"addr flush dev {LINK}\nlink set {NAME} up\n")
+        rules = _RULES.format(tap=NAME, link=LINK, guest=guest, host=host, hardware=hardware_address(guest))
+        kernel.run([*inside, "nft", "-f", "-"], stdin=rules)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
