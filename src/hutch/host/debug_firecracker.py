@@ -278,7 +278,11 @@ def _booted(options: argparse.Namespace, settings: Settings, around: _Around, sc
         interfaces=interfaces,
         track_dirty_pages=options.call == "snapshot" and options.diff,
     )
-    return Plan(tuple(files), machine, machine.vcpus, machine.memory_bytes, around.cgroups, around.cgroup, options.netns)
+    # Up to two copies of its memory, where the machine's directory is in memory.
+    headroom = 2 * machine.memory_bytes if options.call == "snapshot" else 0
+    return Plan(
+        tuple(files), machine, machine.vcpus, machine.memory_bytes, around.cgroups, around.cgroup, options.netns, headroom
+    )
 
 
 def _restored(options: argparse.Namespace, around: _Around, snapshot: Snapshot, scratch: Path) -> Plan:

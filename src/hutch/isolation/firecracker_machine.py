@@ -63,6 +63,7 @@ class Plan:
     cgroups: Cgroups | None = None
     cgroup: str = ""
     namespace: Path | None = None
+    headroom_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,17 @@ async def with_machine(
     try:
         where = directory / CHANNEL_DIRECTORY
         where.mkdir(mode=0o700)
-        launch = Launch(jail, where, plan.files, plan.vcpus, plan.memory_bytes, plan.cgroups, plan.cgroup, plan.namespace)
+        launch = Launch(
+            jail,
+            where,
+            plan.files,
+            plan.vcpus,
+            plan.memory_bytes,
+            plan.cgroups,
+            plan.cgroup,
+            plan.namespace,
+            plan.headroom_bytes,
+        )
         began = time.monotonic()
 
         def elapsed_ms() -> int:

@@ -44,7 +44,7 @@ LAST_WORDS_BYTES = 1500
 LOOK_S = 0.01
 DEATH_TIMEOUT_S = 10.0
 OVERHEAD_BYTES = 128 * MIB
-"""Firecracker beside the guest's memory; what a snapshot holds of the page cache is counted to it too, and given back."""
+"""Firecracker beside the guest's memory."""
 MAX_THREADS = 64
 _FILTERED = "2"
 """How `/proc/PID/status` names a filter of system calls."""
@@ -66,7 +66,8 @@ _HINTS = (
 class Launch:
     """What one process is started with. `memory_bytes` is the guest's; `channel` is the directory in which the host listens.
 
-    Without `cgroup` nothing bounds the process: only for `hutch debug`.
+    Without `cgroup` nothing bounds the process: only for `hutch debug`. `headroom_bytes` is for what it saves on a file system
+    in memory, which counts to the bound of its cgroup.
     """
 
     jail: Jail
@@ -77,6 +78,7 @@ class Launch:
     cgroups: Cgroups | None = None
     cgroup: str = ""
     namespace: Path | None = None
+    headroom_bytes: int = 0
 
 
 class Monitor:
@@ -182,7 +184,7 @@ def _confined(launch: Launch) -> list[str]:
         # A network of its own: empty, unless the jailer then enters a namespace with the machine's tap.
         words = ["unshare", "--net", "--ipc", "--", *words]
     if launch.cgroups is not None and launch.cgroup:
-        memory = launch.memory_bytes + OVERHEAD_BYTES
+        memory = launch.memory_bytes + OVERHEAD_BYTES + launch.headroom_bytes
         directories = limits.bounded(launch.cgroups, launch.cgroup, memory_bytes=memory, vcpus=launch.vcpus, threads=MAX_THREADS)
         words = [*limits.joining(directories), *words]
     return words
