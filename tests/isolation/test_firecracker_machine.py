@@ -256,7 +256,7 @@ def changed(name: str, change: Callable[[Path], object]) -> Callable[[Path], Non
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (changed("memory", lambda file: os.truncate(file, 1000)), "has 1000 bytes; the machine has"),
+        (changed("memory", lambda file: os.truncate(file, 1000)), "has 1000 bytes; it had 134217728"),
         (changed("memory", Path.unlink), "is not whole"),
         (changed("state", lambda file: file.write_text("{}")), "its checksum differs"),
         (changed("snapshot.json", Path.unlink), "has no snapshot"),
@@ -292,6 +292,39 @@ def test_a_directory_with_files_is_not_overwritten(machine: Machine) -> None:
 @PLAIN
 def test_a_program_that_is_not_there_is_told(machine: Machine) -> None:
     assert "executable file not found" in fails(machine, "exec", "--", "no-such-program")
+
+
+@PLAIN
+def test_the_command_is_there(machine: Machine) -> None:
+    command = [sys.executable, "-m", "hutch", "debug", "firecracker", "--help"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "--no-jailer" in said.stdout
+
+
+@PLAIN
+def test_what_is_missing_on_the_command_line_is_said(machine: Machine) -> None:
+    def says(*words: str) -> str:
+        assert debug_firecracker.main(words) == 1
+        return machine.capsys.readouterr().err
+
+    programs = machine.programs()
+    assert "isolation.firecracker.binary" in says("boot")
+    assert "say --no-jailer" in says(*programs[:2], "boot")
+    assert "can't be used together" in says(*programs, "--jailer", "x", "boot")
+    assert "There is no file /none" in says(*programs, "--kernel", "/none", "boot")
+    for words in (("exec",), ("boot", "--", "true"), ()):
+        with pytest.raises(SystemExit, match="2"):
+            debug_firecracker.main([*programs, *words])
+
+
+@PLAIN
+def test_a_program_prints_as_it_goes_and_the_rest_is_told_beside_it(machine: Machine) -> None:
+    options = ["--kernel", str(machine.base / "vmlinux"), "--root", str(machine.base / "root.img")]
+    words = [*machine.programs(), *options, "exec", "--state-dir", str(machine.base / "state"), "--", "echo", "hello"]
+    assert debug_firecracker.main(words) == 0
+    captured = machine.capsys.readouterr()
+    assert captured.out == "hello\n"
+    assert "agent_answered_ms" in captured.err
 
 
 def test_sigterm_leaves_nothing(machine: Machine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import lzma
 import os
@@ -299,6 +300,19 @@ def test_what_is_taken_out_of_a_jail_is_a_file_and_nothing_else(tmp_path: Path) 
         with pytest.raises(OSError, match="symbolic links|something else|No such file"):
             made.take(name, tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+def test_what_lies_on_another_file_system_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def elsewhere(*_: object, **__: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    made = jail(tmp_path, None)
+    made.root.mkdir()
+    (made.root / "memory").write_text("memory")
+    monkeypatch.setattr(os, "rename", elsewhere)
+    made.take("memory", tmp_path / "taken")
+    assert (tmp_path / "taken").read_text() == "memory"
+    assert not (made.root / "memory").exists()
 
 
 # -- snapshots --------------------------------------------------------------------------------------

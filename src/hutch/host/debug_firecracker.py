@@ -82,6 +82,8 @@ def main(argv: Sequence[str]) -> int:
         parser.error("`boot` runs no program; `exec` does")
     try:
         return _call(options, program)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except (HutchError, OSError, ValueError) as error:
         message = error.message if isinstance(error, HutchError) else str(error)
         if options.json:
@@ -389,6 +391,7 @@ async def _saved(options: argparse.Namespace, around: _Around, plan: Plan, runni
         firecracker=str(around.programs.version),
         vcpus=plan.vcpus,
         memory_bytes=plan.memory_bytes,
+        memory_file_bytes=told["memory_bytes"],
         vsock=VSOCK,
         interfaces=tuple(interface.name for interface in plan.source.interfaces),
         images=tuple(ReadOnlyFile(name, str(image), image.stat().st_size) for name, image in zip(names, images, strict=True)),

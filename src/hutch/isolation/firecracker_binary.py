@@ -23,6 +23,8 @@ class NotUsable(OSError):
 
 def find(name: str | Path) -> Path:
     """A program by its path, or by its name in the system's directories. Raises `NotUsable`."""
+    if Path(name).is_file() and os.access(name, os.X_OK):
+        return Path(name).resolve()
     found = shutil.which(name, path=kernel.command_environment()["PATH"])
     if found is None:
         raise NotUsable(f"{name} is no program that can be run: it does not exist there, or is not executable")

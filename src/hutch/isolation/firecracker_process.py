@@ -120,9 +120,12 @@ class Monitor:
 
     def is_filtered(self) -> bool:
         """Whether every thread of it is under a filter of system calls, as a release's build is once a machine runs."""
-        tasks = Path(f"/proc/{self.process.pid}/task")
+        modes = []
         try:
-            modes = [_status(task / "status").get("Seccomp") for task in tasks.iterdir()]
+            for task in Path(f"/proc/{self.process.pid}/task").iterdir():
+                # A thread may end while it is looked at.
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    modes.append(_status(task / "status").get("Seccomp"))
         except OSError as error:
             raise FirecrackerFailed(f"Firecracker ended: {error}") from error
         return bool(modes) and all(mode == _FILTERED for mode in modes)

@@ -43,6 +43,7 @@ class Snapshot:
     firecracker: str
     vcpus: int
     memory_bytes: int
+    memory_file_bytes: int
     vsock: str
     interfaces: tuple[str, ...]
     images: tuple[ReadOnlyFile, ...]
@@ -90,8 +91,8 @@ def _check(directory: Path, found: Snapshot) -> None:
         raise BadSnapshot(f"The snapshot in {directory} is not whole: {error}") from error
     if hashlib.sha256(state).hexdigest() != found.state_sha256:
         raise BadSnapshot(f"{directory / STATE} is not what was written: its checksum differs")
-    if memory.st_size != found.memory_bytes:
-        raise BadSnapshot(f"{directory / MEMORY} has {memory.st_size} bytes; the machine has {found.memory_bytes} of memory")
+    if memory.st_size != found.memory_file_bytes:
+        raise BadSnapshot(f"{directory / MEMORY} has {memory.st_size} bytes; it had {found.memory_file_bytes} when it was saved")
     for image in found.images:
         try:
             size = Path(image.source).stat().st_size
