@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -162,3 +163,36 @@ def test_masking_never_fails(value: str) -> None:
 
 def test_the_backend_is_one_of_those_there_are(tmp_path: Path) -> None:
     assert loaded(tmp_path, isolation__backend="qemu").isolation.backend is Backend.QEMU
+
+
+def test_a_section_inside_a_section(tmp_path: Path) -> None:
+    (tmp_path / "hutch.toml").write_text('[isolation]\nminimum = "qemu"\n[isolation.firecracker]\nbinary = "/a"\nkernel = "/k"\n')
+    loaded_ = load(
+        tmp_path / "hutch.toml",
+        environment={"HUTCH_ISOLATION__FIRECRACKER__BINARY": "/b", "HUTCH_ISOLATION__FIRECRACKER__JAILER": "/j"},
+        flags={"isolation.firecracker.jailer": "/f"},
+    )
+    found = loaded_.isolation.firecracker
+    assert (found.binary, found.jailer, found.kernel) == (Path("/b"), Path("/f"), Path("/k"))
+    shown = {value.key: (value.value, value.source) for value in loaded_.effective()}
+    assert shown["isolation.firecracker.binary"] == (Path("/b"), Source.ENVIRONMENT)
+    assert shown["isolation.firecracker.kernel"] == (Path("/k"), Source.FILE)
+    assert shown["isolation.firecracker.boot_timeout_s"] == (120, Source.DEFAULT)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[isolation]\nfirecracker = "/a"\n', "`isolation.firecracker` must be a section"),
+        (
+            '[isolation.firecracker]\nbinry = "/a"\n',
+            "no key `isolation.firecracker.binry`; the keys of `isolation.firecracker` are",
+        ),
+        ("[isolation.firecracker]\nboot_timeout_s = 0\n", "`isolation.firecracker.boot_timeout_s` is 0, but"),
+        ('[isolation.firecracker]\nkernel_args = "a\\nb"\n', "must be one line of printable ASCII"),
+    ],
+)
+def test_a_bad_key_of_an_inner_section_is_named_whole(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "hutch.toml").write_text(text)
+    with pytest.raises(SettingsError, match=re.escape(said)):
+        load(tmp_path / "hutch.toml", environment={})

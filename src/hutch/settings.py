@@ -12,7 +12,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import ip_address, ip_network
@@ -200,6 +200,39 @@ class HostSettings(Section):
     )
 
 
+class FirecrackerSettings(Section):
+    """Firecracker, which is in no registry of packages: its programs are named here."""
+
+    binary: Path | None = Field(None, description="Firecracker's program, linked statically. Default: no Firecracker.")
+    jailer: Path | None = Field(None, description="Its jailer, of the same release. Sandboxes are never started without one.")
+    kernel: Path | None = Field(
+        None,
+        description="Kernel of its guests: an ELF `vmlinux`, or a `bzImage` that holds one. Default: the one of `make setup`.",
+    )
+    kernel_args: str | None = Field(
+        None,
+        description="The kernel's command line, to which Hutch adds words of its own. "
+        "Default: a console on the serial line, and an end at each panic.",
+        max_length=1500,
+    )
+    boot_timeout_s: int = Field(
+        120, description="Seconds until the agent of a machine must have answered, from a start or a snapshot.", ge=1, le=86_400
+    )
+    api_timeout_s: int = Field(60, description="Seconds for each answer of Firecracker's API.", ge=1, le=86_400)
+
+    @field_validator("binary", "jailer", "kernel")
+    @classmethod
+    def _path(cls, value: Path | None) -> Path | None:
+        return value.expanduser().absolute() if value is not None else None
+
+    @field_validator("kernel_args")
+    @classmethod
+    def _one_line(cls, value: str | None) -> str | None:
+        if value is not None and not (value.isascii() and value.isprintable()):
+            raise ValueError("must be one line of printable ASCII characters")
+        return value
+
+
 class IsolationSettings(Section):
     """How sandboxes are kept apart from the machine and from each other."""
 
@@ -216,6 +249,7 @@ class IsolationSettings(Section):
         QemuAccelerator.AUTO,
         description="What runs the guests of `qemu`. `auto`: KVM where a machine boots with it, else emulation (`tcg`).",
     )
+    firecracker: FirecrackerSettings = Field(default_factory=FirecrackerSettings, description="See `isolation.firecracker`.")
 
     def runsc_path(self) -> Path:
         """Where `runsc` is. Raises `FileNotFoundError` naming every place that was looked at."""
@@ -888,14 +922,15 @@ class Settings(BaseSettings):
     def effective(self) -> list[EffectiveValue]:
         """Every key with its value and source, secrets masked."""
         values = []
-        for section in type(self).model_fields:
-            model: Section = getattr(self, section)
-            for name in type(model).model_fields:
-                key = f"{section}.{name}"
-                value = getattr(model, name)
-                source, origin = self.source_of(key)
-                values.append(EffectiveValue(key, mask(key, value), source, origin))
+        for key, value in self.leaves():
+            source, origin = self.source_of(key)
+            values.append(EffectiveValue(key, mask(key, value), source, origin))
         return values
+
+    def leaves(self) -> Iterator[tuple[str, Any]]:
+        """Every key with its value, secrets included."""
+        for section in type(self).model_fields:
+            yield from _leaves(section, getattr(self, section))
 
     # -- paths below the data directory -------------------------------------------------------------
 
@@ -1015,9 +1050,9 @@ def load(
     sources: dict[str, tuple[Source, str]] = {}
 
     def put(section: str, key: str, value: object, source: Source, origin: str) -> None:
-        _check_known(section, key, origin)
-        merged.setdefault(section, {})[key] = value
-        sources[f"{section}.{key}"] = (source, origin)
+        for name, leaf in _flattened(section, key, value, origin):
+            _put(merged.setdefault(section, {}), name.split("."), leaf)
+            sources[f"{section}.{name}"] = (source, origin)
 
     path = _config_path(config_file, environment)
     if path is not None:
@@ -1031,7 +1066,7 @@ def load(
     for variable, text in environment.items():
         section, separator, key = variable.removeprefix(ENVIRONMENT_PREFIX).partition("__")
         if variable.startswith(ENVIRONMENT_PREFIX) and separator:
-            put(section.lower(), key.lower(), text, Source.ENVIRONMENT, variable)
+            put(section.lower(), key.lower().replace("__", "."), text, Source.ENVIRONMENT, variable)
     for dotted, flag in (flags or {}).items():
         if flag is not None:
             section, _, key = dotted.partition(".")
@@ -1062,30 +1097,84 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _section(name: str) -> type[Section]:
-    annotation = Settings.model_fields[name].annotation
-    assert isinstance(annotation, type)
-    assert issubclass(annotation, Section)
-    return annotation
+    section = _as_section(Settings.model_fields[name].annotation)
+    assert section is not None
+    return section
 
 
-def _check_known(section: str, key: str, origin: str) -> None:
+def _as_section(annotation: Any) -> type[Section] | None:
+    """A field's kind where it is a section; None for a value."""
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Section) else None
+
+
+def _leaves(prefix: str, section: Section) -> Iterator[tuple[str, Any]]:
+    """Each key of a section and of those inside it, with its value."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            yield from _leaves(f"{prefix}.{name}", value)
+        else:
+            yield f"{prefix}.{name}", value
+
+
+def _flattened(section: str, key: str, value: object, origin: str) -> Iterator[tuple[str, object]]:
+    """The keys and values that a value means: its own, or those of a section inside `section`. Raises `SettingsError`."""
+    if _check_known(section, key, origin) is None:
+        yield key, value
+        return
+    if not isinstance(value, dict):
+        raise SettingsError(f"{origin}: `{section}.{key}` must be a section [{section}.{key}], not a value.")
+    for name, inner in value.items():
+        yield from _flattened(section, f"{key}.{name}", inner, origin)
+
+
+def _put(place: dict[str, object], path: Sequence[str], value: object) -> None:
+    for part in path[:-1]:
+        inside = place.setdefault(part, {})
+        assert isinstance(inside, dict)
+        place = inside
+    place[path[-1]] = value
+
+
+def _check_known(section: str, key: str, origin: str) -> type[Section] | None:
+    """The kind of section that a key names; None where it names a value. Raises `SettingsError` where it names nothing."""
     if section not in Settings.model_fields:
         allowed = ", ".join(Settings.model_fields)
         raise SettingsError(f"{origin}: there is no section `{section}`; the sections are {allowed}.")
-    if key and key not in _section(section).model_fields:
-        allowed = ", ".join(_section(section).model_fields)
-        raise SettingsError(f"{origin}: there is no key `{section}.{key}`; the keys of `{section}` are {allowed}.")
+    at, where = _section(section), section
+    found: type[Section] | None = at
+    for part in key.split(".") if key else ():
+        if found is None or part not in at.model_fields:
+            allowed = ", ".join(at.model_fields)
+            raise SettingsError(f"{origin}: there is no key `{section}.{key}`; the keys of `{where}` are {allowed}.")
+        found = _as_section(at.model_fields[part].annotation)
+        if found is not None:
+            at, where = found, f"{where}.{part}"
+    return found
 
 
 def _explain(error: ValidationError, sources: Mapping[str, tuple[Source, str]]) -> str:
     sentences = []
     for problem in error.errors(include_url=False):
-        key = ".".join(str(part) for part in problem["loc"][:2])
+        key = _key_of(problem["loc"])
         origin = sources.get(key, (Source.DEFAULT, ""))[1] or "default"
         value = mask(key, problem["input"])
         reason = problem["msg"].removeprefix("Value error, ")
         sentences.append(f"{origin}: `{key}` is {value!r}, but {_lower_first(reason)}.")
     return " ".join(sentences)
+
+
+def _key_of(place: Sequence[int | str]) -> str:
+    """The key that a place in the settings belongs to, which may lie inside its value."""
+    found: type[BaseModel] | None = Settings
+    parts: list[str] = []
+    for part in place:
+        if found is None:
+            break
+        parts.append(str(part))
+        field = found.model_fields.get(str(part))
+        found = _as_section(field.annotation) if field is not None else None
+    return ".".join(parts)
 
 
 def _lower_first(text: str) -> str:

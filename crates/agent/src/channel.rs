@@ -12,6 +12,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 
 use crate::poller::{Interest, Poller, Token};
 use crate::sys_unsafe::{connect_vsock, read_into};
+use crate::system::complain;
 use crate::vm::VSOCK_HOST;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
@@ -110,7 +111,13 @@ impl Channel {
                 self.connection = Some(connection);
                 Ok(())
             }
-            Err(_) => Err(self.next_pause()),
+            Err(error) => {
+                if let Place::Vsock(port) = self.place {
+                    // Somebody who reads the console of a machine that does not answer wants to know.
+                    complain(&format!("port {port} of the host can't be reached over vsock: {error}"));
+                }
+                Err(self.next_pause())
+            }
         }
     }
 

@@ -7,11 +7,12 @@
 //! * `identity`: what a claim made of the guest
 //! * `work`, `files`, `archive`, `tar`: file methods, in threads with the rights of the request's user
 //! * `system`: hostname, clock, entropy, limits
-//! * `vm`: from a virtual machine's initramfs to the sandbox's root
+//! * `vm`: from a virtual machine's initramfs to the sandbox's root; `bare`: a root that has nothing but the agent
 //! * `sys_unsafe`: the only `unsafe` code, with its reasons
 
 mod agent;
 mod archive;
+mod bare;
 mod channel;
 mod command;
 mod errors;
@@ -44,7 +45,7 @@ Options:
 
 As process 1 it reaps all orphans and sets hostname, /etc/hosts, clock and entropy as the host says. As an
 ordinary process it leaves those alone and, on shutdown, signals only the commands that it started.
-Without arguments as process 1 it is the init of a virtual machine, which the kernel's command line describes.
+With anything else as process 1 it is the init of a virtual machine, which the kernel's command line describes.
 ";
 
 fn main() -> ExitCode {
@@ -53,7 +54,8 @@ fn main() -> ExitCode {
         [option] if option == "--version" => println!("hutch-agent {}", env!("CARGO_PKG_VERSION")),
         [option] if option == "--help" => print!("{HELP}"),
         [option, path] if option == "--connect" => return run(Place::Unix(path.clone().into_vec())),
-        [] if system::is_init() => {
+        // Words of its command line that a kernel does not know, such as `nomodule`, are init's arguments.
+        _ if system::is_init() => {
             if run(vm::enter()) == ExitCode::FAILURE {
                 vm::end("the agent did not start");
             }

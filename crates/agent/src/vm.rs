@@ -4,6 +4,9 @@
 //! numbers `layer0`, the lowest, to `layerN-1`) and the disk with the serial number `disk`, formatted by the host before
 //! any guest wrote to it. `hutch.vsock=PORT` moves the channel from the port named `hutch` to that port of the host.
 //! `hutch.address=A/P` and `hutch.gateway=G` are the first network card's, and G is asked for names too.
+//! `hutch.disks=order` is for monitors whose disks have no serial numbers of the host's choosing: images and disk are then
+//! the first, second … in the order in which they were attached. With `hutch.layers=0` there is no overlay: the root that the
+//! kernel started this program from, be it an initramfs or an image, is the sandbox's.
 //!
 //! Whatever is missing ends the machine with a line on its console: nobody could ask a guest without a channel.
 
@@ -18,8 +21,10 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount, mount_move};
+use rustix::net::{AddressFamily, SocketType};
 use rustix::system::RebootCommand;
 
+use crate::bare;
 use crate::channel::Place;
 use crate::sys_unsafe;
 
@@ -42,6 +47,7 @@ const OWN_RESOLVER: &str = "/run/hutch/resolv.conf";
 #[derive(Debug, PartialEq, Eq)]
 struct Wanted {
     layers: usize,
+    disks: Disks,
     vsock: Option<u32>,
     network: Option<Network>,
 }
@@ -52,6 +58,15 @@ struct Network {
     address: Ipv4Addr,
     prefix: u32,
     gateway: Ipv4Addr,
+}
+
+/// How disks are told from each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Disks {
+    /// By their serial numbers.
+    Serial,
+    /// By the order in which they were attached.
+    Order,
 }
 
 /// Why there is no sandbox; for the console.
@@ -78,24 +93,47 @@ pub(crate) fn end(failure: &str) -> ! {
 
 fn prepare() -> Result<Place, Failure> {
     let plain = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    bare::ensure_places(&["proc", "sys", "dev"])?;
     attach("proc", "/proc", "proc", plain, None)?;
-    attach("sysfs", "/sys", "sysfs", plain, None)?;
-    // The kernel may have mounted it already.
-    let _ = attach("devtmpfs", "/dev", "devtmpfs", MountFlags::NOSUID, None);
     let line = fs::read_to_string("/proc/cmdline").map_err(|error| format!("/proc/cmdline: {error}"))?;
     let wanted = parse(&line)?;
+    let described = attach("sysfs", "/sys", "sysfs", plain, None);
+    if wanted.layers > 0 {
+        described?;
+    }
+    // The kernel may have mounted it already; a small one may have none.
+    if attach("devtmpfs", "/dev", "devtmpfs", MountFlags::NOSUID, None).is_err() && !Path::new("/dev/null").exists() {
+        attach("tmpfs", "/dev", "tmpfs", MountFlags::NOSUID, None)
+            .or_else(|_| attach("ramfs", "/dev", "ramfs", MountFlags::NOSUID, None))?;
+    }
+    bare::ensure_devices()?;
     load_modules()?;
-    mount_root(wanted.layers)?;
-    switch_root()?;
+    if wanted.layers > 0 {
+        mount_root(wanted.layers, wanted.disks)?;
+        switch_root()?;
+    }
     finish_root();
     if let Some(network) = &wanted.network {
         set_up(network)?;
     }
     let place = match wanted.vsock {
-        Some(port) => Place::Vsock(port),
+        Some(port) => {
+            check_vsock()?;
+            Place::Vsock(port)
+        }
         None => Place::Port(find_port()?),
     };
     Ok(place)
+}
+
+/// Refuse a kernel without vsock, which could only try to connect for ever.
+fn check_vsock() -> Result<(), Failure> {
+    match rustix::net::socket(AddressFamily::VSOCK, SocketType::STREAM, None) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!(
+            "this kernel has no vsock (CONFIG_VSOCKETS, CONFIG_VIRTIO_VSOCKETS): {error}"
+        )),
+    }
 }
 
 fn parse(line: &str) -> Result<Wanted, Failure> {
@@ -111,8 +149,13 @@ fn parse(line: &str) -> Result<Wanted, Failure> {
     let layers = layers
         .parse()
         .ok()
-        .filter(|count| (1..=MAX_LAYERS).contains(count))
-        .ok_or_else(|| format!("hutch.layers={layers} is not a number from 1 to {MAX_LAYERS}"))?;
+        .filter(|count| *count <= MAX_LAYERS)
+        .ok_or_else(|| format!("hutch.layers={layers} is not a number from 0 to {MAX_LAYERS}"))?;
+    let disks = match value("hutch.disks") {
+        None | Some("serial") => Disks::Serial,
+        Some("order") => Disks::Order,
+        Some(other) => return Err(format!("hutch.disks={other} is neither serial nor order")),
+    };
     let vsock = value("hutch.vsock")
         .map(|port| port.parse().map_err(|_| format!("hutch.vsock={port} is not a port")))
         .transpose()?;
@@ -123,7 +166,12 @@ fn parse(line: &str) -> Result<Wanted, Failure> {
                 .ok_or_else(|| format!("hutch.address={address} hutch.gateway={gateway} is no network"))
         })
         .transpose()?;
-    Ok(Wanted { layers, vsock, network })
+    Ok(Wanted {
+        layers,
+        disks,
+        vsock,
+        network,
+    })
 }
 
 fn parse_network(address: &str, gateway: &str) -> Option<Network> {
@@ -140,9 +188,13 @@ fn attach(source: &str, target: &str, kind: &str, flags: MountFlags, options: Op
         .map_err(|error| format!("{source} can't be mounted as {kind} on {target}: {error}"))
 }
 
-/// Load what the initramfs has, in the order of its list: each after what it needs.
+/// Load what the initramfs has, in the order of its list: each after what it needs. Without a list the kernel has it all.
 fn load_modules() -> Result<(), Failure> {
-    let list = fs::read_to_string("/modules/order").map_err(|error| format!("/modules/order: {error}"))?;
+    let list = match fs::read_to_string("/modules/order") {
+        Ok(list) => list,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(format!("/modules/order: {error}")),
+    };
     for name in list.lines() {
         let path = format!("/modules/{name}");
         let file = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
@@ -180,10 +232,31 @@ fn device(class: &str, attribute: &str, value: &str) -> Option<PathBuf> {
     })
 }
 
-fn find_disk(serial: &str) -> Result<PathBuf, Failure> {
-    awaited(&format!("disk with the serial number {serial}"), || {
-        device("/sys/block", "serial", serial)
-    })
+/// The disk called `serial`, which is the one at `place`, from 0, in the order of attachment.
+fn find_disk(disks: Disks, serial: &str, place: usize) -> Result<PathBuf, Failure> {
+    match disks {
+        Disks::Serial => awaited(&format!("disk with the serial number {serial}"), || {
+            device("/sys/block", "serial", serial)
+        }),
+        Disks::Order => {
+            let node = PathBuf::from(format!("/dev/{}", disk_name(place)));
+            awaited(&format!("{}, which were to be {serial}", node.display()), || {
+                node.exists().then(|| node.clone())
+            })
+        }
+    }
+}
+
+/// What the kernel calls the virtio disk at `place`, from 0: `vda` to `vdz`, then `vdaa`.
+fn disk_name(place: usize) -> String {
+    let mut letters = Vec::new();
+    let mut left = place + 1;
+    while left > 0 {
+        letters.push(b'a' + ((left - 1) % 26) as u8);
+        left = (left - 1) / 26;
+    }
+    letters.reverse();
+    format!("vd{}", String::from_utf8_lossy(&letters))
 }
 
 fn find_port() -> Result<PathBuf, Failure> {
@@ -196,12 +269,12 @@ fn directory(path: &str) -> Result<(), Failure> {
     fs::create_dir_all(path).map_err(|error| format!("{path} can't be made: {error}"))
 }
 
-fn mount_root(layers: usize) -> Result<(), Failure> {
+fn mount_root(layers: usize, disks: Disks) -> Result<(), Failure> {
     let mut lowers = Vec::new();
     for number in 0..layers {
         let target = format!("/layers/{number}");
         directory(&target)?;
-        let image = find_disk(&format!("layer{number}"))?;
+        let image = find_disk(disks, &format!("layer{number}"), number)?;
         attach(
             &image.to_string_lossy(),
             &target,
@@ -213,7 +286,7 @@ fn mount_root(layers: usize) -> Result<(), Failure> {
     }
     lowers.reverse();
     directory("/disk")?;
-    let disk = find_disk("disk")?;
+    let disk = find_disk(disks, "disk", layers)?;
     // What is deleted goes back to the host, in whose file everything is zero that was never written.
     let options = c"discard,noinit_itable";
     attach(
@@ -302,35 +375,37 @@ fn set_resolver(server: Ipv4Addr) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Network, Wanted, parse};
+    use super::{Disks, Network, Wanted, disk_name, parse};
 
     #[test]
     fn a_command_line_says_what_is_attached() {
-        let wanted = parse("console=ttyS0 hutch.vm=1 hutch.layers=2 quiet\n");
-        assert_eq!(
-            wanted,
+        let wanted = |layers, disks, vsock| {
             Ok(Wanted {
-                layers: 2,
-                vsock: None,
-                network: None
+                layers,
+                disks,
+                vsock,
+                network: None,
             })
-        );
-        let wanted = parse("hutch.layers=1 hutch.vsock=5000 hutch.vm=1");
-        assert_eq!(
-            wanted,
-            Ok(Wanted {
-                layers: 1,
-                vsock: Some(5000),
-                network: None
-            })
-        );
-        let wanted = parse("hutch.vm=1 hutch.layers=1 hutch.address=100.64.0.6/30 hutch.gateway=100.64.0.5");
+        };
+        let found = parse("console=ttyS0 hutch.vm=1 hutch.layers=2 quiet\n");
+        assert_eq!(found, wanted(2, Disks::Serial, None));
+        let found = parse("hutch.layers=1 hutch.vsock=5000 hutch.vm=1");
+        assert_eq!(found, wanted(1, Disks::Serial, Some(5000)));
+        let found = parse("hutch.vm=1 hutch.layers=0 hutch.disks=order hutch.vsock=1");
+        assert_eq!(found, wanted(0, Disks::Order, Some(1)));
+        let found = parse("hutch.vm=1 hutch.layers=1 hutch.address=100.64.0.6/30 hutch.gateway=100.64.0.5");
         let network = Network {
             address: [100, 64, 0, 6].into(),
             prefix: 30,
             gateway: [100, 64, 0, 5].into(),
         };
-        assert_eq!(wanted.map(|wanted| wanted.network), Ok(Some(network)));
+        assert_eq!(found.map(|found| found.network), Ok(Some(network)));
+    }
+
+    #[test]
+    fn disks_are_called_as_the_kernel_does() {
+        let names: Vec<_> = [0, 1, 25, 26, 27, 51, 52].into_iter().map(disk_name).collect();
+        assert_eq!(names, ["vda", "vdb", "vdz", "vdaa", "vdab", "vdaz", "vdba"]);
     }
 
     #[test]
@@ -339,7 +414,10 @@ mod tests {
             ("", "no hutch.vm=1"),
             ("hutch.vm=0 hutch.layers=1", "no hutch.vm=1"),
             ("hutch.vm=1", "no hutch.layers"),
-            ("hutch.vm=1 hutch.layers=0", "hutch.layers=0 is not"),
+            (
+                "hutch.vm=1 hutch.layers=1 hutch.disks=uuid",
+                "hutch.disks=uuid is neither",
+            ),
             ("hutch.vm=1 hutch.layers=101", "hutch.layers=101 is not"),
             ("hutch.vm=1 hutch.layers=-1", "hutch.layers=-1 is not"),
             ("hutch.vm=1 hutch.layers=1 hutch.vsock=x", "hutch.vsock=x is not"),

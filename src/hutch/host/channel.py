@@ -36,12 +36,13 @@ class AgentMissing(OSError):
 
 
 async def accept_agent(
-    directory: Path, token: str, timeout_s: float, greeting_timeout_s: float = GREETING_TIMEOUT_S
+    directory: Path, token: str, timeout_s: float, greeting_timeout_s: float = GREETING_TIMEOUT_S, mode: int = 0o600
 ) -> Connection:
     """Listen in `directory` until the machine's agent has connected. Raises `AgentMissing`.
 
     `token` is what the agent got at its last claim, empty for a machine that was never claimed.
     `greeting_timeout_s` is how long a connection may say nothing: a virtual machine's is there before its kernel starts.
+    `mode` is the socket's: where the machine's monitor connects by itself, as a user of its own, it has to be able to.
     """
     loop = asyncio.get_running_loop()
     found: asyncio.Future[Connection] = loop.create_future()
@@ -68,7 +69,7 @@ async def accept_agent(
                 return
         connection.close("not the machine's agent")
 
-    server = await loop.create_unix_server(accepted, sock=bind_unix(directory / SOCKET_NAME))
+    server = await loop.create_unix_server(accepted, sock=bind_unix(directory / SOCKET_NAME, mode))
     try:
         async with asyncio.timeout(timeout_s):
             return await found

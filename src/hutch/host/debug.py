@@ -5,6 +5,7 @@
     hutch debug ls                        the machines that run
     hutch debug kill ID                   end it and remove everything of it
     hutch debug qemu …                    one virtual machine (`debug_qemu.py`)
+    hutch debug firecracker …             one virtual machine on Firecracker (`debug_firecracker.py`)
 
 Each call is a host of its own, with its own data directory: it adopts what the call before left, as a host does after a
 crash.
@@ -39,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from hutch.host import debug_qemu
 
         return debug_qemu.main(words[1:])
+    if words[:1] == ["firecracker"]:
+        from hutch.host import debug_firecracker
+
+        return debug_firecracker.main(words[1:])
     parser = argparse.ArgumentParser(prog="hutch debug", description="Boot, use and kill one machine without a server.")
     parser.add_argument("--data-dir", type=Path, default=DATA_DIR, help=f"where its state is kept (default {DATA_DIR})")
     parser.add_argument("--config", type=Path, help="configuration file")
@@ -51,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_argument("id")
     run.add_argument("program", nargs=argparse.REMAINDER)
     calls.add_parser("qemu", help="drive one virtual machine; see `hutch debug qemu --help`", add_help=False)
+    calls.add_parser("firecracker", help="the same on Firecracker; see `hutch debug firecracker --help`", add_help=False)
     calls.add_parser("ls", help="list the machines that run")
     kill = calls.add_parser("kill", help="end a machine")
     kill.add_argument("id")

@@ -24,6 +24,7 @@ from hutch.host.names import Names
 from hutch.host.network import Networks
 from hutch.images import ImageStore
 from hutch.isolation import choose, kvm
+from hutch.isolation.firecracker import Firecracker
 from hutch.settings import Backend, QemuAccelerator, Settings
 
 SETUP_HINT = "Run `make setup`."
@@ -42,7 +43,8 @@ class Check:
 
 
 def run(settings: Settings) -> list[Check]:
-    """Every check, in the order in which a failure explains the next. Blocks for up to about ten seconds."""
+    """Every check, in the order in which a failure explains the next. Blocks for up to about ten seconds, and with a configured
+    Firecracker for as long as its machine may take to start."""
     if os.geteuid() != 0:
         return [Check("root", False, f"this process runs as user {os.geteuid()}", "Run `hutch doctor` as root or with sudo.")]
     with tempfile.TemporaryDirectory(prefix="hutch-doctor-") as name:
@@ -154,9 +156,24 @@ def _backends(settings: Settings, directory: Path) -> list[Check]:
     for backend, probe in probes.items():
         needed = wanted is backend or (wanted is Backend.AUTO and backend is Backend.GVISOR)
         ok = True if probe.isolation is not None else (False if needed else None)
-        checks.append(Check(f"isolation {backend.value}", ok, probe.reason, HINTS.get(backend, "")))
+        reason = probe.reason
+        if backend is Backend.FIRECRACKER and probe.isolation is None:
+            reason = f"{_firecracker(settings, directory)}; {reason}"
+        checks.append(Check(f"isolation {backend.value}", ok, reason, HINTS.get(backend, "")))
     hint = "Set isolation.backend and isolation.minimum to what works."
     return [*checks, _attempt("isolation", lambda: _chosen(settings, directory), hint)]
+
+
+def _firecracker(settings: Settings, directory: Path) -> str:
+    """Whether a machine boots on it here, found out by booting one, or why not."""
+    # Where its machines would be: temporary directories are often mounted without devices, which a jail needs.
+    place = settings.server.data_dir if settings.server.data_dir.is_dir() else directory
+    try:
+        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=place) as name:
+            Firecracker.configured(settings, Path(name), Cgroups.detect()).probe()
+    except OSError as error:
+        return f"not usable: {error}"
+    return "a machine booted and its agent answered"
 
 
 def _chosen(settings: Settings, directory: Path) -> str:

@@ -31,6 +31,7 @@ CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWPID, CLONE_NEWNET = 0x20000, 0x08000000, 0x2
 _TUNSETIFF, _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x400454CA, 2, 0x1000, 0x4000
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 _CPUCLOCK_SCHED = 2
+_PR_SET_CHILD_SUBREAPER = 36
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -43,12 +44,26 @@ class CommandFailed(OSError):
 
 
 def run(
-    command: Sequence[str], stdin: str | None = None, timeout_s: float = 60.0, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    stdin: str | None = None,
+    timeout_s: float = 60.0,
+    environment: Mapping[str, str] | None = None,
+    keep_open: Sequence[int] = (),
 ) -> str:
-    """Run a command to its end; what it printed. `environment` is added to what every command gets. Raises `CommandFailed`."""
+    """Run a command to its end; what it printed. `environment` is added to what every command gets, `keep_open` are descriptors
+    that it inherits. Raises `CommandFailed`."""
     merged = command_environment() | dict(environment or {})
     try:
-        done = subprocess.run(command, input=stdin, text=True, capture_output=True, timeout=timeout_s, check=False, env=merged)
+        done = subprocess.run(
+            command,
+            input=stdin,
+            text=True,
+            capture_output=True,
+            timeout=timeout_s,
+            check=False,
+            env=merged,
+            pass_fds=keep_open,
+        )
     except FileNotFoundError as error:
         raise CommandFailed(command, 127, "it is not installed; run `make setup`") from error
     except subprocess.TimeoutExpired as error:
@@ -182,6 +197,13 @@ def open_pidfd(process: Process) -> PidDescriptor:
         descriptor.close()
         raise ProcessLookupError(f"process {process.pid} is another one now")
     return descriptor
+
+
+def adopt_orphans() -> None:
+    """Have what our children leave behind become our children, to be waited for. Raises `OSError`."""
+    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl: {os.strerror(number)}")
 
 
 def start_ticks(pid: int) -> int | None:

@@ -7,6 +7,9 @@
     qemu_command.py  the arguments of one, as a value
     qemu_probe.py one machine from boot to end; whether KVM works is found out so
     qmp.py        QEMU's monitor
+    firecracker.py   the same guests on Firecracker; driven by `hutch debug firecracker` only, so far
+    firecracker_*.py its parts, as its docstring names them
+    limits.py     the cgroup of a monitor
     kvm.py, tsc.py   what the processor can do
     mount_points.py  directories in a guest's files for what is mounted there
 

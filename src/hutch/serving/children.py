@@ -32,13 +32,9 @@ def child_environment(
     result = {name: value for name, value in environment.items() if not (name.startswith(ENVIRONMENT_PREFIX) and "__" in name)}
     result["HUTCH_CONFIG"] = os.devnull
     result |= MALLOC
-    for section in type(settings).model_fields:
-        model = getattr(settings, section)
-        for key in type(model).model_fields:
-            value = getattr(model, key)
-            dotted = f"{section}.{key}"
-            if settings.source_of(dotted)[0] is not Source.DEFAULT and value is not None and dotted not in without:
-                result[_variable(dotted)] = json.dumps(value, default=dict) if isinstance(value, tuple) else str(value)
+    for dotted, value in settings.leaves():
+        if settings.source_of(dotted)[0] is not Source.DEFAULT and value is not None and dotted not in without:
+            result[_variable(dotted)] = json.dumps(value, default=dict) if isinstance(value, tuple) else str(value)
     return result | {_variable(key): value for key, value in changed.items()}
 
 

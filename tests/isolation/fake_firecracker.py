@@ -1,0 +1,556 @@
+"""A stand-in for Firecracker and its jailer: programs that answer as the real ones do, and fail as they do.
+
+Its API is that of Firecracker 1.17 as its description (`firecracker.yaml`) and its sources have it: what is asked for too early
+or too late is a 400 with a `fault_message`, unknown fields are refused, the socket's path exists before anybody listens. Its
+guest is the real agent, as an ordinary process: what the agent sends goes through this process, which connects to
+`<uds_path>_<port>` with the rights that Firecracker has. What is not here: a kernel.
+
+    fake_firecracker.py firecracker ARGUMENTS…     the program
+    fake_firecracker.py jailer ARGUMENTS…          the jailer: checks what the real one does, shuts itself in, then is the program
+
+Whoever writes the wrapper that starts it says in variables how it misbehaves (`Behaviour`), which agent its guest runs, and where
+it may keep a socket: its caller hands no variables on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import select
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+VERSION = "1.17.0-dev"
+AGENT_VARIABLE = "FAKE_FIRECRACKER_AGENT"
+BEHAVIOUR_VARIABLE = "FAKE_FIRECRACKER_BEHAVIOUR"
+SCRATCH_VARIABLE = "FAKE_FIRECRACKER_SCRATCH"
+FIELDS = {
+    "/machine-config": {"vcpu_count", "mem_size_mib", "smt", "track_dirty_pages", "cpu_template", "huge_pages"},
+    "/boot-source": {"kernel_image_path", "initrd_path", "boot_args"},
+    "/drives/": {
+        "drive_id", "partuuid", "is_root_device", "cache_type", "is_read_only", "path_on_host", "rate_limiter", "io_engine",
+        "socket",
+    },
+    "/network-interfaces/": {"iface_id", "host_dev_name", "guest_mac", "mtu", "rx_rate_limiter", "tx_rate_limiter"},
+    "/vsock": {"guest_cid", "uds_path", "vsock_id"},
+    "/entropy": {"rate_limiter"},
+    "/actions": {"action_type"},
+    "/vm": {"state"},
+    "/snapshot/create": {"snapshot_type", "snapshot_path", "mem_file_path"},
+    "/snapshot/load": {
+        "snapshot_path", "mem_backend", "mem_file_path", "track_dirty_pages", "enable_diff_snapshots", "resume_vm",
+        "network_overrides", "vsock_override", "clock_realtime",
+    },
+}  # fmt: skip
+BEFORE_BOOT = "The requested operation is not supported before starting the microVM."
+AFTER_BOOT = "The requested operation is not supported after starting the microVM."
+DIRTY_AT = 4096 * 3
+CLONE_NEWNS, CLONE_NEWPID = 0x20000, 0x20000000
+MS_BIND, MS_REC, MS_SLAVE, MNT_DETACH = 4096, 1 << 14, 1 << 19, 2
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Refused(Exception):
+    """A 400 with these words."""
+
+
+@dataclass
+class Behaviour:
+    """What goes wrong. Names of requests are `METHOD /path`."""
+
+    listen_after_s: float = 0.0
+    """The socket's path exists meanwhile."""
+    answers: dict[str, str] = field(default_factory=dict)
+    """Bytes that are sent instead of the answer to a request; `` for a hang-up, `hang` for silence."""
+    refuses: dict[str, str] = field(default_factory=dict)
+    """Requests that get a 400 with this fault."""
+    crash_after_start: bool = False
+    """The guest crashes, and Firecracker ends with code 0."""
+    console: str = ""
+    no_agent: bool = False
+    no_filter: bool = False
+    end_at_once: bool = False
+    version: str = VERSION
+    state_link: str = ""
+    """The state file of a snapshot is a link to this."""
+
+    @classmethod
+    def found(cls) -> Behaviour:
+        return cls(**json.loads(os.environ.get(BEHAVIOUR_VARIABLE) or "{}"))
+
+
+class Guest:
+    """The agent, in a process that was made before this one gave up its rights and its view of the files."""
+
+    def __init__(self) -> None:
+        self.ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        agent = os.environ.get(AGENT_VARIABLE, "")
+        if os.fork() == 0:
+            self.ours.close()
+            _keep_agent(theirs, agent)
+            os._exit(0)
+        theirs.close()
+
+    def tell(self, what: bytes) -> None:
+        self.ours.send(what)
+
+    def serve(self, uds: str, port: int) -> None:
+        """Connect what the agent opens to the host's socket, one thread each, as Firecracker's vsock does."""
+
+        def accept() -> None:
+            while True:
+                try:
+                    _, descriptors, _, _ = socket.recv_fds(self.ours, 1, 1)
+                except OSError:
+                    return
+                if not descriptors:
+                    return
+                agent = socket.socket(fileno=descriptors[0])
+                host = socket.socket(socket.AF_UNIX)
+                try:
+                    host.connect(f"{uds}_{port}")
+                except OSError:
+                    # Firecracker resets what nobody listens for.
+                    agent.close()
+                    continue
+                threading.Thread(target=_pump, args=(agent, host), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+
+
+def _keep_agent(commands: socket.socket, agent: str) -> None:
+    """Start, stop and end the agent as told; all ends with the other end of `commands`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    directory = Path(tempfile.mkdtemp(prefix="g-", dir=os.environ[SCRATCH_VARIABLE]))
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(directory / "s"))
+    listener.listen(8)
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        while True:
+            ready, _, _ = select.select([commands, listener], [], [])
+            if listener in ready:
+                connection, _ = listener.accept()
+                socket.send_fds(commands, [b"c"], [connection.fileno()])
+                connection.close()
+            if commands in ready:
+                told = commands.recv(100)
+                if not told:
+                    return
+                if told == b"start":
+                    process = subprocess.Popen([agent, "--connect", str(directory / "s")], stdin=subprocess.DEVNULL)
+                elif process is not None:
+                    process.send_signal(signal.SIGSTOP if told == b"pause" else signal.SIGCONT)
+    except OSError:
+        pass
+    finally:
+        if process is not None:
+            process.kill()
+            process.wait()
+        listener.close()
+        (directory / "s").unlink(missing_ok=True)
+        directory.rmdir()
+
+
+def _pump(one: socket.socket, other: socket.socket) -> None:
+    def copy(source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while block := source.recv(65536):
+                sink.sendall(block)
+        except OSError:
+            pass
+        for end in (source, sink):
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    PUMPED.extend((one, other))
+    back = threading.Thread(target=copy, args=(other, one), daemon=True)
+    back.start()
+    copy(one, other)
+    back.join()
+
+
+PUMPED: list[socket.socket] = []
+
+
+class Vmm:
+    """One Firecracker."""
+
+    def __init__(self, identifier: str, behaviour: Behaviour, guest: Guest) -> None:
+        self.identifier = identifier
+        self.behaviour = behaviour
+        self.guest = guest
+        self.state = "Not started"
+        self.config: dict[str, Any] = {"drives": {}, "network-interfaces": {}}
+        self.boot_path = False
+        self.tracks = False
+        self.marked = False
+
+    def handle(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+        known = None
+        for name, fields in FIELDS.items():
+            if path == name or (name.endswith("/") and path.startswith(name)):
+                known = fields
+        if body is not None:
+            if known is None:
+                raise Refused(f"Invalid request method and/or path: {method} {path}.")
+            if unknown := set(body) - known:
+                raise Refused(
+                    f"An error occurred when deserializing the json body of a request: unknown field `{unknown.pop()}`, "
+                    f"expected one of {sorted(known)}."
+                )
+        if method == "GET":
+            return self._tell(path)
+        if body is None:
+            raise Refused(f"Empty {method} request.")
+        if path == "/vm" and method == "PATCH":
+            return self._change(body["state"])
+        if method != "PUT":
+            raise Refused(f"Invalid request method and/or path: {method} {path}.")
+        if path == "/snapshot/create":
+            return self._save(body)
+        if self.state != "Not started":
+            raise Refused(AFTER_BOOT)
+        if path == "/snapshot/load":
+            return self._load(body)
+        if path == "/actions":
+            return self._act(body["action_type"])
+        self.boot_path = True
+        self._configure(path, body)
+        return {}
+
+    def _tell(self, path: str) -> dict[str, Any]:
+        if path == "/":
+            return {"id": self.identifier, "state": self.state, "vmm_version": VERSION, "app_name": "Firecracker"}
+        if path == "/version":
+            return {"firecracker_version": VERSION}
+        raise Refused(f"Invalid request method and/or path: GET {path}.")
+
+    def _configure(self, path: str, body: dict[str, Any]) -> None:
+        if path == "/machine-config":
+            if not 1 <= body["vcpu_count"] <= 32 or body["mem_size_mib"] < 1:
+                raise Refused("The vCPU number is invalid! The vCPU number can only be 1 or an even number when SMT is enabled.")
+            self.tracks = body.get("track_dirty_pages", False)
+        elif path == "/boot-source":
+            for name in ("kernel_image_path", "initrd_path"):
+                if name in body:
+                    _readable(body[name], f"The {name} file cannot be opened")
+        elif path.startswith("/drives/"):
+            if path != f"/drives/{body['drive_id']}":
+                raise Refused("The id from the path does not match the id from the body!")
+            flags = os.O_RDONLY if body.get("is_read_only") else os.O_RDWR
+            _readable(body["path_on_host"], "Unable to create the virtio block device: backing file", flags)
+            if body["is_root_device"] and any(drive["is_root_device"] for drive in self.config["drives"].values()):
+                raise Refused("A root block device already exists!")
+            self.config["drives"][body["drive_id"]] = body
+            return
+        elif path.startswith("/network-interfaces/"):
+            if not Path(f"/sys/class/net/{body['host_dev_name']}").exists():
+                raise Refused(f"Could not create the network device: Open tap device failed: {body['host_dev_name']}")
+            self.config["network-interfaces"][body["iface_id"]] = body
+            return
+        elif path == "/vsock":
+            if body["guest_cid"] < 3:
+                raise Refused("guest_cid: invalid value")
+        elif path != "/entropy":
+            raise Refused(f"Invalid request method and/or path: PUT {path}.")
+        self.config[path] = body
+
+    def _act(self, action: str) -> dict[str, Any]:
+        if action != "InstanceStart":
+            raise Refused(BEFORE_BOOT)
+        if "/boot-source" not in self.config:
+            raise Refused("Cannot start microvm without kernel configuration.")
+        self._serial(self.config["/boot-source"].get("boot_args", ""))
+        self._run()
+        return {}
+
+    def _serial(self, line: str) -> None:
+        print(f"[    0.000000] Command line: {line}", flush=True)
+        if self.behaviour.console:
+            print(self.behaviour.console, flush=True)
+
+    def _run(self) -> None:
+        vsock = self.config.get("/vsock")
+        if vsock is not None:
+            self._listen(vsock["uds_path"])
+        if not self.behaviour.no_filter:
+            _filter()
+        self.state = "Running"
+        if self.behaviour.crash_after_start:
+            threading.Timer(0.1, _crash).start()
+            return
+        if vsock is not None and not self.behaviour.no_agent:
+            port = re.search(r"hutch\.vsock=(\d+)", self.config["/boot-source"]["boot_args"])
+            self.guest.serve(vsock["uds_path"], int(port[1]) if port else 0)
+            self.guest.tell(b"start")
+
+    def _listen(self, path: str) -> None:
+        """The host's way in: `CONNECT PORT` is answered by a reset, as no program of this guest listens."""
+        listener = socket.socket(socket.AF_UNIX)
+        try:
+            listener.bind(path)
+        except OSError as error:
+            raise Refused(f"Cannot create backend for vsock device: UnixBind({error})") from error
+        listener.listen(8)
+
+        def serve() -> None:
+            while True:
+                connection, _ = listener.accept()
+                connection.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+
+    def _change(self, wanted: str) -> dict[str, Any]:
+        if self.state == "Not started":
+            raise Refused(BEFORE_BOOT)
+        self.guest.tell(b"pause" if wanted == "Paused" else b"resume")
+        self.state = "Paused" if wanted == "Paused" else "Running"
+        return {}
+
+    def _save(self, body: dict[str, Any]) -> dict[str, Any]:
+        if self.state == "Not started":
+            raise Refused(BEFORE_BOOT)
+        if self.state != "Paused":
+            raise Refused("Create snapshot error: Cannot save the microVM: it is not paused")
+        if body["snapshot_type"] == "Diff" and not self.tracks:
+            raise Refused("Create snapshot error: Dirty page tracking is not enabled")
+        size = self.config["/machine-config"]["mem_size_mib"] * 1024 * 1024
+        with open(body["mem_file_path"], "wb") as memory:
+            memory.truncate(size)
+            memory.seek(DIRTY_AT if body["snapshot_type"] == "Diff" else 0)
+            memory.write(b"changed!" if body["snapshot_type"] == "Diff" else b"memory" + bytes(DIRTY_AT) + b"before!")
+        if self.behaviour.state_link:
+            Path(body["snapshot_path"]).symlink_to(self.behaviour.state_link)
+        else:
+            Path(body["snapshot_path"]).write_text(json.dumps({"config": self.config, "kind": body["snapshot_type"]}))
+        # The device tells the guest that its connections are gone.
+        while PUMPED:
+            try:
+                PUMPED.pop().shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+        return {}
+
+    def _load(self, body: dict[str, Any]) -> dict[str, Any]:
+        if self.boot_path:
+            raise Refused(
+                "Load snapshot error: Loading a microVM snapshot not allowed after configuring boot-specific resources."
+            )
+        try:
+            saved = json.loads(Path(body["snapshot_path"]).read_text())
+            size = Path(body["mem_backend"]["backend_path"]).stat().st_size
+            self.config = saved["config"]
+            if size != self.config["/machine-config"]["mem_size_mib"] * 1024 * 1024:
+                raise Refused("Load snapshot error: Failed to restore from snapshot: the memory file has another size")
+            for drive in self.config["drives"].values():
+                os.close(os.open(drive["path_on_host"], os.O_RDONLY if drive["is_read_only"] else os.O_RDWR))
+        except (OSError, ValueError, KeyError) as error:
+            # The process is then in no state to go on.
+            threading.Timer(0.05, os._exit, (1,)).start()
+            raise Refused(f"Load snapshot error: Failed to restore from snapshot: {error}") from error
+        if "vsock_override" in body:
+            self.config["/vsock"]["uds_path"] = body["vsock_override"]["uds_path"]
+        self.tracks = body.get("track_dirty_pages", False)
+        self._run()
+        if not body.get("resume_vm"):
+            self.state = "Paused"
+        return {}
+
+
+def _crash() -> None:
+    print("Kernel panic - not syncing: Attempted to kill init!", flush=True)
+    print("Firecracker exiting successfully. exit_code=0", flush=True)
+    os._exit(0)
+
+
+def _readable(path: str, what: str, flags: int = os.O_RDONLY) -> None:
+    try:
+        os.close(os.open(path, flags))
+    except OSError as error:
+        raise Refused(f"{what} {path}: {error}") from error
+
+
+def _filter() -> None:
+    """A filter of system calls that allows all, for this thread and all others."""
+
+    class Program(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+
+    instruction = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0x7FFF0000))
+    program = Program(1, ctypes.addressof(instruction))
+    _libc.prctl(38, 1, 0, 0, 0)
+    # SECCOMP_SET_MODE_FILTER with SECCOMP_FILTER_FLAG_TSYNC.
+    if _libc.syscall(317, 1, 1, ctypes.byref(program)) != 0:
+        raise OSError(ctypes.get_errno(), "seccomp")
+
+
+def serve(arguments: dict[str, str], guest: Guest, behaviour: Behaviour) -> None:
+    """Be Firecracker."""
+    print(f"Running Firecracker v{VERSION}", flush=True)
+    if behaviour.end_at_once:
+        print("Error: RunWithApi(FailedToBindSocket)", flush=True)
+        os._exit(1)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(arguments["--api-sock"])
+    time.sleep(behaviour.listen_after_s)
+    listener.listen(8)
+    vmm = Vmm(arguments.get("--id", "anonymous-instance"), behaviour, guest)
+    while True:
+        connection, _ = listener.accept()
+        with connection:
+            _converse(connection, vmm)
+
+
+def _converse(connection: socket.socket, vmm: Vmm) -> None:
+    received = b""
+    while b"\r\n\r\n" not in received:
+        block = connection.recv(65536)
+        if not block:
+            return
+        received += block
+    head, _, body = received.partition(b"\r\n\r\n")
+    method, path, _ = head.split(b"\r\n")[0].decode().split(" ")
+    length = re.search(rb"(?i)content-length: *(\d+)", head)
+    while len(body) < (int(length[1]) if length else 0):
+        body += connection.recv(65536)
+    name = f"{method} {path}"
+    print(f"The API server received a {name}", flush=True)
+    if name in vmm.behaviour.answers:
+        instead = vmm.behaviour.answers[name]
+        if instead == "hang":
+            time.sleep(600)
+        try:
+            connection.sendall(instead.encode("latin-1"))
+        except OSError:
+            pass
+        return
+    try:
+        if name in vmm.behaviour.refuses:
+            raise Refused(vmm.behaviour.refuses[name])
+        found = vmm.handle(method, path, json.loads(body) if body else None)
+    except Refused as refusal:
+        text = json.dumps({"fault_message": str(refusal)}).encode()
+        connection.sendall(
+            b"HTTP/1.1 400 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\nContent-Type: application/json\r\n"
+            + f"Content-Length: {len(text)}\r\n\r\n".encode()
+            + text
+        )
+        return
+    if not found:
+        connection.sendall(b"HTTP/1.1 204 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n\r\n")
+        return
+    text = json.dumps(found).encode()
+    connection.sendall(
+        b"HTTP/1.1 200 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\nContent-Type: application/json\r\n"
+        + f"Content-Length: {len(text)}\r\n\r\n".encode()
+        + text
+    )
+
+
+# -- the jailer -------------------------------------------------------------------------------------
+
+REQUIRED = {"--id", "--exec-file", "--uid", "--gid"}
+KNOWN = REQUIRED | {"--chroot-base-dir", "--netns", "--cgroup-version", "--parent-cgroup", "--cgroup", "--resource-limit"}
+FLAGS = {"--new-pid-ns", "--daemonize"}
+
+
+def fail(message: str) -> None:
+    print(f"Jailer error: {message}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def jail(words: list[str], behaviour: Behaviour) -> None:
+    """Be the jailer, then Firecracker."""
+    at = words.index("--") if "--" in words else len(words)
+    given: dict[str, str] = {}
+    own = iter(words[:at])
+    for word in own:
+        if word in KNOWN:
+            given[word] = next(own)
+        elif word in FLAGS:
+            given[word] = ""
+        else:
+            fail(f"Failed to parse arguments: Found argument '{word}' which wasn't expected, or isn't valid in this context.")
+    if missing := REQUIRED - set(given):
+        fail(f"Failed to parse arguments: Argument '{missing.pop()}' required, but not found.")
+    if not re.fullmatch(r"[A-Za-z0-9-]{1,64}", given["--id"]):
+        fail("Invalid instance ID")
+    program = Path(given["--exec-file"]).resolve(strict=True)
+    if "firecracker" not in program.name:
+        fail(f'Invalid filename. The filename of `--exec-file` option must contain "firecracker": {program.name}')
+    if not program.read_bytes().startswith(b"\x7fELF"):
+        fail("Failed to exec into Firecracker: No such file or directory (os error 2)")
+    base = Path(given.get("--chroot-base-dir", "/srv/jailer")).resolve(strict=True)
+    for above in (base, *base.parents):
+        found = above.stat()
+        if found.st_uid != 0 or (found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX):
+            fail(f"{above} can be written by others")
+    uid, gid = int(given["--uid"]), int(given["--gid"])
+    root = base / program.name / given["--id"] / "root"
+    root.mkdir(parents=True, exist_ok=True)
+    (root / program.name).write_bytes(program.read_bytes())
+    arguments = dict(zip(words[at + 1 :: 2], words[at + 2 :: 2], strict=True)) | {"--id": given["--id"]}
+    guest = Guest()
+    # What Python loads late is there before it can't be found any more.
+    "x".encode("latin-1")
+    _check(_libc.unshare(CLONE_NEWNS), "Failed to unshare into new mount namespace")
+    _check(
+        _libc.mount(None, b"/", None, ctypes.c_ulong(MS_SLAVE | MS_REC), None), "Failed to change the propagation type to slave"
+    )
+    _check(
+        _libc.mount(bytes(root), bytes(root), None, ctypes.c_ulong(MS_BIND | MS_REC), None), "Failed to bind mount the jail root"
+    )
+    os.chdir(root)
+    os.chroot(".")
+    for place in ("/", "/dev", "/dev/net", "/run"):
+        Path(place).mkdir(exist_ok=True)
+        Path(place).chmod(0o700)
+        os.chown(place, uid, gid)
+    for name, numbers in (("/dev/net/tun", (10, 200)), ("/dev/kvm", (10, 232)), ("/dev/urandom", (1, 9))):
+        os.mknod(name, 0o600 | stat.S_IFCHR, os.makedev(*numbers))
+        os.chown(name, uid, gid)
+    if "--new-pid-ns" in given:
+        _check(_libc.unshare(CLONE_NEWPID), "Failed cloning into a new child process")
+        if pid := os.fork():
+            descriptor = os.open(f"/{program.name}.pid", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            os.write(descriptor, str(pid).encode())
+            os._exit(0)
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+    serve(arguments, guest, behaviour)
+
+
+def _check(result: int, what: str) -> None:
+    if result != 0:
+        fail(f"{what}: {os.strerror(ctypes.get_errno())}")
+
+
+def main(words: list[str]) -> None:
+    behaviour = Behaviour.found()
+    role, arguments = words[0], words[1:]
+    if arguments == ["--version"]:
+        print(f"{role.capitalize()} v{behaviour.version}\n")
+        return
+    if role == "jailer":
+        jail(arguments, behaviour)
+    serve(dict(zip(arguments[::2], arguments[1::2], strict=True)), Guest(), behaviour)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,106 @@
+"""The smallest root of a virtual machine: a read-only image whose only file is the agent. A real kernel, emulated, starts it."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from hutch.host.binaries import guest_path
+from hutch.host.cgroups import Cgroups
+from hutch.host.debug_firecracker import execute
+from hutch.isolation import tsc
+from hutch.isolation.qemu import INITRAMFS, KERNEL, PROBE_ROOT, Guest, Qemu
+from hutch.isolation.qemu_command import MIB, Accelerator
+from hutch.isolation.qemu_probe import Booted, with_machine
+from scripts.setup import initramfs
+from tests.wire.agent import agent_binary
+
+pytestmark = [pytest.mark.root]
+DEADLINE_S = 90.0
+# What a kernel with all drivers built in does by itself for `root=/dev/vda init=/init`.
+STAGE = r"""
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int main(void) {
+    char name[256], path[300];
+    FILE *order = fopen("/modules/order", "r");
+    while (order && fgets(name, sizeof name, order)) {
+        name[strcspn(name, "\n")] = 0;
+        snprintf(path, sizeof path, "/modules/%s", name);
+        int file = open(path, O_RDONLY);
+        syscall(SYS_finit_module, file, "", 0);
+        close(file);
+    }
+    mount("devtmpfs", "/dev", "devtmpfs", 0, "");
+    mkdir("/new", 0755);
+    for (int tries = 0; mount("/dev/vda", "/new", "erofs", MS_RDONLY, "") && tries < 1000; tries++) usleep(5000);
+    if (chdir("/new") || mount(".", "/", 0, MS_MOVE, 0) || chroot(".") || chdir("/")) { perror("switch"); return 1; }
+    char *words[] = {"/init", "nomodule", 0};
+    execv("/init", words);
+    perror("exec");
+    return 1;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def qemu(tmp_path_factory: pytest.TempPathFactory) -> Qemu:
+    made = tmp_path_factory.mktemp("bare")
+    (made / "stage.c").write_text(STAGE)
+    subprocess.run(["cc", "-static", "-O1", "-o", made / "stage", made / "stage.c"], check=True)
+    guest = Guest(guest_path())
+    guest.require()
+    directory = made / "guest"
+    directory.mkdir()
+    for name in (KERNEL, PROBE_ROOT):
+        (directory / name).symlink_to((guest.directory / name).resolve())
+    # A later archive's files replace those of an earlier one.
+    stage = initramfs.pack([initramfs.file("init", (made / "stage").read_bytes(), 0o755)])
+    first = guest.initramfs.read_bytes()
+    (directory / INITRAMFS).write_bytes(first + bytes(-len(first) % 512) + stage)
+    return Qemu(Guest(directory), made / "state", Cgroups.detect(), Accelerator.TCG, disk_bytes=64 * MIB)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("image")
+    (directory / "tree").mkdir()
+    (directory / "tree" / "init").write_bytes(agent_binary().read_bytes())
+    (directory / "tree" / "init").chmod(0o755)
+    subprocess.run(["mkfs.erofs", "-Enoinline_data", directory / "image", directory / "tree"], check=True, capture_output=True)
+    return directory / "image"
+
+
+def test_the_agent_alone_is_root_enough(qemu: Qemu, image: Path, tmp_path: Path) -> None:
+    line = f"console=ttyS0 quiet panic=-1 reboot=t tsc_early_khz={tsc.frequency_khz()} tsc=reliable hutch.vm=1 hutch.layers=0"
+
+    async def use(booted: Booted) -> tuple[int, dict[str, str]]:
+        return await execute(booted.connection, ["/init", "--version"], forward=False)
+
+    code, said = asyncio.run(
+        with_machine(qemu, (image,), use, deadline_s=DEADLINE_S, parent=tmp_path, memory_bytes=256 * MIB, kernel_line=line)
+    )
+    assert code == 0
+    assert said["stdout"].startswith("hutch-agent ")
+    assert said["stderr"] == ""
+
+
+def test_the_agent_stays_in_its_initramfs(tmp_path: Path) -> None:
+    """As `hutch debug firecracker --initrd` has it: no images, no disk."""
+    guest = Guest(guest_path())
+    alone = Qemu(guest, tmp_path / "state", Cgroups.detect(), Accelerator.TCG, disk_bytes=64 * MIB)
+    line = f"console=ttyS0 quiet panic=-1 reboot=t tsc_early_khz={tsc.frequency_khz()} tsc=reliable hutch.vm=1 hutch.layers=0"
+
+    async def use(booted: Booted) -> tuple[int, dict[str, str]]:
+        return await execute(booted.connection, ["/init", "--version"], forward=False)
+
+    booting = with_machine(alone, (guest.probe_root,), use, deadline_s=DEADLINE_S, parent=tmp_path, kernel_line=line)
+    assert asyncio.run(booting)[0] == 0
