@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.errors import ConflictError
+from hutch.errors import ConflictError, GoneError, UnavailableError
 from hutch.host.protocol import (
     DriveMode,
     DriveMount,
@@ -84,7 +84,7 @@ async def test_a_sandbox_is_a_virtual_machine(no_leaks: Path) -> None:
         assert (await slow.finished).exit_code == 128 + signal.SIGKILL
         ended = await box.stop()
         assert (ended.status, ended.stop_reason) == (SessionStatus.STOPPED, "stop")
-        assert ended.active_cpu_us >= counted.active_cpu_us
+        assert (ended.active_cpu_us or 0) >= counted.active_cpu_us
         await asyncio.gather(*host.supervisor.ends.removals)
         assert not disk.exists()
 
@@ -133,6 +133,19 @@ async def test_files_outlive_a_stop_and_a_killed_monitor(no_leaks: Path) -> None
                 await host.supervisor.snapshot(request)
             assert refused.value.code == ("isolation_unsupported" if request.memory else "live_snapshot_unsupported")
         assert box.record.status is SessionStatus.RUNNING
+        # One that stands still is found out by whoever asks it something.
+        machine = box.session.machine
+        assert machine is not None
+        machine.ping_timeout_s = 0.5
+        machine.process.kill(signal.SIGSTOP)
+        with pytest.raises(GoneError):
+            await box.run("true")
+        assert (await over(box)).stop_reason == "The sandbox failed: its agent does not answer."
+        # A disk that is none any more starts nothing.
+        with (host.supervisor._machines._layers.path("sealed") / first.snapshot_id / DISK).open("r+b") as disk:
+            disk.write(bytes(1 * MIB))
+        with pytest.raises(UnavailableError, match="could not be started: .*can't be mounted as ext4"):
+            await guest(host, source_snapshot=first.snapshot_id)
 
 
 async def _refused_to_read(host: Service, snapshot_id: str) -> None:

@@ -55,6 +55,7 @@ FIRST_UID = 0x6000_0000
 """Users that no system has; a machine's is this and 28 bits of its id."""
 GUEST_CGROUP = "guest"
 JAIL = "jail"
+_NO_START = re.compile(r"hutch-agent: this machine can't start: ([ -~]{1,300})")
 _PANIC = re.compile(r"Kernel panic - not syncing: ([ -~]{1,200})")
 PING_TIMEOUT_S, EMULATED_PING_TIMEOUT_S = 4.0, 30.0
 """Of a hundred programs that begin at once, each takes as long as ten to thirty do elsewhere; so does the agent in between."""
@@ -296,8 +297,11 @@ class Qemu:
 
     def last_words(self, directory: Path) -> str:
         with contextlib.suppress(OSError):
-            if panic := _PANIC.search((directory / CONSOLE_LOG).read_text(errors="replace")):
+            console = (directory / CONSOLE_LOG).read_text(errors="replace")
+            if panic := _PANIC.search(console):
                 return f"its kernel panicked ({panic[1].strip()})"
+            if failure := _NO_START.search(console):
+                return failure[1].strip()
         return ""
 
     def kill(self, process: Process) -> None:
