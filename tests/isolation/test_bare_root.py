@@ -1,4 +1,5 @@
-"""The smallest root of a virtual machine: a read-only image whose only file is the agent. A real kernel, emulated, starts it."""
+"""Roots as Firecracker's guests have them, on a real kernel, emulated: an image whose only file is the agent, an initramfs alone,
+and disks without serial numbers."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from hutch.isolation import tsc
 from hutch.isolation.qemu import INITRAMFS, KERNEL, PROBE_ROOT, Guest, Qemu
 from hutch.isolation.qemu_command import MIB, Accelerator
 from hutch.isolation.qemu_probe import Booted, with_machine
+from hutch.wire.connection import Data
 from scripts.setup import initramfs
 from tests.wire.agent import agent_binary
 
@@ -104,3 +106,20 @@ def test_the_agent_stays_in_its_initramfs(tmp_path: Path) -> None:
 
     booting = with_machine(alone, (guest.probe_root,), use, deadline_s=DEADLINE_S, parent=tmp_path, kernel_line=line)
     assert asyncio.run(booting)[0] == 0
+
+
+def test_disks_without_serial_numbers_are_told_by_their_order(tmp_path: Path) -> None:
+    guest = Guest(guest_path())
+    qemu = Qemu(guest, tmp_path / "state", Cgroups.detect(), Accelerator.TCG, disk_bytes=64 * MIB)
+    words = f"console=ttyS0 quiet panic=-1 reboot=t tsc_early_khz={tsc.frequency_khz()} tsc=reliable"
+
+    async def mounts(booted: Booted) -> bytes:
+        stream = booted.connection.open("file.read", {"path": b"/proc/mounts", "user": "root"})
+        stream.send_end()
+        await stream.reply()
+        return b"".join([item.data async for item in stream if isinstance(item, Data)])
+
+    line = f"{words} hutch.vm=1 hutch.layers=1 hutch.disks=order"
+    found = asyncio.run(with_machine(qemu, (guest.probe_root,), mounts, deadline_s=DEADLINE_S, parent=tmp_path, kernel_line=line))
+    assert b"overlay / overlay rw" in found
+    assert b"lowerdir=/layers/0,upperdir=/disk/u" in found

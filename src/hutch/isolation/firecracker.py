@@ -52,7 +52,7 @@ from hutch.isolation.firecracker_kernel import loadable
 from hutch.isolation.firecracker_machine import Limits, Plan, Programs, Running, with_machine
 from hutch.isolation.firecracker_process import Launch, Monitor, last_words, start
 from hutch.isolation.kvm import DEVICE
-from hutch.isolation.protocol import BootFailed, MachinePlan
+from hutch.isolation.protocol import BootFailed, MachinePlan, Traits
 from hutch.isolation.qemu import DISK as DISK_FILE
 from hutch.isolation.qemu import DISK_BYTES, Guest, NotInThisRelease, make_disk
 from hutch.settings import Settings
@@ -94,6 +94,9 @@ class Firecracker:
         self._limits = limits
         self._directory = directory
         self._disk_bytes = disk_bytes
+        self.traits = Traits(
+            boot_timeout_s=limits.agent_s, writes_late=True, memory=False, live_copies=False, drives=False, trees=False
+        )
         self._records = directory / "firecracker"
 
     @classmethod
@@ -243,6 +246,9 @@ class Firecracker:
             self.kill(process)
         self._jail(machine_id, directory).clear()
         (self._records / machine_id).unlink(missing_ok=True)
+
+    def last_words(self, directory: Path) -> str:
+        return last_words(directory).removeprefix("; ")
 
     def recorded(self, machine_id: str) -> Process | None:
         """The process of a machine, if one was started; it may be dead."""

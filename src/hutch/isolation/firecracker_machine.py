@@ -165,8 +165,6 @@ async def with_machine(
         except (OSError, ValueError) as error:
             if monitor is not None:
                 await asyncio.to_thread(monitor.end)
-                # Its last words are read by a thread that ends with it.
-                await asyncio.sleep(LOOK_S)
             raise BootFailed(f"The Firecracker machine did not start: {error}{last_words(directory)}") from error
         finally:
             agent.cancel()
@@ -191,7 +189,8 @@ async def _answered(agent: asyncio.Future[Connection], monitor: Monitor, directo
     while not agent.done() and monitor.process.alive():
         await asyncio.wait([agent], timeout=LOOK_S)
     if not agent.done():
-        await asyncio.sleep(LOOK_S)
+        # Its last words are read by a thread that ends with it.
+        await asyncio.to_thread(monitor.end)
         raise BootFailed(f"The Firecracker machine ended before its agent answered{last_words(directory)}")
     try:
         connection = agent.result()

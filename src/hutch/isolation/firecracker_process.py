@@ -84,9 +84,12 @@ class Launch:
 class Monitor:
     """A Firecracker that runs, with or without a machine in it. All methods block, and raise `FirecrackerFailed` or `OSError`."""
 
-    def __init__(self, jail: Jail, channel: Path, process: Process, api_timeout_s: float) -> None:
+    def __init__(
+        self, jail: Jail, channel: Path, process: Process, api_timeout_s: float, reader: threading.Thread | None = None
+    ) -> None:
         self.jail = jail
         self.process = process
+        self._reader = reader
         self.api = Api(channel / Path(API).name, api_timeout_s, process.alive)
 
     def boot(self, machine: VirtualMachine) -> None:
@@ -131,8 +134,10 @@ class Monitor:
         return bool(modes) and all(mode == _FILTERED for mode in modes)
 
     def end(self) -> None:
-        """Kill it, and wait until it is gone."""
+        """Kill it, and wait until it is gone and what it said is in its log."""
         kill(self.process)
+        if self._reader is not None:
+            self._reader.join(DEATH_TIMEOUT_S)
 
 
 def kill(process: Process) -> None:
@@ -167,7 +172,7 @@ def start(launch: Launch, api_timeout_s: float) -> Monitor:
     process: Process | None = None
     try:
         process = _jailed(child, jail, api_timeout_s) if jail.jailer is not None else kernel.process(child.pid)
-        monitor = Monitor(jail, launch.channel, process, api_timeout_s)
+        monitor = Monitor(jail, launch.channel, process, api_timeout_s, reader)
         monitor.ask("/version")
     except OSError:
         child.kill()
