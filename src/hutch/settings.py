@@ -236,7 +236,9 @@ class FirecrackerSettings(Section):
 class IsolationSettings(Section):
     """How sandboxes are kept apart from the machine and from each other."""
 
-    backend: Backend = Field(Backend.AUTO, description="Isolation backend; `auto` takes the strongest one that a probe boots.")
+    backend: Backend = Field(
+        Backend.AUTO, description="Isolation backend; `auto` takes the strongest one that a probe boots and that lacks nothing."
+    )
     minimum: MinimumIsolation = Field(MinimumIsolation.GVISOR, description="Weakest backend that `auto` may take.")
     runsc: Path | None = Field(
         None,

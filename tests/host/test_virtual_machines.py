@@ -108,20 +108,26 @@ async def test_another_host_process_finds_it_again_and_its_panic_is_told(no_leak
 
 async def test_files_outlive_a_stop_and_a_killed_monitor(no_leaks: Path) -> None:
     async with host_of_machines(no_leaks) as host:
-        box = await guest(host, persistent=True)
+        box = await guest(host, persistent=True, disk_bytes=64 * MIB)
         # Not synced: the stop is what writes it down.
-        assert (await box.shell("head -c 3000000 /dev/urandom > file; sha256sum file > sum; mkdir -p /tmp/x")).exit_code == 0
+        write = "head -c 3000000 /dev/urandom > file; sha256sum file > sum; head -c 45M /dev/urandom > filler"
+        assert (await box.shell(write)).exit_code == 0
         first = (await box.stop()).snapshot
         assert first is not None
         assert first.disk
-        box = await guest(host, persistent=True, source_snapshot=first.snapshot_id)
-        assert (await box.shell("sha256sum -c sum && sync && echo more > later && sync")).exit_code == 0
+        sizes = [await settled(host, first.snapshot_id)]
+        box = await guest(host, persistent=True, disk_bytes=64 * MIB, source_snapshot=first.snapshot_id)
+        # All of a disk may be written again, and is held once.
+        again = "head -c 45M /dev/urandom | dd of=filler bs=1M iflag=fullblock conv=notrunc,fsync"
+        assert (await box.shell(f"sha256sum -c sum && {again} && echo more > later && sync")).exit_code == 0
         machine = box.session.machine
         assert machine is not None
         machine.process.kill()
         record = await over(box)
         assert (record.status, record.stop_reason) == (SessionStatus.FAILED, "The sandbox failed: its sandbox process died.")
         assert record.snapshot is not None
+        sizes.append(await settled(host, record.snapshot.snapshot_id))
+        assert all(45 * MIB < size < 64 * MIB for size in sizes)
         box = await guest(host, source_snapshot=record.snapshot.snapshot_id)
         assert (await box.shell("sha256sum -c sum && cat later")).stdout.splitlines()[-1] == b"more"
         await _refused_to_read(host, first.snapshot_id)
@@ -146,6 +152,14 @@ async def test_files_outlive_a_stop_and_a_killed_monitor(no_leaks: Path) -> None
             disk.write(bytes(1 * MIB))
         with pytest.raises(UnavailableError, match="could not be started: .*can't be mounted as ext4"):
             await guest(host, source_snapshot=first.snapshot_id)
+
+
+async def settled(host: Service, snapshot_id: str) -> int:
+    """The size of a snapshot, once it is known."""
+    async with asyncio.timeout(END_S):
+        while (record := host.supervisor.snapshots.record(snapshot_id)).durable_at is None:
+            await asyncio.sleep(0.02)
+    return record.size_bytes
 
 
 async def _refused_to_read(host: Service, snapshot_id: str) -> None:

@@ -50,6 +50,7 @@ CALL_TIMEOUT_S = 30.0
 PING_AFTER_S = 4.0
 QUIET_TIMEOUT_S = 5.0
 QUIET_POLL_S = 0.01
+PROCESS_DIED = "its sandbox process died"
 SUSPENDED_MARK = "suspended"
 EMPTY_TIMEOUT_S = 2.0
 WRITTEN_TIMEOUT_S = 60.0
@@ -136,7 +137,7 @@ class Machine:
 
     def _process_ended(self) -> None:
         self.unwatch()
-        self.dead("its sandbox process died")
+        self.dead(PROCESS_DIED)
 
     def unwatch(self) -> None:
         if self._pidfd is not None:
@@ -298,7 +299,9 @@ class Machines:
             undo.push_async_callback(self._gateway.remove, network)
             await self._gateway.add(network, own)
             undo.push_async_callback(self._blocking, self._remove_files, identifier)
-            layer = await self._blocking(self._layers.create, identifier, kind.disk_bytes, source)
+            # What a disk begins with may all be written again, and then it is the layer's own.
+            begins = source if source is None or traits.trees else Source(source.snapshot, 0)
+            layer = await self._blocking(self._layers.create, identifier, kind.disk_bytes, begins)
             directory = self._directory / identifier
             await self._blocking(self._make_directory, directory)
             mounts = await self._blocking(self._mounts, identifier, contents.attachments, kind.image)
@@ -406,7 +409,9 @@ class Machines:
 
     async def reason_of_death(self, machine: Machine, reason: str) -> str:
         """A machine's reason to be dead, or what it said of it itself."""
-        return await self._last_words(machine.directory) or reason
+        words = await self._last_words(machine.directory)
+        # Its channel breaks with it, and either may be noticed first.
+        return words or (PROCESS_DIED if not machine.process.alive() else reason)
 
     async def _boot_process(self, plan: MachinePlan) -> Process:
         # Not abandoned on cancellation: what the thread starts must be known before it is removed.

@@ -150,7 +150,10 @@ class Snapshots:
         record = self._records.get(snapshot_id)
         if record is None:
             return
-        size = await asyncio.to_thread(self._layers.size, snapshot_id, record.inherited_bytes)
+        if record.disk:
+            size = await asyncio.to_thread(self._layers.blocks, snapshot_id)
+        else:
+            size = await asyncio.to_thread(self._layers.size, snapshot_id, record.inherited_bytes)
         await self._change(snapshot_id, changed, size_bytes=size, durable_at=now_ms())
         self._due.set()
 

@@ -87,6 +87,10 @@ class WritableLayers(Protocol):
     def size(self, snapshot: str, inherited: int) -> int:
         """Bytes of a sealed layer, whose source had `inherited` bytes; they may lag behind until `sync`."""
 
+    def blocks(self, snapshot: str) -> int:
+        """Bytes that the files of a sealed layer which is a disk hold, whoever wrote them: its guest writes blocks again, which
+        `size` would count twice."""
+
     def held(self, name: str) -> int:
         """Bytes of a layer in use, as of its file system's last commit; 0 when there is none. Cheap enough to be asked for every
         few seconds."""
@@ -258,6 +262,9 @@ class BtrfsLayers:
     def size(self, snapshot: str, inherited: int) -> int:
         return self.apart(inherited) + kernel.btrfs_referenced(self._sealed / snapshot)
 
+    def blocks(self, snapshot: str) -> int:
+        return sum(file.stat().st_blocks * 512 for file in (self._sealed / snapshot).iterdir() if file.is_file())
+
     def held(self, name: str) -> int:
         # Its own: what it shares with the snapshot that it began with is held by that.
         own = "referenced" if self._simple_quotas else "exclusive"
@@ -386,6 +393,9 @@ class Ext4Layers:
         raise NotImplementedError(f"{name} can't be copied to {snapshot} while it is in use")
 
     def size(self, snapshot: str, inherited: int) -> int:
+        return self.blocks(snapshot)
+
+    def blocks(self, snapshot: str) -> int:
         return (self._sealed / snapshot).stat().st_blocks * 512
 
     def held(self, name: str) -> int:
