@@ -269,6 +269,20 @@ def test_without_a_jailer_it_is_firecracker_itself(tmp_path: Path) -> None:
     assert made.uid == os.geteuid()
 
 
+def test_sockets_of_a_predecessor_are_not_in_the_way(tmp_path: Path) -> None:
+    channel = tmp_path / "channel"
+    channel.mkdir()
+    for name in ("api", "vsock", "vsock_5000"):
+        (channel / name).touch()
+    made = jail(tmp_path, None)
+    made.prepare(channel, ())
+    assert [entry.name for entry in channel.iterdir()] == ["vsock_5000"]
+    assert (channel / "vsock_5000").readlink() == Path("host.sock")
+    assert (made.root / "v" / "vsock_5000").is_symlink()
+    made.clear()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["channel"]
+
+
 @pytest.mark.root
 def test_a_jail_that_others_could_replace_is_refused(tmp_path: Path) -> None:
     place = tmp_path / "a" / "b"

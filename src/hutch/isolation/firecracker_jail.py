@@ -76,7 +76,11 @@ class Jail:
         if self.jailer is not None:
             require_safe(self.directory)
         self.root.mkdir(parents=True, mode=0o700)
-        (channel / f"{Path(VSOCK).name}_{PORT}").symlink_to(SOCKET_NAME)
+        link = f"{Path(VSOCK).name}_{PORT}"
+        for name in (link, Path(VSOCK).name, Path(API).name):
+            # A predecessor's: Firecracker takes no path that exists.
+            (channel / name).unlink(missing_ok=True)
+        (channel / link).symlink_to(SOCKET_NAME)
         if self.jailer is None:
             (self.root / CHANNEL).symlink_to(channel.resolve())
         else:
