@@ -17,6 +17,7 @@ from scripts.setup.report import SetupError, Step
 # Program → package. PostgreSQL's own programs are not in PATH.
 _PROGRAMS = {
     "chromium": "chromium",
+    "cpio": "cpio",
     "curl": "curl",
     "fish": "fish",
     "/bin/busybox": "busybox-static",
