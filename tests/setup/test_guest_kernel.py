@@ -48,7 +48,7 @@ def test_names_that_can_not_be_are_refused(names: list[str]) -> None:
 
 def test_an_archive_has_the_format_that_others_read(tmp_path: Path) -> None:
     entries = [initramfs.directory("d"), initramfs.file("d/f", b"xyz", 0o755), initramfs.file("d/g", b"1234")]
-    subprocess.run(["cpio", "-i", "--quiet"], input=initramfs.pack(entries), cwd=tmp_path, check=True)
+    subprocess.run(["cpio", "-i", "-m", "--quiet"], input=initramfs.pack(entries), cwd=tmp_path, check=True)
     file = tmp_path / "d/f"
     assert (file.read_bytes(), stat.S_IMODE(file.stat().st_mode), file.stat().st_mtime) == (b"xyz", 0o755, 0)
     assert (tmp_path / "d/g").read_bytes() == b"1234"
