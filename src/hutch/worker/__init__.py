@@ -21,18 +21,23 @@ Only the standard library is needed: the platform puts this package beside the p
 depend on anything. `python -m hutch.worker` runs a program as the platform does.
 """
 
-from hutch.worker import properties
-from hutch.worker.changes import Delete, Page, Record, Upsert, delete, page, record, upsert
+from hutch.worker import columns, properties
+from hutch.worker.blocks import block_property, data_source
+from hutch.worker.changes import Change, Delete, Page, Record, Upsert, delete, page, record, upsert
+from hutch.worker.columns import Column
 from hutch.worker.credentials import CREDENTIAL
 from hutch.worker.errors import RateLimitError, WebhookVerificationError, WorkerError
 from hutch.worker.events import AutomationEvent, VerifyRequest, VerifyResponse, WebhookEvent
 from hutch.worker.properties import Database, Property
 from hutch.worker.registry import OAuth, Pacer, Worker
 from hutch.worker.schedules import Schedule, continuous, cron, every, manual
+from hutch.worker.tables import Row, RowDelete, Table, delete_row, row
 
 __all__ = [
     "CREDENTIAL",
     "AutomationEvent",
+    "Change",
+    "Column",
     "Database",
     "Delete",
     "OAuth",
@@ -41,7 +46,10 @@ __all__ = [
     "Property",
     "RateLimitError",
     "Record",
+    "Row",
+    "RowDelete",
     "Schedule",
+    "Table",
     "Upsert",
     "VerifyRequest",
     "VerifyResponse",
@@ -49,13 +57,18 @@ __all__ = [
     "WebhookVerificationError",
     "Worker",
     "WorkerError",
+    "block_property",
+    "columns",
     "continuous",
     "cron",
+    "data_source",
     "delete",
+    "delete_row",
     "every",
     "manual",
     "page",
     "properties",
     "record",
+    "row",
     "upsert",
 ]

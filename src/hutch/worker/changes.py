@@ -5,10 +5,11 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from hutch.worker.errors import WorkerError
 from hutch.worker.properties import Database, encoded
+from hutch.worker.tables import Row, RowDelete
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +68,14 @@ class Record:
         return {"type": "upsert", "key": self.key, "record": dict(self.content)}
 
 
+Change: TypeAlias = Upsert | Delete | Record | Row | RowDelete
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """What one run has. With `more` it is run again at once, with `state`; `state` is kept for the next cycle too."""
 
-    changes: list[Upsert | Delete | Record] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
     more: bool = False
     state: Any = None
 
@@ -91,6 +95,6 @@ def record(key: str, content: Mapping[str, Any]) -> Record:
     return Record(key, content)
 
 
-def page(changes: Iterable[Upsert | Delete | Record] = (), *, more: bool = False, state: Any = None) -> Page:
+def page(changes: Iterable[Change] = (), *, more: bool = False, state: Any = None) -> Page:
     """What one run has."""
     return Page(list(changes), more, state)

@@ -7,16 +7,18 @@ import inspect
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from hutch.worker import credentials, schemas
+from hutch.worker import blocks, credentials, schemas, tables
 from hutch.worker.changes import Delete, Page, Record, Upsert
+from hutch.worker.columns import Column
 from hutch.worker.errors import ExecutionError, InvalidToolInputError, InvalidToolOutputError, WorkerError
 from hutch.worker.events import AutomationEvent, VerifyRequest, VerifyResponse, WebhookEvent
 from hutch.worker.properties import Database, Property, present
 from hutch.worker.schedules import Schedule
+from hutch.worker.tables import Row, RowDelete, Table
 
 SDK_VERSION = "hutch-python-1"
 MAX_CREDENTIALS = 100
@@ -94,6 +96,7 @@ class Worker:
         self._keys: set[str] = set()
         self._capabilities: dict[str, Capability] = {}
         self._databases: list[Database] = []
+        self._tables: list[Table] = []
         self._pacers: dict[str, Pacer] = {}
         self._credentials: list[dict[str, Any]] = []
 
@@ -110,7 +113,7 @@ class Worker:
             "sdkVersion": SDK_VERSION,
             "credentials": self._credentials,
             "databases": [{"key": item.key, "config": item.config} for item in self._databases],
-            "xldbs": [],
+            "xldbs": [{"key": item.key, "config": item.config} for item in self._tables],
             "pacers": [
                 {"key": item.key, "config": {"allowedRequests": item.allowed_requests, "intervalMs": item.interval_ms}}
                 for item in self._pacers.values()
@@ -141,6 +144,14 @@ class Worker:
         config = {"type": "managed", "initialTitle": title, "primaryKeyProperty": primary_key, "schema": schema}
         made = Database(key, primary_key, dict(properties), config)
         self._databases.append(made)
+        return made
+
+    def table(self, key: str, *, title: str, upsert_key: Sequence[str], columns: Mapping[str, Column]) -> Table:
+        """A table of plain columns (an XLDB) that syncs write to. The columns of `upsert_key` tell its rows apart. Raises
+        `WorkerError`."""
+        made = tables.declared(key, title, upsert_key, columns)
+        self._reserve(key)
+        self._tables.append(made)
         return made
 
     def pacer(self, key: str, *, requests: int, per_s: float) -> Pacer:
@@ -202,11 +213,34 @@ class Worker:
         self._add(Capability("oauth", key, config, None))
         return OAuth(key, name)
 
+    def custom_block(
+        self,
+        key: str,
+        *,
+        path: str,
+        type: Literal["project", "static"] = "project",
+        command: str | None = None,
+        output: str | None = None,
+        name: str | None = None,
+        description: str | None = None,
+        icon: str | None = None,
+        slash_command: str | None = None,
+        data_sources: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """A front end that somebody's page shows: files at `path`, which `command` builds into `output` unless they are `static`.
+        `data_sources` are made by `data_source`. Raises `WorkerError`."""
+        config = blocks.declared(key, path, type, command, output, name, description, icon, slash_command, data_sources or {})
+        wanted = config["manifest"].get("slashCommand")
+        others = (item.config["manifest"] for item in self._capabilities.values() if item.tag == "custom_block")
+        if wanted is not None and any(other.get("slashCommand") == wanted for other in others):
+            raise WorkerError(f"The slash command {wanted!r} is another custom block's already.")
+        self._add(Capability("custom_block", key, config, None))
+
     # -- capabilities --------------------------------------------------------------------------------
 
     def sync(
         self,
-        database: Database,
+        database: Database | Table,
         *,
         key: str | None = None,
         mode: Literal["replace", "incremental"] | None = None,
@@ -216,7 +250,11 @@ class Worker:
         whole cycle did not have are deleted; in `incremental` those that are `delete`d."""
 
         def register(function: Function) -> Function:
-            config: dict[str, Any] = {"databaseKey": database.key, "primaryKeyProperty": database.primary_key}
+            config: dict[str, Any]
+            if isinstance(database, Table):
+                config = {"target": {"type": "xldb", "key": database.key}}
+            else:
+                config = {"databaseKey": database.key, "primaryKeyProperty": database.primary_key}
             config |= present({"mode": mode, "schedule": schedule.declared if schedule else None})
             name = key or function.__name__
             _takes(function, 1, f"The sync {name!r}", "the state")
@@ -406,7 +444,11 @@ class Worker:
         self._capabilities[capability.key] = capability
 
 
-def _change(change: Any, database: Database) -> dict[str, Any]:
+def _change(change: Any, database: Database | Table) -> dict[str, Any]:
+    if isinstance(database, Table):
+        if not isinstance(change, Row | RowDelete):
+            raise TypeError(f"the changes of a table's sync should be `row`s and `delete_row`s, not {type(change).__name__}")
+        return change.sent(database)
     if not isinstance(change, Upsert | Delete):
         raise TypeError(f"a sync's changes should be `upsert`s and `delete`s, not {type(change).__name__}")
     return change.sent(database)

@@ -38,7 +38,8 @@ def run(worker: Worker, key: str, context: Any) -> int:
     written."""
     capability = worker.capability(key)
     if capability.execute is None:
-        raise WorkerError(f'Cannot run OAuth capability "{key}" - OAuth capabilities only provide configuration')
+        kind, kinds = ("custom block", "custom blocks") if capability.tag == "custom_block" else ("OAuth", "OAuth capabilities")
+        raise WorkerError(f'Cannot run {kind} capability "{key}" - {kinds} only provide configuration')
     verifies = capability.tag == "webhook" and isinstance(context, dict) and "request" in context
     execute = capability.verify if verifies else capability.execute
     if execute is None:
