@@ -9,6 +9,9 @@ PYTHON := .venv/bin/python
 # has a PATH of its own.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=HUTCH_CACHE_DIR,HUTCH_CAMPAIGN,HUTCH_ISOLATION,HUTCH_SERVER__LISTEN,FUZZ_SECONDS,CI env "PATH=$$PATH")
 
+# Where Python is told to keep no bytecode, every process would compile all that it imports: half of what a short one takes.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Compiled Rust lies outside the checkout, where setup has it too: a fresh checkout is warm.
 export HUTCH_CACHE_DIR ?= $(HOME)/.cache/hutch
 export CARGO_TARGET_DIR := $(HUTCH_CACHE_DIR)/cargo-target

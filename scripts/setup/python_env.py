@@ -32,13 +32,20 @@ def ensure(step: Step) -> None:
     key = _key(have)
     if not fresh and _STAMP.exists() and _STAMP.read_text(encoding="ascii") == key and (VENV / "bin" / "hutch").exists():
         step.found(f".venv (Python {_dotted(have)})")
+        _compile()
         return
     if fresh:
         _make(step)
     _install(step)
+    _compile()
     have = python_version(VENV / "bin" / "python")
     _STAMP.write_text(_key(have), encoding="ascii")
     step.made(f".venv (Python {_dotted(have)})")
+
+
+def _compile() -> None:
+    """Compile our own sources that are new: who runs as another user can't keep what it compiled."""
+    shell.logged([VENV / "bin" / "python", "-m", "compileall", "-q", "-j", "0", shell.CHECKOUT / "src"], "python")
 
 
 def _dotted(version: tuple[int, ...] | None) -> str:
@@ -88,7 +95,8 @@ def _install(step: Step) -> None:
     pip: list[str | Path] = [python, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     if shell.output_of([VENV / "bin" / "uv", "--version"]) is None:
         shell.logged([*pip, "install", "--require-hashes", "--no-deps", "-r", _UV_LOCK], "python")
-    uv: list[str | Path] = [VENV / "bin" / "uv", "pip", "install", "--quiet", "--python", python]
+    # Bytecode too: what runs as another user can't keep it, and would compile all that it imports at each start.
+    uv: list[str | Path] = [VENV / "bin" / "uv", "pip", "install", "--quiet", "--compile-bytecode", "--python", python]
     lock = shell.CHECKOUT / "requirements-dev.txt"
     shell.logged([*uv, "--require-hashes", "--no-deps", "-r", lock], "python", env=index_for_uv())
     # Without isolation: hatchling is in the lock file, and nothing unchecked is fetched to build with.
