@@ -309,7 +309,7 @@ def test_what_is_missing_on_the_command_line_is_said(machine: Machine) -> None:
 
     programs = machine.programs()
     assert "isolation.firecracker.binary" in says("boot")
-    assert "say --no-jailer" in says(*programs[:2], "boot")
+    assert "runs with your rights" in says(*programs[:2], "--kernel", "/none", "boot")
     assert "can't be used together" in says(*programs, "--jailer", "x", "boot")
     assert "There is no file /none" in says(*programs, "--kernel", "/none", "boot")
     for words in (("exec",), ("boot", "--", "true"), ()):

@@ -207,7 +207,8 @@ def _around(options: argparse.Namespace, settings: Settings) -> _Around:
         raise ValueError("--jailer and --no-jailer can't be used together.")
     jailer = None if options.no_jailer else options.jailer or configured.jailer
     if jailer is None and not options.no_jailer:
-        raise FileNotFoundError("Name Firecracker's jailer (--jailer, or isolation.firecracker.jailer), or say --no-jailer.")
+        told = "no jailer is named (--jailer, isolation.firecracker.jailer): Firecracker runs with your rights"
+        print(f"hutch debug firecracker: {told}", file=sys.stderr)
     programs = Programs.checked(binary, jailer)
     deadline_s = options.deadline if options.deadline is not None else DEADLINE_S
     api_s = options.api_deadline if options.api_deadline is not None else deadline_s
