@@ -93,8 +93,13 @@ def host_settings(data_dir: Path, **flags: object) -> Settings:
 
 @contextlib.asynccontextmanager
 async def real_host(data_dir: Path, *, end_all: bool = True, **flags: object) -> AsyncIterator[Service]:
-    async with running(host_settings(data_dir, **flags), end_all=end_all) as service:
-        yield service
+    # A host sets that of its process, which is the test's here.
+    mask = os.umask(0o022)
+    try:
+        async with running(host_settings(data_dir, **flags), end_all=end_all) as service:
+            yield service
+    finally:
+        os.umask(mask)
 
 
 def spec(**changes: object) -> SessionSpec:

@@ -173,7 +173,8 @@ class _Around:
 def _call(options: argparse.Namespace, program: list[str]) -> int:
     settings = load(options.config)
     around = _around(options, settings)
-    with tempfile.TemporaryDirectory(prefix="call-", dir=around.state_dir) as scratch:
+    # The jailer leaves Firecracker to whoever takes orphans.
+    with kernel.orphans_adopted(), tempfile.TemporaryDirectory(prefix="call-", dir=around.state_dir) as scratch:
         if options.call == "restore":
             snapshot = firecracker_snapshot.read(options.directory)
             plan = _restored(options, around, snapshot, Path(scratch))
@@ -217,8 +218,6 @@ def _around(options: argparse.Namespace, settings: Settings) -> _Around:
     state_dir = options.state_dir or (STATE_DIR if os.geteuid() == 0 else Path(tempfile.gettempdir()))
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     cgroups, cgroup, why = _cgroup(options)
-    # The jailer leaves Firecracker to whoever takes orphans.
-    kernel.adopt_orphans()
     return _Around(programs, Limits(deadline_s, api_s), state_dir.resolve(), cgroups, cgroup, why)
 
 

@@ -199,9 +199,18 @@ def open_pidfd(process: Process) -> PidDescriptor:
     return descriptor
 
 
-def adopt_orphans() -> None:
-    """Have what our children leave behind become our children, to be waited for. Raises `OSError`."""
-    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+@contextlib.contextmanager
+def orphans_adopted() -> Iterator[None]:
+    """Have what our children leave behind become our children meanwhile, to be waited for. Raises `OSError`."""
+    _adopt(1)
+    try:
+        yield
+    finally:
+        _adopt(0)
+
+
+def _adopt(wanted: int) -> None:
+    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, wanted, 0, 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"prctl: {os.strerror(number)}")
 
