@@ -38,7 +38,7 @@ ADDRESS = "198.51.100.30"
 GIT, ELSEWHERE, DENIED = "git.test", "elsewhere.test", "denied.test"
 NAMES = (GIT, ELSEWHERE, DENIED)
 SETTLE_S = 20.0
-TIMEOUT_MS = 4000
+TIMEOUT_MS = 10_000
 PROCESSES = {"api": b"hutch.api.main", "host": b"hutch\0host"}
 LOGIN = {"username": USER, "password": PASSWORD}
 

@@ -89,12 +89,15 @@ async def test_a_process_counts_on_in_three_children_and_its_parent(host: Servic
         [record] = child.commands.newest_first()
         assert (record.command_id, record.session_id) == (counter.record.command_id, child.session_id)
         command = child.commands.get(record.command_id)
-        printed = await lines(command, len(before) + 100)
+        printed: list[dict[str, object]] = []
+        own: list[dict[str, object]] = []
+        while len(own) <= 50:
+            # What the parent said before it was saved comes first, on a busy machine more of it.
+            printed = await lines(command, len(printed) + len(before) + 100)
+            own = [line for line in printed if line["host"] == f"child-{number}"]
         # Nothing is lost or said twice, and it is the parent's up to that moment.
         assert [line["n"] for line in printed] == list(range(1, len(printed) + 1))
         assert printed[: len(before)] == before
-        own = [line for line in printed if line["host"] == f"child-{number}"]
-        assert len(own) > 50
         assert all(line["held"] == line["n"] for line in printed)
         assert not randoms & {line["random"] for line in own}
         randoms |= {line["random"] for line in own}
