@@ -407,6 +407,7 @@ def serve(arguments: dict[str, str], guest: Guest, behaviour: Behaviour) -> None
         os._exit(1)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(arguments["--api-sock"])
+    # As the real one: the socket's path is there before anybody listens.
     time.sleep(behaviour.listen_after_s)
     listener.listen(8)
     vmm = Vmm(arguments.get("--id", "anonymous-instance"), behaviour, guest)
@@ -433,6 +434,7 @@ def _converse(connection: socket.socket, vmm: Vmm) -> None:
     if name in vmm.behaviour.answers:
         instead = vmm.behaviour.answers[name]
         if instead == "hang":
+            # Longer than any deadline of a test.
             time.sleep(600)
         try:
             connection.sendall(instead.encode("latin-1"))

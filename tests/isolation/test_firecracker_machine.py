@@ -338,6 +338,7 @@ def test_sigterm_leaves_nothing(machine: Machine) -> None:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    # Into the wait for an agent, which nothing outside shows.
     time.sleep(0.5)
     process.terminate()
     assert process.wait(GONE_S) == 143

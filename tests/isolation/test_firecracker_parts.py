@@ -45,6 +45,7 @@ def answering(path: Path, answer: bytes, *, slowly_s: float = 0.0) -> Iterator[l
             with connection:
                 asked.append(connection.recv(65536))
                 for position in range(0, len(answer), 100 if slowly_s else len(answer) or 1):
+                    # It is the slowness that is tested.
                     time.sleep(slowly_s)
                     connection.sendall(answer[position:][: 100 if slowly_s else None])
 
@@ -113,6 +114,7 @@ def test_a_socket_that_is_late_is_waited_for(tmp_path: Path) -> None:
     answered: list[dict[str, object]] = []
     asking = threading.Thread(target=lambda: answered.append(Api(path, 20).do(ASK)))
     asking.start()
+    # So that it is refused a few times before somebody listens.
     time.sleep(0.2)
     bound.listen(1)
     connection, _ = bound.accept()

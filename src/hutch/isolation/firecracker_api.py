@@ -91,6 +91,7 @@ class Api:
                     raise FirecrackerFailed(
                         f"Firecracker's API did not listen within {self.timeout_s:g} s: {error.strerror}"
                     ) from error
+                # Its socket is there before anybody listens, and nobody says when.
                 time.sleep(RETRY_PAUSE_S)
 
 

@@ -14,12 +14,11 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from hutch.host import kernel
 from hutch.host.cgroups import Cgroups
 from hutch.host.kernel import Process
-from hutch.isolation import limits
+from hutch.isolation import console_log, limits
 from hutch.isolation.firecracker_api import Api, FirecrackerFailed
 from hutch.isolation.firecracker_config import (
     API,
@@ -38,8 +37,6 @@ from hutch.isolation.firecracker_config import (
 from hutch.isolation.firecracker_jail import Jail, Placed
 
 CONSOLE_LOG = "console.log"
-MAX_CONSOLE_BYTES = 256 * 1024
-"""What comes after that is read and dropped: a guest must not fill the host's disk."""
 LAST_WORDS_BYTES = 1500
 LOOK_S = 0.01
 DEATH_TIMEOUT_S = 10.0
@@ -166,7 +163,7 @@ def start(launch: Launch, api_timeout_s: float) -> Monitor:
     )
     assert child.stdout is not None
     log = jail.directory / CONSOLE_LOG
-    reader = threading.Thread(target=_keep_console, args=(child, child.stdout, log), name=f"console-{jail.machine_id}")
+    reader = threading.Thread(target=console_log.keep, args=(child, child.stdout, log), name=f"console-{jail.machine_id}")
     reader.daemon = True
     reader.start()
     process: Process | None = None
@@ -220,6 +217,7 @@ def _jailed(child: subprocess.Popen[bytes], jail: Jail, timeout_s: float) -> Pro
         if time.monotonic() > deadline:
             process.kill()
             raise FirecrackerFailed(f"Firecracker does not run as its machine's user {jail.uid}")
+        # The jailer becomes Firecracker without a word.
         time.sleep(LOOK_S)
 
 
@@ -246,21 +244,3 @@ def last_words(directory: Path) -> str:
             meaning = f" (probably {'; '.join(hints)})" if hints else ""
             return f"{meaning}; it and its console ended with: {text[-LAST_WORDS_BYTES:]}"
     return "; it said nothing"
-
-
-def _keep_console(child: subprocess.Popen[bytes], source: IO[bytes], file: Path) -> None:
-    """Read what a machine and its monitor say until they end, keep as much as there is room for, and bury the child."""
-    with source:
-        room = MAX_CONSOLE_BYTES
-        sink: IO[bytes] | None = None
-        with contextlib.suppress(OSError):
-            sink = file.open("wb", buffering=0)
-        while block := os.read(source.fileno(), 16 * 1024):
-            if sink is not None and room > 0:
-                # A full disk of the host, or a directory that is being removed, ends the log and not the machine.
-                with contextlib.suppress(OSError):
-                    sink.write(block[:room])
-                room -= len(block)
-        if sink is not None:
-            sink.close()
-    child.wait()

@@ -18,17 +18,15 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from hutch.host import kernel
 from hutch.host.cgroups import Cgroups
 from hutch.host.channel import MONITOR_SOCKET_NAME
 from hutch.host.kernel import Process
-from hutch.isolation import jail, tap, tsc
+from hutch.isolation import console_log, jail, tap, tsc
 from hutch.isolation.kvm import DEVICE
 from hutch.isolation.protocol import BootFailed, MachinePlan, Traits
 from hutch.isolation.qemu_command import MIB, Accelerator, Card, VirtualMachine, command
@@ -40,8 +38,6 @@ KERNEL, INITRAMFS, PROBE_ROOT = "vmlinuz", "initramfs", "probe.erofs"
 DISK = "disk.ext4"
 MONITOR = "qmp.sock"
 CONSOLE_LOG = "console.log"
-MAX_CONSOLE_BYTES = 256 * 1024
-"""What a guest says after that is read and dropped: its console must not fill the host's disk."""
 LAST_WORDS_BYTES = 1500
 DISK_BYTES = 8 * 1024 * MIB
 MIN_DISK_BYTES = 15 * MIB
@@ -202,7 +198,7 @@ class Qemu:
                 console.close()
                 raise
         reader = threading.Thread(
-            target=_keep_console, args=(child, console, plan.directory / CONSOLE_LOG), name=f"console-{plan.machine_id}"
+            target=console_log.keep, args=(child, console, plan.directory / CONSOLE_LOG), name=f"console-{plan.machine_id}"
         )
         reader.daemon = True
         reader.start()
@@ -392,24 +388,6 @@ def _guest_threads(process: Process, asked: Monitor) -> list[int]:
     if not threads or len(threads) != len(found):
         raise MonitorFailed("QEMU's monitor told threads that it does not have")
     return threads
-
-
-def _keep_console(child: subprocess.Popen[bytes], source: IO[bytes], file: Path) -> None:
-    """Read what a machine's console says until it ends, keep as much as there is room for, and reap QEMU."""
-    with source:
-        room = MAX_CONSOLE_BYTES
-        sink: IO[bytes] | None = None
-        with contextlib.suppress(OSError):
-            sink = file.open("wb", buffering=0)
-        while block := os.read(source.fileno(), 16 * 1024):
-            if sink is not None and room > 0:
-                # A full disk of the host, or a directory that is being removed, ends the log and not the machine.
-                with contextlib.suppress(OSError):
-                    sink.write(block[:room])
-                room -= len(block)
-        if sink is not None:
-            sink.close()
-    child.wait()
 
 
 __all__ = ["BootFailed", "Guest", "MonitorFailed", "NotInThisRelease", "Qemu", "last_words", "make_disk", "monitor"]

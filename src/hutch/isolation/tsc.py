@@ -31,6 +31,7 @@ def frequency_khz() -> int:
         start = ctypes.c_char.from_buffer(page)
         read = ctypes.CFUNCTYPE(ctypes.c_uint64)(ctypes.addressof(start))
         ticks_before, ns_before = _together(read)
+        # What passes meanwhile is what is measured.
         time.sleep(MEASURE_S)
         ticks_after, ns_after = _together(read)
         # The page can't be unmapped while something points into it.

@@ -1,0 +1,30 @@
+"""What a machine's console and its monitor say, as a file with a bound."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from pathlib import Path
+from typing import IO
+
+MAX_CONSOLE_BYTES = 256 * 1024
+"""What a guest says after that is read and dropped: its console must not fill the host's disk."""
+
+
+def keep(child: subprocess.Popen[bytes], source: IO[bytes], file: Path) -> None:
+    """Read what a machine and its monitor say until they end, keep as much as there is room for, and bury the child."""
+    with source:
+        room = MAX_CONSOLE_BYTES
+        sink: IO[bytes] | None = None
+        with contextlib.suppress(OSError):
+            sink = file.open("wb", buffering=0)
+        while block := os.read(source.fileno(), 16 * 1024):
+            if sink is not None and room > 0:
+                # A full disk of the host, or a directory that is being removed, ends the log and not the machine.
+                with contextlib.suppress(OSError):
+                    sink.write(block[:room])
+                room -= len(block)
+        if sink is not None:
+            sink.close()
+    child.wait()
