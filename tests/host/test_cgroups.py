@@ -107,6 +107,22 @@ def test_what_is_gone_reads_as_none(tmp_path: Path) -> None:
     assert cgroups.remove("/nothing")
 
 
+def test_what_others_may_use_is_left_while_there_is_anything_below_it() -> None:
+    cgroups = Cgroups.detect()
+    path = f"/hutch-test-{os.getpid()}"
+    # One that was made a moment ago for a sandbox of another host: no process is in it yet.
+    for directory in cgroups.directories(f"{path}/other/machine"):
+        directory.mkdir(parents=True)
+    try:
+        cgroups.remove_unused(path)
+        assert all(directory.is_dir() for directory in cgroups.directories(f"{path}/other/machine"))
+        assert cgroups.remove(f"{path}/other")
+        cgroups.remove_unused(path)
+        assert not any(directory.exists() for directory in cgroups.directories(path))
+    finally:
+        cgroups.remove(path)
+
+
 @pytest.mark.parametrize(("version", "name"), [(V1, "total_inactive_file"), (V2, "inactive_file")], ids=["v1", "v2"])
 def test_memory_that_is_held_is_without_files_that_nobody_used(tmp_path: Path, version: str, name: str) -> None:
     cgroups = Cgroups.detect(version.format(root=tmp_path))

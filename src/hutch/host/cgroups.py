@@ -165,6 +165,12 @@ class Cgroups:
                 time.sleep(POLL_S)
         return True
 
+    def remove_unused(self, path: str) -> None:
+        """Remove a cgroup that others may use, unless any is below it: one that nothing runs in *yet* is used, too."""
+        for directory in self.directories(path):
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+
     def children(self, path: str) -> set[str]:
         """Names of the cgroups below one."""
         found: set[str] = set()

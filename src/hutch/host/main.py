@@ -213,8 +213,8 @@ async def _opened(settings: Settings, directory: Path, sockets: Sockets | None, 
 def _close(networks: Networks, isolation: Isolation, layers: storage.WritableLayers, drives: DriveStore, names: Names) -> None:
     with contextlib.ExitStack() as last_first:
         # The parent of all instances; another one may still need it.
-        last_first.callback(isolation.cgroups.remove, str(Path(names.cgroup_parent).parent))
-        last_first.callback(isolation.cgroups.remove, names.cgroup_parent)
+        last_first.callback(isolation.cgroups.remove_unused, str(Path(names.cgroup_parent).parent))
+        last_first.callback(isolation.cgroups.remove_unused, names.cgroup_parent)
         last_first.callback(layers.close)
         last_first.callback(drives.close)
         last_first.callback(isolation.close)
