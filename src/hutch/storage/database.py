@@ -48,6 +48,17 @@ class _Statements(LRUCache[Any, Any]):
 _STATEMENTS = _Statements(MAX_STATEMENTS)
 
 
+class _RolledBack(sqlite3.Connection):
+    """One that ends its transaction when it is closed. SQLite keeps a closed connection, with its locks, for as long as there is
+    an unfinished statement, and that of a task that was canceled lives as long as anybody has the task or its error."""
+
+    def close(self) -> None:
+        try:
+            self.rollback()
+        finally:
+            super().close()
+
+
 class Database:
     """One database. `open` before use, `close` after."""
 
@@ -61,8 +72,9 @@ class Database:
             raise BadRequestError("invalid_configuration", "`database.url` must start with sqlite:// or postgresql://.")
         parsed = parsed.set(drivername=_DRIVERS[self.dialect])
         if self.dialect == "sqlite":
-            self._writer = _engine(parsed, pool_size=1, max_overflow=0)
-            self._reader = _engine(parsed, pool_size=READERS, max_overflow=0)
+            rolled_back = {"factory": _RolledBack}
+            self._writer = _engine(parsed, pool_size=1, max_overflow=0, connect_args=rolled_back)
+            self._reader = _engine(parsed, pool_size=READERS, max_overflow=0, connect_args=rolled_back)
             _prepare_sqlite(self._writer, "BEGIN IMMEDIATE")
             _prepare_sqlite(self._reader, "BEGIN")
         else:
