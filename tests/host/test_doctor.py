@@ -27,7 +27,8 @@ def by_name(checks: list[doctor.Check]) -> dict[str, doctor.Check]:
 def test_every_duty_is_checked_here_and_nothing_is_left(tmp_path: Path) -> None:
     before = leaks.snapshot()
     checks = by_name(doctor.run(load(None, environment={}, flags={"server.data_dir": tmp_path})))
-    assert [check.name for check in checks.values() if check.ok is False] == []
+    assert [check.name for check in checks.values() if check.required and check.ok is False] == []
+    assert [check.name for check in checks.values() if not check.required] == ["smt", "ksm", "swap", "nested paging", "microcode"]
     assert all(check.detail for check in checks.values())
     assert checks["isolation gvisor"].ok
     assert checks["isolation"].detail.startswith("gvisor is used")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hutch.errors import HutchError
-from hutch.host import kernel, storage
+from hutch.host import hardening, kernel, storage
 from hutch.host.binaries import agent_path
 from hutch.host.cgroups import Cgroups
 from hutch.host.names import Names
@@ -34,12 +34,14 @@ HINTS = {Backend.GVISOR: SETUP_HINT, Backend.QEMU: SETUP_HINT}
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One duty of a host. `ok` None: not needed here; `hint` says what to do when it fails."""
+    """One duty of a host, or (not `required`) a setting that is advised. `ok` None: not needed here, or not known; `hint` says
+    what to do when it fails."""
 
     name: str
     ok: bool | None
     detail: str
     hint: str = ""
+    required: bool = True
 
 
 def run(settings: Settings) -> list[Check]:
@@ -63,6 +65,7 @@ def run(settings: Settings) -> list[Check]:
             _attempt("network", lambda: _network(directory), "Install nftables and iproute2; load nf_tables and veth."),
             _attempt("agent", lambda: str(agent_path(settings)), SETUP_HINT),
             *_backends(settings, directory),
+            *(Check(found.name, found.ok, found.detail, found.hint, required=False) for found in hardening.advice()),
         ]
 
 
