@@ -3,7 +3,8 @@
 Its API is that of Firecracker 1.17 as its description (`firecracker.yaml`) and its sources have it: what is asked for too early
 or too late is a 400 with a `fault_message`, unknown fields are refused, the socket's path exists before anybody listens. Its
 guest is the real agent, as an ordinary process: what the agent sends goes through this process, which connects to
-`<uds_path>_<port>` with the rights that Firecracker has. What is not here: a kernel.
+`<uds_path>_<port>` with the rights that Firecracker has. Its root may be made of the machine's drives (`Behaviour.own_root`).
+What is not here: a kernel, and what goes through the network card.
 
     fake_firecracker.py firecracker ARGUMENTS…     the program
     fake_firecracker.py jailer ARGUMENTS…          the jailer: checks what the real one does, shuts itself in, then is the program
@@ -15,10 +16,12 @@ it may keep a socket: its caller hands no variables on.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import stat
@@ -57,7 +60,7 @@ FIELDS = {
 BEFORE_BOOT = "The requested operation is not supported before starting the microVM."
 AFTER_BOOT = "The requested operation is not supported after starting the microVM."
 DIRTY_AT = 4096 * 3
-CLONE_NEWNS, CLONE_NEWPID = 0x20000, 0x20000000
+CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET = 0x20000, 0x20000000, 0x40000000
 MS_BIND, MS_REC, MS_SLAVE, MNT_DETACH = 4096, 1 << 14, 1 << 19, 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -85,6 +88,9 @@ class Behaviour:
     version: str = VERSION
     state_link: str = ""
     """The state file of a snapshot is a link to this."""
+    own_root: bool = False
+    """The guest's root is an overlay of the machine's drives, in namespaces of its own: for those who have it write files."""
+    vcpu_thread: str = "fc_vcpu"
 
     @classmethod
     def found(cls) -> Behaviour:
@@ -94,12 +100,12 @@ class Behaviour:
 class Guest:
     """The agent, in a process that was made before this one gave up its rights and its view of the files."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: Path | None = None) -> None:
         self.ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         agent = os.environ.get(AGENT_VARIABLE, "")
         if os.fork() == 0:
             self.ours.close()
-            _keep_agent(theirs, agent)
+            _keep_agent(theirs, agent, root)
             os._exit(0)
         theirs.close()
 
@@ -130,7 +136,34 @@ class Guest:
         threading.Thread(target=accept, daemon=True).start()
 
 
-def _keep_agent(commands: socket.socket, agent: str) -> None:
+# In a mount namespace of its own: the image's layers, the disk over them, and the agent and its way out in /run.
+_OWN_ROOT = r"""
+set -e
+agent=$1 root=$2; shift 2
+mkdir disk merged
+lower=
+for name; do mkdir "$name"; mount -t erofs -o loop,ro "$root/$name" "$name"; lower=$PWD/$name${lower:+:$lower}; done
+mount -t ext4 -o loop "$root/disk" disk
+mkdir -p -m 755 disk/u disk/w
+mount -t overlay overlay -o "lowerdir=$lower,upperdir=$PWD/disk/u,workdir=$PWD/disk/w" merged
+mount -t proc proc merged/proc
+mount --rbind /dev merged/dev
+mount -t tmpfs tmpfs merged/run
+touch merged/run/s merged/run/agent
+mount --bind s merged/run/s
+mount --bind "$agent" merged/run/agent
+exec chroot merged setpriv --bounding-set -sys_time /run/agent --connect /run/s
+"""
+
+
+def _guest_command(agent: str, directory: Path, root: Path | None, layers: list[str]) -> list[str]:
+    if not layers:
+        return [agent, "--connect", str(directory / "s")]
+    own = ["unshare", "--mount", "--uts", "--ipc", "--net", "--pid", "--fork", "--kill-child", "--"]
+    return [*own, "sh", "-c", _OWN_ROOT, "sh", agent, str(root), *layers]
+
+
+def _keep_agent(commands: socket.socket, agent: str, root: Path | None) -> None:
     """Start, stop and end the agent as told; all ends with the other end of `commands`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     directory = Path(tempfile.mkdtemp(prefix="g-", dir=os.environ[SCRATCH_VARIABLE]))
@@ -149,8 +182,9 @@ def _keep_agent(commands: socket.socket, agent: str) -> None:
                 told = commands.recv(100)
                 if not told:
                     return
-                if told == b"start":
-                    process = subprocess.Popen([agent, "--connect", str(directory / "s")], stdin=subprocess.DEVNULL)
+                if told.startswith(b"start"):
+                    words = _guest_command(agent, directory, root, told.decode().split()[1:])
+                    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, cwd=directory)
                 elif process is not None:
                     process.send_signal(signal.SIGSTOP if told == b"pause" else signal.SIGCONT)
     except OSError:
@@ -160,8 +194,7 @@ def _keep_agent(commands: socket.socket, agent: str) -> None:
             process.kill()
             process.wait()
         listener.close()
-        (directory / "s").unlink(missing_ok=True)
-        directory.rmdir()
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _pump(one: socket.socket, other: socket.socket) -> None:
@@ -199,6 +232,7 @@ class Vmm:
         self.boot_path = False
         self.tracks = False
         self.marked = False
+        self.taps: list[int] = []
 
     def handle(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         known = None
@@ -259,8 +293,7 @@ class Vmm:
             self.config["drives"][body["drive_id"]] = body
             return
         elif path.startswith("/network-interfaces/"):
-            if not Path(f"/sys/class/net/{body['host_dev_name']}").exists():
-                raise Refused(f"Could not create the network device: Open tap device failed: {body['host_dev_name']}")
+            self.taps.append(_open_tap(body["host_dev_name"]))
             self.config["network-interfaces"][body["iface_id"]] = body
             return
         elif path == "/vsock":
@@ -288,6 +321,8 @@ class Vmm:
         vsock = self.config.get("/vsock")
         if vsock is not None:
             self._listen(vsock["uds_path"])
+        for number in range(self.config["/machine-config"]["vcpu_count"]):
+            _run_processor(f"{self.behaviour.vcpu_thread} {number}")
         if not self.behaviour.no_filter:
             _filter()
         self.state = "Running"
@@ -297,7 +332,8 @@ class Vmm:
         if vsock is not None and not self.behaviour.no_agent:
             port = re.search(r"hutch\.vsock=(\d+)", self.config["/boot-source"]["boot_args"])
             self.guest.serve(vsock["uds_path"], int(port[1]) if port else 0)
-            self.guest.tell(b"start")
+            layers = sorted(name for name in self.config["drives"] if name.startswith("layer"))
+            self.guest.tell(" ".join(["start", *(layers if self.behaviour.own_root else [])]).encode())
 
     def _listen(self, path: str) -> None:
         """The host's way in: `CONNECT PORT` is answered by a reset, as no program of this guest listens."""
@@ -370,6 +406,30 @@ class Vmm:
         if not body.get("resume_vm"):
             self.state = "Paused"
         return {}
+
+
+def _open_tap(name: str) -> int:
+    """As the real one: a tap that is its user's already, or the right to make one."""
+    try:
+        descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+        # TUNSETIFF with IFF_TAP, IFF_NO_PI, IFF_VNET_HDR.
+        fcntl.ioctl(descriptor, 0x400454CA, struct.pack("16sH22x", name.encode(), 0x5002))
+    except OSError as error:
+        raise Refused(f"Could not create the network device: Open tap device failed: {name}: {error}") from error
+    return descriptor
+
+
+def _run_processor(name: str) -> None:
+    """A thread that has the name of one that runs a guest's processor."""
+    named = threading.Event()
+
+    def run() -> None:
+        _libc.prctl(15, name.encode(), 0, 0, 0)
+        named.set()
+        threading.Event().wait()
+
+    threading.Thread(target=run, daemon=True).start()
+    named.wait()
 
 
 def _crash() -> None:
@@ -507,7 +567,8 @@ def jail(words: list[str], behaviour: Behaviour) -> None:
     root.mkdir(parents=True, exist_ok=True)
     (root / program.name).write_bytes(program.read_bytes())
     arguments = dict(zip(words[at + 1 :: 2], words[at + 2 :: 2], strict=True)) | {"--id": given["--id"]}
-    guest = Guest()
+    guest = Guest(root)
+    _enter_network(given.get("--netns"))
     # What Python loads late is there before it can't be found any more.
     "x".encode("latin-1")
     _check(_libc.unshare(CLONE_NEWNS), "Failed to unshare into new mount namespace")
@@ -536,6 +597,12 @@ def jail(words: list[str], behaviour: Behaviour) -> None:
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
     serve(arguments, guest, behaviour)
+
+
+def _enter_network(namespace: str | None) -> None:
+    if namespace is not None:
+        with open(namespace, "rb") as there:
+            _check(_libc.setns(there.fileno(), CLONE_NEWNET), "Failed to join the network namespace")
 
 
 def _check(result: int, what: str) -> None:

@@ -24,7 +24,7 @@ def test_auto_takes_what_a_probe_boots(tmp_path: Path) -> None:
 
 
 def test_a_named_backend_is_never_replaced(tmp_path: Path) -> None:
-    with pytest.raises(NoIsolation, match="firecracker: this release has no such backend yet"):
+    with pytest.raises(NoIsolation, match=r"firecracker: isolation\.firecracker\.binary names no program"):
         choose.choose(settings(backend="firecracker"), tmp_path)
     with pytest.raises(NoIsolation, match="qemu: .*no-such-qemu is not installed"):
         choose.choose(settings(backend="qemu", qemu="no-such-qemu"), tmp_path)

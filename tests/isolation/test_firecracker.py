@@ -20,7 +20,7 @@ from hutch.isolation.firecracker_binary import NotUsable
 from hutch.isolation.firecracker_config import MIB
 from hutch.isolation.protocol import BootFailed, Isolation, MachinePlan, PlannedMount
 from hutch.isolation.qemu import NotInThisRelease
-from hutch.settings import Settings, load
+from hutch.settings import Backend, Settings, load
 from hutch.wire import Connection
 from tests.isolation import fake_programs
 
@@ -82,7 +82,7 @@ class Host:
         return self.plans[-1]
 
     async def boot(self, plan: MachinePlan) -> tuple[Process, Connection]:
-        agent = asyncio.ensure_future(channel.accept_agent(plan.channel_dir, "", 30, 30, self.backend.channel_mode))
+        agent = asyncio.ensure_future(channel.accept_agent(plan.channel_dir, "", 30, 30, self.backend.traits.channel_mode))
         try:
             process = await asyncio.to_thread(self.backend.boot, plan)
             return process, await agent
@@ -151,7 +151,7 @@ def test_a_machine_is_saved_and_two_go_on_from_it(host: Host) -> None:
         image.mkdir(mode=0o700)
         await asyncio.to_thread(host.backend.suspend, plan.machine_id)
         await asyncio.to_thread(host.backend.checkpoint, plan.machine_id, image)
-        back = asyncio.ensure_future(channel.accept_agent(plan.channel_dir, "", 30, 30, host.backend.channel_mode))
+        back = asyncio.ensure_future(channel.accept_agent(plan.channel_dir, "", 30, 30, host.backend.traits.channel_mode))
         await connection.closed
         await asyncio.to_thread(host.backend.resume, plan.machine_id)
         returned = await back
@@ -223,7 +223,7 @@ def test_no_sandbox_runs_without_a_jailer(tmp_path: Path) -> None:
 
 def test_doctor_says_whether_it_works_and_why_not(tmp_path: Path) -> None:
     def says(**behaviour: Any) -> str:
-        return doctor._firecracker(settings(tmp_path, **behaviour), tmp_path)
+        return doctor._probed(Backend.FIRECRACKER, settings(tmp_path, **behaviour), tmp_path).reason
 
     if not Path("/dev/kvm").exists():
         assert "/dev/kvm does not exist" in says()
@@ -231,7 +231,7 @@ def test_doctor_says_whether_it_works_and_why_not(tmp_path: Path) -> None:
     assert says() == "a machine booted and its agent answered"
     assert "without a filter of system calls" in says(no_filter=True)
     assert "The memory is too small" in says(refuses={"PUT /machine-config": "The memory is too small"})
-    assert "names no program" in doctor._firecracker(load(None, environment={}), tmp_path)
+    assert "names no program" in doctor._probed(Backend.FIRECRACKER, load(None, environment={}), tmp_path).reason
     assert list((tmp_path / "data").iterdir()) == []
 
 

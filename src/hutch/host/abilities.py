@@ -8,7 +8,7 @@ from hutch.errors import ConflictError
 from hutch.host.protocol import SessionSpec, SnapshotRecord, SnapshotRequest
 from hutch.isolation.protocol import Traits
 
-DISKS = frozenset({"qemu"})
+DISKS = frozenset({"qemu", "firecracker"})
 """Backends whose sandboxes keep their files in a disk that the host does not open."""
 
 

@@ -24,12 +24,15 @@ from hutch.host.names import Names
 from hutch.host.network import Networks
 from hutch.images import ImageStore
 from hutch.isolation import choose, kvm
-from hutch.isolation.firecracker import Firecracker
 from hutch.settings import Backend, QemuAccelerator, Settings
 
 SETUP_HINT = "Run `make setup`."
 KVM_HINT = "Use a machine with hardware virtualization, or isolation.qemu_accelerator = auto."
-HINTS = {Backend.GVISOR: SETUP_HINT, Backend.QEMU: SETUP_HINT}
+HINTS = {
+    Backend.GVISOR: SETUP_HINT,
+    Backend.QEMU: SETUP_HINT,
+    Backend.FIRECRACKER: "Set isolation.firecracker.binary and .jailer to programs of one release.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,28 +158,21 @@ def _backends(settings: Settings, directory: Path) -> list[Check]:
     needed = wanted is Backend.QEMU and settings.isolation.qemu_accelerator is QemuAccelerator.KVM
     ok = True if verdict.usable else (False if needed else None)
     checks = [Check("kvm", ok, verdict.reason if verdict.usable else f"not usable: {verdict.reason}", KVM_HINT if needed else "")]
-    probes = {backend: choose.probe(backend, settings, directory) for backend in choose.STRONGEST_FIRST}
-    for backend, probe in probes.items():
+    for backend in choose.STRONGEST_FIRST:
+        probe = _probed(backend, settings, directory)
         needed = wanted is backend or (wanted is Backend.AUTO and backend is Backend.GVISOR)
         ok = True if probe.isolation is not None else (False if needed else None)
-        reason = probe.reason
-        if backend is Backend.FIRECRACKER and probe.isolation is None:
-            reason = f"{_firecracker(settings, directory)}; {reason}"
-        checks.append(Check(f"isolation {backend.value}", ok, reason, HINTS.get(backend, "")))
+        checks.append(Check(f"isolation {backend.value}", ok, probe.reason, HINTS.get(backend, "")))
     hint = "Set isolation.backend and isolation.minimum to what works."
     return [*checks, _attempt("isolation", lambda: _chosen(settings, directory), hint)]
 
 
-def _firecracker(settings: Settings, directory: Path) -> str:
-    """Whether a machine boots on it here, found out by booting one, or why not."""
+def _probed(backend: Backend, settings: Settings, directory: Path) -> choose.Probe:
+    if backend is not Backend.FIRECRACKER or not settings.server.data_dir.is_dir():
+        return choose.probe(backend, settings, directory)
     # Where its machines would be: temporary directories are often mounted without devices, which a jail needs.
-    place = settings.server.data_dir if settings.server.data_dir.is_dir() else directory
-    try:
-        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=place) as name:
-            Firecracker.configured(settings, Path(name), Cgroups.detect()).probe()
-    except OSError as error:
-        return f"not usable: {error}"
-    return "a machine booted and its agent answered"
+    with tempfile.TemporaryDirectory(prefix=".doctor-", dir=settings.server.data_dir) as name:
+        return choose.probe(backend, settings, Path(name))
 
 
 def _chosen(settings: Settings, directory: Path) -> str:

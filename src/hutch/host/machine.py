@@ -375,7 +375,9 @@ class Machines:
         """A connection to the agent whose channel is in `directory`. Raises `AgentMissing`."""
         if self._isolation.traits.listens:
             return await channel.reach_agent(directory, token, timeout_s, None if boots else channel.SILENCE_S)
-        return await channel.accept_agent(directory, token, timeout_s)
+        # A virtual machine's connection is there as soon as its agent is, which then may have little of a processor.
+        greeting_s = max(channel.GREETING_TIMEOUT_S, self._isolation.traits.ping_timeout_s)
+        return await channel.accept_agent(directory, token, timeout_s, greeting_s, self._isolation.traits.channel_mode)
 
     async def _unless_dead(self, agent: asyncio.Future[Connection], process: Process, directory: Path) -> Connection:
         """The connection, once there is one. Raises `BootFailed` when the process ends first."""
@@ -402,7 +404,7 @@ class Machines:
 
     async def _last_words(self, directory: Path) -> str:
         reason = await self._blocking(self._isolation.last_words, directory)
-        if not reason and self._isolation.traits.listens:
+        if not reason and not self._isolation.traits.trees:
             await asyncio.sleep(LAST_WORDS_S)
             reason = await self._blocking(self._isolation.last_words, directory)
         return reason

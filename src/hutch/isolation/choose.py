@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hutch.host.binaries import guest_path
 from hutch.host.cgroups import Cgroups
+from hutch.isolation.firecracker import Firecracker
 from hutch.isolation.gvisor import Gvisor
 from hutch.isolation.protocol import Isolation
 from hutch.isolation.qemu import Guest, Qemu
@@ -22,8 +23,7 @@ from hutch.settings import Backend, MinimumIsolation, QemuAccelerator, Settings
 
 STRENGTH = {MinimumIsolation.GVISOR: 0, MinimumIsolation.QEMU: 1, MinimumIsolation.FIRECRACKER: 2}
 STRONGEST_FIRST = (Backend.FIRECRACKER, Backend.QEMU, Backend.GVISOR)
-LACKING = frozenset({Backend.QEMU})
-NOT_IN_THIS_RELEASE = "this release has no such backend yet"
+LACKING = frozenset({Backend.QEMU, Backend.FIRECRACKER})
 
 
 class NoIsolation(OSError):
@@ -42,7 +42,7 @@ class Probe:
 def probe(backend: Backend, settings: Settings, directory: Path) -> Probe:
     """Start something real under a backend. Blocks; takes about half a second, for an emulated machine some seconds."""
     if backend is Backend.FIRECRACKER:
-        return Probe(backend, None, NOT_IN_THIS_RELEASE)
+        return _probe_firecracker(settings, directory)
     if backend is Backend.QEMU:
         return _probe_qemu(settings, directory)
     try:
@@ -51,6 +51,15 @@ def probe(backend: Backend, settings: Settings, directory: Path) -> Probe:
     except OSError as error:
         return Probe(backend, None, str(error))
     return Probe(backend, isolation, "a program ran in a sandbox")
+
+
+def _probe_firecracker(settings: Settings, directory: Path) -> Probe:
+    try:
+        found = Firecracker.configured(settings, directory, Cgroups.detect())
+        found.probe()
+    except OSError as error:
+        return Probe(Backend.FIRECRACKER, None, str(error))
+    return Probe(Backend.FIRECRACKER, found, "a machine booted and its agent answered")
 
 
 def _probe_qemu(settings: Settings, directory: Path) -> Probe:

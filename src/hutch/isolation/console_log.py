@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import IO
 
 MAX_CONSOLE_BYTES = 256 * 1024
 """What a guest says after that is read and dropped: its console must not fill the host's disk."""
+_NO_START = re.compile(r"hutch-agent: this machine can't start: ([ -~]{1,300})")
+_PANIC = re.compile(r"Kernel panic - not syncing: ([ -~]{1,200})")
+
+
+def reason(file: Path) -> str:
+    """Why a machine ended, if its kernel or its agent said so: a clause, or nothing."""
+    with contextlib.suppress(OSError):
+        console = file.read_text(errors="replace")
+        if panic := _PANIC.search(console):
+            return f"its kernel panicked ({panic[1].strip()})"
+        if failure := _NO_START.search(console):
+            return failure[1].strip()
+    return ""
 
 
 def keep(child: subprocess.Popen[bytes], source: IO[bytes], file: Path) -> None:

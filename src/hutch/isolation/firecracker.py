@@ -31,7 +31,7 @@ from pathlib import Path
 from hutch.host.binaries import guest_path
 from hutch.host.cgroups import Cgroups
 from hutch.host.kernel import Process
-from hutch.isolation import firecracker_process
+from hutch.isolation import console_log, firecracker_process, tap
 from hutch.isolation.firecracker_api import FirecrackerFailed
 from hutch.isolation.firecracker_binary import NotUsable
 from hutch.isolation.firecracker_config import (
@@ -42,6 +42,7 @@ from hutch.isolation.firecracker_config import (
     MIB,
     STATE,
     Drive,
+    Interface,
     Loading,
     SnapshotKind,
     VirtualMachine,
@@ -49,12 +50,13 @@ from hutch.isolation.firecracker_config import (
 )
 from hutch.isolation.firecracker_jail import Jail, Placed
 from hutch.isolation.firecracker_kernel import loadable
-from hutch.isolation.firecracker_machine import Limits, Plan, Programs, Running, with_machine
-from hutch.isolation.firecracker_process import Launch, Monitor, last_words, start
+from hutch.isolation.firecracker_machine import TO_EVERYBODY, Limits, Plan, Programs, Running, with_machine
+from hutch.isolation.firecracker_process import CONSOLE_LOG, Launch, Monitor, last_words, start
 from hutch.isolation.kvm import DEVICE
 from hutch.isolation.protocol import BootFailed, MachinePlan, Traits
+from hutch.isolation.qemu import ADOPT_TIMEOUT_S, DISK_BYTES, GUEST_CGROUP, Guest, NotInThisRelease, disk_size, make_disk
 from hutch.isolation.qemu import DISK as DISK_FILE
-from hutch.isolation.qemu import DISK_BYTES, Guest, NotInThisRelease, make_disk
+from hutch.isolation.qemu_command import LINK_PREFIX
 from hutch.settings import Settings
 
 PROBE_MEMORY_BYTES = 256 * MIB
@@ -74,8 +76,6 @@ class Firecracker:
     """The backend. `directory` has a record of each machine; root only. `disk_bytes` bounds what a sandbox may write."""
 
     name = "firecracker"
-    channel_mode = 0o666
-    """Of the host's socket in `MachinePlan.channel_dir`: Firecracker connects to it as the machine's user."""
 
     def __init__(
         self,
@@ -95,7 +95,16 @@ class Firecracker:
         self._directory = directory
         self._disk_bytes = disk_bytes
         self.traits = Traits(
-            boot_timeout_s=limits.agent_s, writes_late=True, memory=False, live_copies=False, drives=False, trees=False
+            # Firecracker connects to it as the machine's user, by way of directories that only root enters.
+            channel_mode=TO_EVERYBODY,
+            boot_timeout_s=limits.agent_s,
+            adopt_timeout_s=ADOPT_TIMEOUT_S,
+            guest_cgroup=GUEST_CGROUP,
+            writes_late=True,
+            memory=False,
+            live_copies=False,
+            drives=False,
+            trees=False,
         )
         self._records = directory / "firecracker"
 
@@ -142,22 +151,31 @@ class Firecracker:
     # -- boot --------------------------------------------------------------------------------------
 
     def boot(self, plan: MachinePlan) -> Process:
-        """Start Firecracker. Its agent connects to the channel, whose socket must have `channel_mode`, when the guest has come
-        that far, and again whenever the channel breaks."""
+        """Start Firecracker. Its agent connects to the channel, whose socket must have the trait `channel_mode`, when the guest
+        has come that far, and again whenever the channel breaks."""
         if plan.mounts:
             raise NotInThisRelease("Virtual machines have no drives in this release.")
         jail = self._jail(plan.machine_id, plan.directory)
         monitor: Monitor | None = None
         try:
-            make_disk(plan.layer / DISK_FILE, self._disk_bytes)
+            make_disk(plan.layer / DISK_FILE, disk_size(plan.disk_bytes) if plan.disk_bytes else self._disk_bytes)
             disk = Placed(DISK, plan.layer / DISK_FILE, writable=True)
             images = tuple(Placed(f"layer{number}", image) for number, image in enumerate(plan.lowers))
             if plan.memory is None:
                 files = self._boot_files()
             else:
                 files = (Placed(STATE, plan.memory / STATE), Placed(MEMORY, plan.memory / MEMORY))
+            if plan.address:
+                tap.give(plan.namespace, plan.address, plan.nameserver, jail.uid)
             launch = Launch(
-                jail, plan.channel_dir, (*files, *images, disk), plan.vcpus, plan.memory_bytes, self.cgroups, plan.cgroup
+                jail,
+                plan.channel_dir,
+                (*files, *images, disk),
+                plan.vcpus,
+                plan.memory_bytes,
+                self.cgroups,
+                plan.cgroup,
+                plan.namespace if plan.address else None,
             )
             monitor = start(launch, self._limits.api_s)
             self._record(plan, monitor.process)
@@ -165,6 +183,8 @@ class Firecracker:
                 monitor.boot(self._machine(plan))
             else:
                 monitor.load(Loading(), self.programs.version)
+            if plan.cgroup:
+                self.cgroups.set_apart(plan.cgroup, GUEST_CGROUP, monitor.guest_threads(plan.vcpus))
             if not monitor.is_filtered():
                 raise NotUsable(_NO_FILTER)
             return monitor.process
@@ -175,12 +195,17 @@ class Firecracker:
 
     def _machine(self, plan: MachinePlan) -> VirtualMachine:
         layers = [Drive(f"layer{number}", f"layer{number}", read_only=True) for number in range(len(plan.lowers))]
+        cards: tuple[Interface, ...] = ()
+        if plan.address:
+            cards = (Interface(tap.LINK, tap.NAME, tap.hardware_address(plan.address)),)
+        address = f"{plan.address}/{LINK_PREFIX}" if plan.address else ""
         return VirtualMachine(
             vcpus=plan.vcpus,
             memory_bytes=plan.memory_bytes,
-            kernel_line=kernel_line(self._files.arguments, len(plan.lowers)),
+            kernel_line=kernel_line(self._files.arguments, len(plan.lowers), address=address, gateway=plan.nameserver),
             initramfs=True,
             drives=(*layers, Drive(DISK, DISK, read_only=False)),
+            interfaces=cards,
         )
 
     def _jail(self, machine_id: str, directory: Path) -> Jail:
@@ -248,7 +273,7 @@ class Firecracker:
         (self._records / machine_id).unlink(missing_ok=True)
 
     def last_words(self, directory: Path) -> str:
-        return last_words(directory).removeprefix("; ")
+        return console_log.reason(directory / CONSOLE_LOG)
 
     def recorded(self, machine_id: str) -> Process | None:
         """The process of a machine, if one was started; it may be dead."""

@@ -167,14 +167,17 @@ class VirtualMachine:
         )
 
 
-def kernel_line(arguments: str | None, layers: int, *, init: str | None = None) -> str:
+def kernel_line(arguments: str | None, layers: int, *, init: str | None = None, address: str = "", gateway: str = "") -> str:
     """The kernel's command line: the operator's words or the default ones, then what the agent has to know.
 
     `layers` images and a disk are put on top of each other; with 0 the agent stays in the root that it was started from.
-    `init` is the agent's path in a root disk, unless the words name one already.
+    `init` is the agent's path in a root disk, unless the words name one already. `address`, with the length of its prefix, and
+    `gateway` are the network card's.
     """
     words = (DEFAULT_KERNEL_ARGS if arguments is None else arguments).split()
     own = ["hutch.vm=1", f"hutch.layers={layers}", "hutch.disks=order", f"hutch.vsock={PORT}"]
+    if address:
+        own += [f"hutch.address={address}", f"hutch.gateway={gateway}"]
     if init is not None and not any(word.startswith(("init=", "rdinit=")) for word in words):
         own.insert(0, f"init={init}")
     # What stands behind `--` is for init alone.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 import subprocess
 import threading
@@ -45,6 +46,8 @@ OVERHEAD_BYTES = 128 * MIB
 MAX_THREADS = 64
 _FILTERED = "2"
 """How `/proc/PID/status` names a filter of system calls."""
+_RUNS_THE_GUEST = re.compile(r"fc_vcpu \d+")
+"""What Firecracker calls a thread that runs a processor of its guest."""
 _HINTS = (
     (
         "Unable to mount root fs",
@@ -129,6 +132,18 @@ class Monitor:
         except OSError as error:
             raise FirecrackerFailed(f"Firecracker ended: {error}") from error
         return bool(modes) and all(mode == _FILTERED for mode in modes)
+
+    def guest_threads(self, vcpus: int) -> list[int]:
+        """The threads that run the guest, of a machine that was just started. Raises `FirecrackerFailed` where there are not as
+        many as it has processors."""
+        found = []
+        for task in Path(f"/proc/{self.process.pid}/task").glob("*"):
+            with contextlib.suppress(OSError):
+                if _RUNS_THE_GUEST.fullmatch((task / "comm").read_text(errors="replace").strip()):
+                    found.append(int(task.name))
+        if len(found) != vcpus:
+            raise FirecrackerFailed(f"Firecracker runs {vcpus} processors in {len(found)} threads: another release's names?")
+        return found
 
     def end(self) -> None:
         """Kill it, and wait until it is gone and what it said is in its log."""

@@ -55,7 +55,8 @@ class MachinePlan:
 class Traits:
     """What a backend does its own way, and what it does not do.
 
-    `listens`: its agent is reached by connecting to a socket; other agents connect themselves. An agent that has not spoken after
+    `listens`: its agent is reached by connecting to a socket; other agents connect themselves, to a socket with `channel_mode`,
+    which a machine's monitor may have to open as a user of its own. An agent that has not spoken after
     `boot_timeout_s`, or `adopt_timeout_s` with another host process, is missing; one that returns no ping within `ping_timeout_s`
     is dead. `guest_cgroup` is the cgroup below the machine's that has the guest's own CPU time; empty: it is all the guest's.
     `writes_late`: what was written is with the host only once the agent was told to. `memory`, `live_copies`, `drives`: whether
@@ -64,6 +65,7 @@ class Traits:
     """
 
     listens: bool = False
+    channel_mode: int = 0o600
     boot_timeout_s: float = 30.0
     adopt_timeout_s: float = 8.0
     ping_timeout_s: float = 4.0

@@ -16,7 +16,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import shutil
 import threading
 from dataclasses import dataclass
@@ -51,8 +50,6 @@ FIRST_UID = 0x6000_0000
 """Users that no system has; a machine's is this and 28 bits of its id."""
 GUEST_CGROUP = "guest"
 JAIL = "jail"
-_NO_START = re.compile(r"hutch-agent: this machine can't start: ([ -~]{1,300})")
-_PANIC = re.compile(r"Kernel panic - not syncing: ([ -~]{1,200})")
 PING_TIMEOUT_S, EMULATED_PING_TIMEOUT_S = 4.0, 30.0
 """Of a hundred programs that begin at once, each takes as long as ten to thirty do elsewhere; so does the agent in between."""
 BOOT_TIMEOUT_S, EMULATED_BOOT_TIMEOUT_S, ADOPT_TIMEOUT_S = 30.0, 120.0, 20.0
@@ -292,13 +289,7 @@ class Qemu:
     # -- end ---------------------------------------------------------------------------------------
 
     def last_words(self, directory: Path) -> str:
-        with contextlib.suppress(OSError):
-            console = (directory / CONSOLE_LOG).read_text(errors="replace")
-            if panic := _PANIC.search(console):
-                return f"its kernel panicked ({panic[1].strip()})"
-            if failure := _NO_START.search(console):
-                return failure[1].strip()
-        return ""
+        return console_log.reason(directory / CONSOLE_LOG)
 
     def kill(self, process: Process) -> None:
         process.kill()

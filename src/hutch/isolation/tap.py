@@ -7,7 +7,8 @@ namespace's own stack never sees one. From the guest come frames of its own hard
 its own address to one receiver, and ARP about the link's two addresses. All else, VLANs, IPv6, multicast, is dropped before the
 host has to judge it. The host's own rules are the same as for every backend, and would drop it once more.
 
-QEMU gets the tap as a descriptor: it makes no device and opens no path, and the tap ends with it.
+QEMU gets the tap as a descriptor: it makes no device and opens no path, and the tap ends with it. Firecracker opens one by its
+name, as the user that owns it; that one ends with the namespace.
 """
 
 from __future__ import annotations
@@ -48,12 +49,27 @@ def attach(namespace: Path, guest: str, host: str) -> int:
     Raises `OSError`."""
     descriptor = kernel.open_tap(namespace, NAME)
     try:
-        inside = ["nsenter", f"--net={namespace}", "--"]
-        # The addresses are the guest's.
-        kernel.run([*inside, "ip", "-batch", "-"], stdin=f"addr flush dev {LINK}\nlink set {NAME} up\n")
-        rules = _RULES.format(tap=NAME, link=LINK, guest=guest, host=host, hardware=hardware_address(guest))
-        kernel.run([*inside, "nft", "-f", "-"], stdin=rules)
+        _join(namespace, guest, host)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def give(namespace: Path, guest: str, host: str, user: int) -> None:
+    """The same tap, `NAME`, for whoever opens it in the namespace as `user`; it stays as long as the namespace does. Blocks.
+    Raises `OSError`."""
+    owner = ["user", str(user), "group", str(user)]
+    kernel.run([*_inside(namespace), "ip", "tuntap", "add", "dev", NAME, "mode", "tap", *owner, "vnet_hdr"])
+    _join(namespace, guest, host)
+
+
+def _join(namespace: Path, guest: str, host: str) -> None:
+    # The addresses are the guest's.
+    kernel.run([*_inside(namespace), "ip", "-batch", "-"], stdin=f"addr flush dev {LINK}\nlink set {NAME} up\n")
+    rules = _RULES.format(tap=NAME, link=LINK, guest=guest, host=host, hardware=hardware_address(guest))
+    kernel.run([*_inside(namespace), "nft", "-f", "-"], stdin=rules)
+
+
+def _inside(namespace: Path) -> list[str]:
+    return ["nsenter", f"--net={namespace}", "--"]

@@ -1,0 +1,137 @@
+"""Sandboxes on Firecracker, through a real host: how it drives the monitor.
+
+Firecracker and its jailer are the stand-ins of `tests/isolation/fake_firecracker.py`, whose guest is the real agent on the
+machine's own disks, but no kernel, and without a network: the real ones are in no registry of packages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hutch.errors import ConflictError, UnavailableError
+from hutch.host import kernel
+from hutch.host.protocol import DriveMode, DriveMount, SessionRecord, SessionStatus, SnapshotRequest
+from hutch.host.service import Service
+from hutch.isolation import tap
+from hutch.isolation.qemu import DISK, GUEST_CGROUP
+from tests.host.guest import Guest, guest, real_host, spec
+from tests.isolation import fake_programs
+
+pytestmark = [pytest.mark.root, pytest.mark.sandbox, pytest.mark.timeout(180)]
+MIB = 1024 * 1024
+END_S = 30.0
+PANIC = "[    3.1] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000007"
+
+if not Path("/dev/kvm").exists():
+    # Not hidden: the driver itself is tested without it (tests/isolation/test_firecracker.py).
+    pytest.skip("Firecracker is not started where there is no /dev/kvm", allow_module_level=True)
+
+
+@asynccontextmanager
+async def host_of_machines(data_dir: Path, *, end_all: bool = True, **behaviour: Any) -> AsyncIterator[Service]:
+    # Beside the data directory, which is the host's.
+    base = data_dir.parent / f"{data_dir.name}-firecracker"
+    base.mkdir(exist_ok=True)
+    binary = base / "static" / "firecracker"
+    if not binary.exists():
+        fake_programs.compiled(binary.parent)
+    (base / "vmlinux").write_bytes(b"\x7fELF a kernel")
+    flags = {
+        "isolation__backend": "firecracker",
+        "isolation__firecracker": {
+            "binary": binary,
+            "jailer": fake_programs.script(base / "jailer", "jailer", own_root=True, **behaviour),
+            "kernel": base / "vmlinux",
+            "boot_timeout_s": 30,
+        },
+    }
+    async with real_host(data_dir, end_all=end_all, **flags) as service:
+        yield service
+
+
+async def over(box: Guest) -> SessionRecord:
+    async with asyncio.timeout(END_S):
+        while box.session.live:
+            await asyncio.sleep(0.02)
+    return box.record
+
+
+async def test_a_sandbox_runs_is_found_again_and_its_files_outlive_it(no_leaks: Path) -> None:
+    async with host_of_machines(no_leaks, end_all=False) as host:
+        box = await guest(host, persistent=True, disk_bytes=64 * MIB, vcpus=2, memory_mb=512, env={"GIVEN": "yes"})
+        assert box.record.isolation == "firecracker"
+        told = await box.shell("hostname; echo $GIVEN; id -un; echo first > file; cat file")
+        assert told.stdout.decode().split() == ["box", "yes", "ubuntu", "first"]
+        machine = box.session.machine
+        assert machine is not None
+        # The card is its user's and in the sandbox's namespace, where all packets go past the host's rules.
+        inside = ["nsenter", f"--net={machine.network.namespace_path}", "--"]
+        links = kernel.run([*inside, "ip", "-details", "-oneline", "link", "show", tap.NAME])
+        user = Path(f"/proc/{machine.process.pid}").stat().st_uid
+        assert user > 2**16
+        assert f"user {user}" in links
+        assert "LOWER_UP" in links
+        assert tap.hardware_address(machine.network.guest_address) in kernel.run([*inside, "nft", "list", "ruleset"])
+        # Threads that run the guest are told from all others.
+        cgroups = host._supervisor._machines.cgroups
+        threads = (cgroups.roots["cpuacct"] / machine.cgroup.lstrip("/") / GUEST_CGROUP / "tasks").read_text().split()
+        named = {Path(f"/proc/{machine.process.pid}/task/{thread}/comm").read_text().strip() for thread in threads}
+        assert named == {"fc_vcpu 0", "fc_vcpu 1"}
+        disk = host._supervisor._machines._layers.path(machine.machine_id) / DISK
+        assert disk.stat().st_size <= 64 * MIB
+        running = await box.start("sh", "-c", "for n in $(seq 300); do echo $n; sleep 0.1; done")
+        session_id, command_id = box.session_id, running.record.command_id
+    async with host_of_machines(no_leaks) as host:
+        box = Guest(host.supervisor, session_id)
+        assert box.record.status is SessionStatus.RUNNING
+        assert box.commands.get(command_id).running
+        assert (await box.shell("cat file; echo second >> file")).stdout == b"first\n"
+        for request, code in (
+            (SnapshotRequest(session_id=session_id, keep_running=True), "live_snapshot_unsupported"),
+            (SnapshotRequest(session_id=session_id, memory=True, keep_running=True), "isolation_unsupported"),
+        ):
+            with pytest.raises(ConflictError) as refused:
+                await host.supervisor.snapshot(request)
+            assert refused.value.code == code
+        mount = DriveMount(path="/data", drive_id="drive_1", mode=DriveMode.READ_WRITE)
+        with pytest.raises(ConflictError) as refused:
+            await host.supervisor.create(spec(mounts=[mount]))
+        assert refused.value.code == "isolation_unsupported"
+        stopped = await box.stop()
+        assert (stopped.status, stopped.stop_reason) == (SessionStatus.STOPPED, "stop")
+        assert stopped.snapshot is not None
+        assert stopped.snapshot.disk
+        box = await guest(host, source_snapshot=stopped.snapshot.snapshot_id)
+        assert (await box.shell("cat file")).stdout == b"first\nsecond\n"
+        machine = box.session.machine
+        assert machine is not None
+        machine.process.kill()
+        record = await over(box)
+        assert (record.status, record.stop_reason) == (SessionStatus.FAILED, "The sandbox failed: its sandbox process died.")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "said"),
+    [
+        ({"crash_after_start": True, "console": PANIC}, "its kernel panicked"),
+        ({"no_filter": True}, "without a filter of system calls"),
+        ({"refuses": {"PUT /network-interfaces/eth0": "Open tap device failed"}}, "Open tap device failed"),
+        ({"vcpu_thread": "another"}, "1 processors in 0 threads"),
+    ],
+    ids=["panic", "no-filter", "no-tap", "threads-of-another-name"],
+)
+async def test_a_machine_that_does_not_start_is_told_and_leaves_nothing(
+    no_leaks: Path, behaviour: dict[str, Any], said: str
+) -> None:
+    async with host_of_machines(no_leaks) as host:
+        # The host itself began with one that works.
+        fake_programs.script(no_leaks.parent / f"{no_leaks.name}-firecracker" / "jailer", "jailer", own_root=True, **behaviour)
+        with pytest.raises(UnavailableError, match=f"could not be started: .*{said}"):
+            await host.supervisor.create(spec())
+        assert host._supervisor._machines.left_behind() == set()
