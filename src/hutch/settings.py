@@ -100,6 +100,7 @@ def _split(value: object) -> object:
 
 
 TextList = Annotated[tuple[str, ...], BeforeValidator(_split)]
+BackendList = Annotated[tuple[MinimumIsolation, ...], BeforeValidator(_split)]
 
 
 def _parsed(value: object) -> object:
@@ -239,7 +240,12 @@ class IsolationSettings(Section):
     backend: Backend = Field(
         Backend.AUTO, description="Isolation backend; `auto` takes the strongest one that a probe boots and that lacks nothing."
     )
-    minimum: MinimumIsolation = Field(MinimumIsolation.GVISOR, description="Weakest backend that `auto` may take.")
+    minimum: MinimumIsolation = Field(
+        MinimumIsolation.GVISOR, description="Weakest backend that `auto` may take, and that a sandbox may be created under."
+    )
+    also: BackendList = Field(
+        (), description="Further backends, which a sandbox may be created under by naming one (`isolation`)."
+    )
     runsc: Path | None = Field(
         None,
         description="gVisor's `runsc`. Default: `.hutch/bin/runsc` of the checkout, then the one in the package, then `PATH`.",

@@ -67,6 +67,17 @@ async def test_the_host_gets_what_the_caller_asked_for(api: Api) -> None:
     assert spec.project_id == api.own.project_id
 
 
+async def test_a_sandbox_keeps_the_backend_that_it_was_created_with(api: Api) -> None:
+    body = await api.create(name="kernel", isolation="qemu")
+    assert api.host.specs[body["session"]["id"]].isolation == "qemu"
+    assert body["sandbox"]["isolation"] == "qemu"
+    forked = (await api.http.post("/v2/sandboxes/kernel/fork", json={"name": "copy"})).json()
+    assert api.host.specs[forked["session"]["id"]].isolation == "qemu"
+    # It is the operator's default, and nothing that the sandbox keeps, otherwise.
+    body = await api.create(name="any")
+    assert api.host.specs[body["session"]["id"]].isolation == ""
+
+
 async def test_a_runtime_of_old_chooses_its_image(api: Api) -> None:
     body = (await api.http.post("/v2/sandboxes", json={"runtime": "python3.13"})).json()
     assert body["sandbox"]["runtime"] == "python3.13"
@@ -148,6 +159,8 @@ async def test_of_many_creates_of_one_name_one_wins(api: Api) -> None:
         ({"snapshotExpiration": 5}, "`snapshotExpiration` must be 0 (no expiration) or >= 86400000 ms (1 day)."),
         ({"keepLastSnapshots": {"count": 11}}, "Invalid request: `keepLastSnapshots.count` should be <= 10."),
         ({"disk_bytes": 2**80}, None),
+        ({"isolation": "chroot"}, None),
+        ({"isolation": ["qemu"]}, None),
         ({"region": "x" * 33}, None),
         ({"failoverRegions": ["iad1"]}, "Invalid request: `failoverRegions` should NOT contain `region`."),
         ({"source": {"type": "svn"}}, None),

@@ -34,7 +34,9 @@ if not Path("/dev/kvm").exists():
 
 
 @asynccontextmanager
-async def host_of_machines(data_dir: Path, *, end_all: bool = True, **behaviour: Any) -> AsyncIterator[Service]:
+async def host_of_machines(
+    data_dir: Path, *, end_all: bool = True, default: str = "firecracker", **behaviour: Any
+) -> AsyncIterator[Service]:
     # Beside the data directory, which is the host's.
     base = data_dir.parent / f"{data_dir.name}-firecracker"
     base.mkdir(exist_ok=True)
@@ -43,7 +45,8 @@ async def host_of_machines(data_dir: Path, *, end_all: bool = True, **behaviour:
         fake_programs.compiled(binary.parent)
     (base / "vmlinux").write_bytes(b"\x7fELF a kernel")
     flags = {
-        "isolation__backend": "firecracker",
+        "isolation__backend": default,
+        "isolation__also": ["firecracker"],
         "isolation__firecracker": {
             "binary": binary,
             "jailer": fake_programs.script(base / "jailer", "jailer", own_root=True, **behaviour),
@@ -114,6 +117,40 @@ async def test_a_sandbox_runs_is_found_again_and_its_files_outlive_it(no_leaks: 
         machine.process.kill()
         record = await over(box)
         assert (record.status, record.stop_reason) == (SessionStatus.FAILED, "The sandbox failed: its sandbox process died.")
+
+
+async def test_a_sandbox_may_name_another_backend_than_its_neighbours(no_leaks: Path) -> None:
+    async with host_of_machines(no_leaks, end_all=False, default="gvisor") as host:
+        plain, machine = await guest(host, persistent=True), await guest(host, persistent=True, isolation="firecracker")
+        assert (plain.record.isolation, machine.record.isolation) == ("gvisor", "firecracker")
+        for box in (plain, machine):
+            assert (await box.shell("echo kept > file; cat file")).stdout == b"kept\n"
+        with pytest.raises(ConflictError, match="under `qemu`: the operator offers it to none"):
+            await host.supervisor.create(spec(isolation="qemu"))
+        sessions = plain.session_id, machine.session_id
+    async with host_of_machines(no_leaks, default="gvisor") as host:
+        plain, machine = (Guest(host.supervisor, session_id) for session_id in sessions)
+        for box in (plain, machine):
+            assert (await box.shell("cat file")).stdout == b"kept\n"
+        # What each can do is its own.
+        live = SnapshotRequest(session_id=machine.session_id, keep_running=True)
+        with pytest.raises(ConflictError, match=r"firecracker.*can't make snapshots of running sandboxes"):
+            await host.supervisor.snapshot(live)
+        taken = await host.supervisor.snapshot(SnapshotRequest(session_id=plain.session_id, keep_running=True))
+        assert not taken.snapshot.disk
+        stopped = [(await box.stop()).snapshot for box in (plain, machine)]
+        assert [snapshot is not None and snapshot.disk for snapshot in stopped] == [False, True]
+        again = await guest(host, isolation="firecracker", source_snapshot=stopped[1] and stopped[1].snapshot_id)
+        assert (await again.shell("cat file")).stdout == b"kept\n"
+    # A host that no longer offers it ends what runs there, and says so.
+    async with host_of_machines(no_leaks, end_all=False, default="gvisor") as host:
+        machine = await guest(host, isolation="firecracker")
+        session_id = machine.session_id
+    async with real_host(no_leaks, isolation__backend="gvisor") as host:
+        record = Guest(host.supervisor, session_id).record
+        assert record.status is SessionStatus.FAILED
+        assert "it runs under firecracker, this host under gvisor" in (record.stop_reason or "")
+        assert await asyncio.to_thread(host._supervisor._machines.left_behind) == set()
 
 
 @pytest.mark.parametrize(

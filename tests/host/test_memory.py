@@ -465,7 +465,7 @@ async def test_a_sandbox_goes_on_when_its_memory_takes_too_long(
 
 
 async def test_a_sandbox_that_goes_on_late_goes_on(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    isolation = host._supervisor._machines._isolation
+    isolation = host._supervisor._machines.backends.default
     monkeypatch.setattr(isolation, "traits", replace(isolation.traits, adopt_timeout_s=1.0))
     resume = Gvisor.resume
 

@@ -51,7 +51,7 @@ class FakeMachine:
 
 def kind(digest: str = "a", vcpus: int = 1) -> MachineKind:
     image = cast("Image", type("Image", (), {"digest": digest})())
-    return MachineKind(image, vcpus, 1 << 30, 1 << 30)
+    return MachineKind(image, vcpus, 1 << 30, 1 << 30, "gvisor")
 
 
 COMMON = kind()

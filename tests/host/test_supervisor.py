@@ -170,7 +170,7 @@ async def test_a_dead_machine_is_a_failed_session(box: Guest) -> None:
 
 
 async def test_a_boot_that_fails_leaves_nothing(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    isolation = host._supervisor._machines._isolation
+    isolation = host._supervisor._machines.backends.default
     monkeypatch.setattr(isolation, "traits", replace(isolation.traits, boot_timeout_s=0.001))
     with pytest.raises(UnavailableError) as failed:
         await guest(host)
@@ -246,7 +246,9 @@ async def test_a_session_that_died_while_the_host_was_down_has_failed(no_leaks: 
 async def test_what_no_session_uses_is_swept(no_leaks: Path) -> None:
     async with real_host(no_leaks, end_all=False) as service:
         box = await guest(service)
-        kind = service.supervisor.claims.kind(service.supervisor.images.exact(spec().image), 1, 2048, None)
+        kind = service.supervisor.claims.kind(
+            service.supervisor.images.exact(spec().image), 1, 2048, None, service.supervisor._machines.backends.default.name
+        )
         orphan = await service.supervisor.claims.boot_for_pool(kind, None)
     async with real_host(no_leaks) as again:
         left = await asyncio.to_thread(again.supervisor._machines.left_behind)

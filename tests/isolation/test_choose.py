@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hutch.errors import ConflictError
 from hutch.isolation import choose, kvm
 from hutch.isolation.choose import NoIsolation
 from hutch.isolation.qemu import Qemu
@@ -63,6 +64,30 @@ def test_nothing_weaker_than_the_minimum_is_taken(tmp_path: Path, monkeypatch: p
         choose.choose(settings(minimum=minimum), tmp_path)
     with pytest.raises(NoIsolation, match="weaker than isolation.minimum"):
         choose.choose(settings(backend="gvisor", minimum=minimum), tmp_path)
+
+
+def test_a_sandbox_may_name_what_the_operator_offers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usable_kvm(monkeypatch, usable=False)
+    found = choose.backends(settings(also="qemu,firecracker,gvisor"), tmp_path)
+    # Naming it in `also` is naming it: it may be emulated.
+    assert found.names == ("gvisor", "qemu")
+    assert (found.named("").name, found.named("qemu").name) == ("gvisor", "qemu")
+    with pytest.raises(ConflictError, match=r"`firecracker`: isolation\.firecracker\.binary names no program") as refused:
+        found.named("firecracker")
+    assert refused.value.code == "isolation_unsupported"
+
+
+def test_what_is_weaker_than_the_minimum_or_not_offered_is_refused_to_every_sandbox(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usable_kvm(monkeypatch, usable=True)
+    found = choose.backends(settings(minimum="qemu", also="gvisor"), tmp_path)
+    assert found.names == ("qemu",)
+    with pytest.raises(ConflictError, match=r"weaker than isolation\.minimum"):
+        found.named("gvisor")
+    for name in ("firecracker", "chroot"):
+        with pytest.raises(ConflictError, match="the operator offers it to none"):
+            found.named(name)
 
 
 def test_a_runsc_that_does_not_work_is_refused_with_what_it_said(tmp_path: Path) -> None:

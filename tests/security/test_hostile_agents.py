@@ -15,11 +15,13 @@ import pytest
 from hutch import ids
 from hutch.errors import GoneError, HutchError
 from hutch.host import channel, kernel
+from hutch.host.cgroups import Cgroups
 from hutch.host.commands import Commands
 from hutch.host.journal import Journal
 from hutch.host.machine import Machine
 from hutch.host.network import Network
 from hutch.host.protocol import CommandStart
+from hutch.isolation.gvisor import Gvisor
 from hutch.wire import Connection, Hello, Role, Stream
 from hutch.wire.sockets import address
 
@@ -42,7 +44,13 @@ class Rig:
         accepting = asyncio.ensure_future(channel.accept_agent(self.directory / "channel", hello.token, 5))
         await self.connect(behaviour, hello)
         machine = Machine(
-            "m" + "0" * 20, self.directory, "/none", Network(1, 0, "none", "none"), kernel.process(os.getpid()), await accepting
+            "m" + "0" * 20,
+            Gvisor(Path("none"), self.directory, Cgroups.detect()),
+            self.directory,
+            "/none",
+            Network(1, 0, "none", "none"),
+            kernel.process(os.getpid()),
+            await accepting,
         )
         machine.watch()
         return machine

@@ -106,6 +106,7 @@ async def create_sandbox(request: Request) -> Response:
         snapshot_expiration_ms=LATER_EXPIRATION_MS if version == 4 else None,
         keep_last_snapshots={"count": 1, "deleteEvicted": True} if version == 4 and body.persistent is not False else None,
         disk_bytes=body.disk_bytes,
+        isolation=body.isolation,
     )
     config = configured(services, base, body)
     if policy is not None:

@@ -88,6 +88,7 @@ class Start:
             with_memory=self.with_memory,
             mounts=self.mounts,
             budget=msgspec.convert(config.budget, Limits) if config.budget is not None else None,
+            isolation=config.isolation or "",
         )
 
     async def start(self, services: Services, scope: Scope) -> tuple[SandboxRecord, SessionRow]:

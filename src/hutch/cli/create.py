@@ -50,6 +50,7 @@ def create(
     budget: Annotated[
         list[str] | None, typer.Option("--budget", help="LIMIT=NUMBER, such as active_cpu_us=60000000. Repeatable.")
     ] = None,
+    isolation: Annotated[str | None, typer.Option("--isolation", help="gvisor, qemu or firecracker, where offered.")] = None,
     persistent: Annotated[bool, typer.Option("--persistent/--ephemeral", help="Whether its files outlive a session.")] = True,
     data_dir: options.DataDir = None,
     as_json: options.AsJson = False,
@@ -63,6 +64,7 @@ def create(
             tags=options.pairs(tag, "--tag") or None,
             ports=port or None,
             disk_bytes=disk,
+            isolation=isolation,
             persistent=persistent,
             budget=limits_of(budget or []) or None,
             mounts=drive.mounts(mount),

@@ -40,6 +40,7 @@ class Sandbox(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     snapshot_expiration: int | None = None
     keep_last_snapshots: Json | None = None
     budget: dict[str, int] | None = None
+    isolation: str | None = None
     cgroup: str | None = None
     """Where its processes are counted: for administrators."""
 

@@ -145,8 +145,8 @@ class BudgetLimits(TypedDict):
 
 
 class Sandbox(TypedDict):
-    """A named record with at most one live session. `cgroup` and `isolation` (for administrators), `portsPrivate`,
-    `wakeOnRequest` and `budget` are Hutch's own."""
+    """A named record with at most one live session. `cgroup` (for administrators), `isolation` (for them, and where
+    it was asked for), `portsPrivate`, `wakeOnRequest` and `budget` are Hutch's own."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
     currentSessionId: SessionId

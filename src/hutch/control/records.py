@@ -185,6 +185,8 @@ class SandboxConfig:
     """A request to a port resumes it."""
     budget: dict[str, int] | None = None
     """What it may use in all, by limit (`hutch.metering.budgets.Limits`)."""
+    isolation: str | None = None
+    """The backend that its sessions run under; None: the host's default one."""
 
 
 @dataclass(frozen=True, slots=True)

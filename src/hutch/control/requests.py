@@ -363,7 +363,7 @@ class SandboxFields(Body):
 
 
 class CreateSandbox(SandboxFields):
-    """Body of a create. `disk_bytes` is Hutch's own."""
+    """Body of a create. `disk_bytes` and `isolation` are Hutch's own; a sandbox keeps both."""
 
     projectId: Text | None = None
     name: Name | None = None
@@ -371,6 +371,7 @@ class CreateSandbox(SandboxFields):
     image: Text | None = Field(None, min_length=1, max_length=255)
     runtime: Runtime | None = None
     disk_bytes: int | None = Field(None, ge=MIN_DISK_BYTES, le=MAX_DISK_BYTES)
+    isolation: Literal["gvisor", "qemu", "firecracker"] | None = None
 
     @model_validator(mode="after")
     def _exclusive(self) -> CreateSandbox:

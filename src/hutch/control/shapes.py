@@ -73,6 +73,8 @@ def sandbox(record: SandboxRecord, session: SessionRow | None, *, bounded: bool,
         shape["wakeOnRequest"] = True
     if config.budget is not None:
         shape["budget"] = config.budget
+    if config.isolation is not None:
+        shape["isolation"] = config.isolation
     if not created:
         shape["totalEgressBytes"] = record.total_egress_bytes
         shape["totalIngressBytes"] = record.total_ingress_bytes

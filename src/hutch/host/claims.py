@@ -59,15 +59,18 @@ class Claims:
 
     # -- what there is -----------------------------------------------------------------------------
 
-    def kind(self, image: Image, vcpus: int, memory_mb: int, disk_bytes: int | None) -> MachineKind:
-        return MachineKind(image, vcpus, memory_mb * MIB, disk_bytes or self._settings.sandbox.disk_bytes)
+    def kind(self, image: Image, vcpus: int, memory_mb: int, disk_bytes: int | None, isolation: str) -> MachineKind:
+        return MachineKind(image, vcpus, memory_mb * MIB, disk_bytes or self._settings.sandbox.disk_bytes, isolation)
 
     def _kinds_to_pool(self) -> list[tuple[MachineKind, int]]:
         size, vcpus = self._settings.pool.size, self._settings.sandbox.default_vcpus
         if size == 0:
             return []
+        # Those of other backends are made as they are asked for.
+        isolation = self._machines.backends.default.name
         return [
-            (self.kind(self._images.resolve(name, ""), vcpus, vcpus * 2048, None), size) for name in self._settings.pool_images()
+            (self.kind(self._images.resolve(name, ""), vcpus, vcpus * 2048, None, isolation), size)
+            for name in self._settings.pool_images()
         ]
 
     async def boot_for_pool(self, kind: MachineKind, source: Source | None) -> Machine:

@@ -154,7 +154,7 @@ class Ends:
         """Write the end of a session whose machine is gone or unreachable, and remove what is left of it."""
         assert session.entry is not None
         entry = session.entry
-        cpu = self._machines.cpu_of(entry)
+        cpu = self._machines.cpu_of(entry, session.record.isolation)
         passed = await self._meter.end(session.record.session_id, self._networks.network(entry.network))
         used = await self._metered.end(session, cpu, passed)
         snapshot = await self._sealed(session)

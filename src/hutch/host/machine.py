@@ -35,6 +35,7 @@ from hutch.host.network import Network, Networks
 from hutch.host.protocol import DriveMode
 from hutch.host.storage import Source, WritableLayers
 from hutch.images import Image
+from hutch.isolation.backends import Backends
 from hutch.isolation.protocol import BootFailed, Isolation, MachinePlan, PlannedMount, Traits
 from hutch.wire import Connection, Stream
 from hutch.wire.connection import ConnectionClosed
@@ -66,10 +67,11 @@ class MachineKind:
     vcpus: int
     memory_bytes: int
     disk_bytes: int
+    isolation: str
 
     @property
-    def key(self) -> tuple[str, int, int, int]:
-        return (self.image.digest, self.vcpus, self.memory_bytes, self.disk_bytes)
+    def key(self) -> tuple[str, int, int, int, str]:
+        return (self.image.digest, self.vcpus, self.memory_bytes, self.disk_bytes, self.isolation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,7 @@ class Machine:
     """A running guest. `died` is set, with a reason, when its process or its channel is gone."""
 
     machine_id: str
+    isolation: Isolation
     directory: Path
     cgroup: str
     network: Network
@@ -253,7 +256,7 @@ class Machines:
         self,
         directory: Path,
         names: Names,
-        isolation: Isolation,
+        backends: Backends,
         layers: WritableLayers,
         drives: DriveStore,
         networks: Networks,
@@ -265,7 +268,7 @@ class Machines:
     ) -> None:
         self._directory = directory
         self._names = names
-        self._isolation = isolation
+        self.backends = backends
         self._layers = layers
         self._drives = drives
         self._networks = networks
@@ -275,14 +278,13 @@ class Machines:
         self._trust = trust
         self._secret = secret
 
-    @property
-    def traits(self) -> Traits:
-        """What the backend does its own way."""
-        return self._isolation.traits
+    def traits(self, isolation: str) -> Traits:
+        """What a backend does its own way."""
+        return self.backends[isolation].traits
 
     @property
     def cgroups(self) -> Cgroups:
-        return self._isolation.cgroups
+        return self.backends.cgroups
 
     async def _blocking(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
@@ -290,7 +292,8 @@ class Machines:
     async def boot(self, kind: MachineKind, contents: Contents, admit: Admit | None = None) -> Machine:
         """Start a machine and wait for its agent. `admit` is called with its network before anything in it runs. Raises
         `HutchError` or `OSError`; nothing is left then."""
-        identifier, source, memory, traits = machine_id(), contents.source, contents.memory, self._isolation.traits
+        identifier, source, memory, isolation = machine_id(), contents.source, contents.memory, self.backends[kind.isolation]
+        traits = isolation.traits
         async with contextlib.AsyncExitStack() as undo:
             network = await self._networks.take()
             undo.push_async_callback(self._networks.give_back, network)
@@ -324,14 +327,14 @@ class Machines:
             )
             if admit is not None:
                 await admit(network)
-            undo.push_async_callback(self._blocking, self._isolation.remove, identifier, directory, None)
+            undo.push_async_callback(self._blocking, isolation.remove, identifier, directory, None)
             token = memory.record.token if memory is not None else ""
-            agent = asyncio.ensure_future(self._connect(plan.channel_dir, token, traits.boot_timeout_s, boots=True))
+            agent = asyncio.ensure_future(self._connect(traits, plan.channel_dir, token, traits.boot_timeout_s, boots=True))
             undo.callback(agent.cancel)
-            process = await self._boot_process(plan)
-            undo.push_async_callback(self._blocking, self._isolation.kill, process)
-            connection = await self._unless_dead(agent, process, directory)
-            machine = Machine(identifier, directory, plan.cgroup, network, process, connection)
+            process = await self._boot_process(isolation, plan)
+            undo.push_async_callback(self._blocking, isolation.kill, process)
+            connection = await self._unless_dead(isolation, agent, process, directory)
+            machine = Machine(identifier, isolation, directory, plan.cgroup, network, process, connection)
             machine.ping_timeout_s = traits.ping_timeout_s
             machine.image_bytes = sum(layer.path.stat().st_size for layer in kind.image.layers)
             machine.inherited_bytes = source.size_bytes if source is not None else 0
@@ -371,21 +374,24 @@ class Machines:
         finally:
             stream.cancel()
 
-    async def _connect(self, directory: Path, token: str, timeout_s: float, *, boots: bool = False) -> Connection:
+    @staticmethod
+    async def _connect(traits: Traits, directory: Path, token: str, timeout_s: float, *, boots: bool = False) -> Connection:
         """A connection to the agent whose channel is in `directory`. Raises `AgentMissing`."""
-        if self._isolation.traits.listens:
+        if traits.listens:
             return await channel.reach_agent(directory, token, timeout_s, None if boots else channel.SILENCE_S)
         # A virtual machine's connection is there as soon as its agent is, which then may have little of a processor.
-        greeting_s = max(channel.GREETING_TIMEOUT_S, self._isolation.traits.ping_timeout_s)
-        return await channel.accept_agent(directory, token, timeout_s, greeting_s, self._isolation.traits.channel_mode)
+        greeting_s = max(channel.GREETING_TIMEOUT_S, traits.ping_timeout_s)
+        return await channel.accept_agent(directory, token, timeout_s, greeting_s, traits.channel_mode)
 
-    async def _unless_dead(self, agent: asyncio.Future[Connection], process: Process, directory: Path) -> Connection:
+    async def _unless_dead(
+        self, isolation: Isolation, agent: asyncio.Future[Connection], process: Process, directory: Path
+    ) -> Connection:
         """The connection, once there is one. Raises `BootFailed` when the process ends first."""
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
         try:
             pidfd = kernel.open_pidfd(process)
         except ProcessLookupError:
-            raise await self._ended_early(directory) from None
+            raise await self._ended_early(isolation, directory) from None
         loop.add_reader(pidfd.fd, ended.set)
         waiting = asyncio.ensure_future(ended.wait())
         try:
@@ -395,34 +401,34 @@ class Machines:
             loop.remove_reader(pidfd.fd)
             pidfd.close()
         if not agent.done():
-            raise await self._ended_early(directory)
+            raise await self._ended_early(isolation, directory)
         return agent.result()
 
-    async def _ended_early(self, directory: Path) -> BootFailed:
-        reason = await self._last_words(directory)
+    async def _ended_early(self, isolation: Isolation, directory: Path) -> BootFailed:
+        reason = await self._last_words(isolation, directory)
         return BootFailed(f"The sandbox ended before its agent answered{f': {reason}' if reason else ''}")
 
-    async def _last_words(self, directory: Path) -> str:
-        reason = await self._blocking(self._isolation.last_words, directory)
-        if not reason and not self._isolation.traits.trees:
+    async def _last_words(self, isolation: Isolation, directory: Path) -> str:
+        reason = await self._blocking(isolation.last_words, directory)
+        if not reason and not isolation.traits.trees:
             await asyncio.sleep(LAST_WORDS_S)
-            reason = await self._blocking(self._isolation.last_words, directory)
+            reason = await self._blocking(isolation.last_words, directory)
         return reason
 
     async def reason_of_death(self, machine: Machine, reason: str) -> str:
         """A machine's reason to be dead, or what it said of it itself."""
-        words = await self._last_words(machine.directory)
+        words = await self._last_words(machine.isolation, machine.directory)
         # Its channel breaks with it, and either may be noticed first.
         return words or (PROCESS_DIED if not machine.process.alive() else reason)
 
-    async def _boot_process(self, plan: MachinePlan) -> Process:
+    async def _boot_process(self, isolation: Isolation, plan: MachinePlan) -> Process:
         # Not abandoned on cancellation: what the thread starts must be known before it is removed.
-        boot = asyncio.ensure_future(self._blocking(self._isolation.boot, plan))
+        boot = asyncio.ensure_future(self._blocking(isolation.boot, plan))
         try:
             return await asyncio.shield(boot)
         except asyncio.CancelledError:
             with contextlib.suppress(OSError):
-                await self._blocking(self._isolation.kill, await boot)
+                await self._blocking(isolation.kill, await boot)
             raise
 
     @staticmethod
@@ -432,7 +438,7 @@ class Machines:
         # Seen by the guest, whatever our umask is.
         (directory / "channel").chmod(0o755)
 
-    async def adopt(self, entry: MachineEntry) -> Machine:
+    async def adopt(self, entry: MachineEntry, isolation: Isolation) -> Machine:
         """Find a machine again that a predecessor started. Raises `OSError` with the reason why it can't be."""
         process = Process(entry.pid, entry.start_ticks)
         if not process.alive():
@@ -441,15 +447,17 @@ class Machines:
         mark = directory / SUSPENDED_MARK
         if mark.exists():
             # The host died while it saved the machine's memory.
-            await self._blocking(self._isolation.resume, entry.machine_id)
+            await self._blocking(isolation.resume, entry.machine_id)
             mark.unlink()
-        connection = await self._connect(directory / "channel", entry.token, self._isolation.traits.adopt_timeout_s)
+        traits = isolation.traits
+        connection = await self._connect(traits, directory / "channel", entry.token, traits.adopt_timeout_s)
         network = self._networks.network(entry.network)
         own = await self._blocking(authority.derive, self._secret, entry.machine_id)
         await self._gateway.add(network, own, announce=False)
-        machine = Machine(entry.machine_id, directory, self._names.cgroup(entry.machine_id), network, process, connection)
+        cgroup = self._names.cgroup(entry.machine_id)
+        machine = Machine(entry.machine_id, isolation, directory, cgroup, network, process, connection)
         machine.token, machine.cpu_zero_us = entry.token, entry.cpu_zero_us
-        machine.ping_timeout_s = self._isolation.traits.ping_timeout_s
+        machine.ping_timeout_s = traits.ping_timeout_s
         machine.image_bytes, machine.inherited_bytes = entry.image_bytes, entry.inherited_bytes
         machine.watch()
         return machine
@@ -473,18 +481,14 @@ class Machines:
             "entropy": os.urandom(64),
             "time_ns": 0,
         }
-        machine.cpu_zero_us = self.cgroups.cpu_us(self._guest_cgroup(machine.cgroup)) or 0
+        machine.cpu_zero_us = self.cgroups.cpu_us(_guest_cgroup(machine.isolation, machine.cgroup)) or 0
         await machine.call("claim", params)
-
-    def _guest_cgroup(self, cgroup: str) -> str:
-        """The cgroup that has the guest's own CPU time."""
-        return str(Path(cgroup) / self._isolation.traits.guest_cgroup)
 
     # -- memory ------------------------------------------------------------------------------------
 
-    def fingerprint(self) -> str:
-        """What memory that is saved here needs in order to go on. Blocks."""
-        return self._isolation.fingerprint()
+    def fingerprint(self, isolation: str) -> str:
+        """What memory that is saved under a backend needs in order to go on. Blocks."""
+        return self.backends[isolation].fingerprint()
 
     @contextlib.asynccontextmanager
     async def standing_still(self, machine: Machine, image: Path) -> AsyncIterator[None]:
@@ -496,8 +500,8 @@ class Machines:
             # A saved end of the channel would never learn that it has no other one.
             await machine.connection.hang_up(HANG_UP_TIMEOUT_S)
             try:
-                await self._blocking(self._isolation.suspend, machine.machine_id)
-                await self._blocking(self._isolation.checkpoint, machine.machine_id, image)
+                await self._blocking(machine.isolation.suspend, machine.machine_id)
+                await self._blocking(machine.isolation.checkpoint, machine.machine_id, image)
                 yield
             finally:
                 if not machine.died.done():
@@ -510,11 +514,12 @@ class Machines:
 
     async def _go_on(self, machine: Machine) -> None:
         # There is no telling how long it stands still; its agent's time begins when it goes on.
-        waiting = self._connect(machine.directory / "channel", machine.token, STANDING_STILL_TIMEOUT_S)
+        traits = machine.isolation.traits
+        waiting = self._connect(traits, machine.directory / "channel", machine.token, STANDING_STILL_TIMEOUT_S)
         agent = asyncio.ensure_future(waiting)
         try:
-            await self._blocking(self._isolation.resume, machine.machine_id)
-            machine.connected(await asyncio.wait_for(agent, self._isolation.traits.adopt_timeout_s))
+            await self._blocking(machine.isolation.resume, machine.machine_id)
+            machine.connected(await asyncio.wait_for(agent, traits.adopt_timeout_s))
         finally:
             agent.cancel()
 
@@ -523,7 +528,7 @@ class Machines:
     async def write_down(self, machine: Machine) -> None:
         """Have everything that a guest wrote be with the host, before its files are kept. A guest that can't do so leaves what
         its file system has. Its processes end."""
-        if not self._isolation.traits.writes_late or machine.died.done():
+        if not machine.isolation.traits.writes_late or machine.died.done():
             return
         try:
             async with asyncio.timeout(WRITTEN_TIMEOUT_S):
@@ -540,18 +545,20 @@ class Machines:
         return usage
 
     def _end(self, machine: Machine) -> Usage:
-        self._isolation.kill(machine.process)
+        machine.isolation.kill(machine.process)
         # Stubs of the dead sentry still count for a moment; the last reading comes when all are gone.
         self.cgroups.kill_all(machine.cgroup, EMPTY_TIMEOUT_S)
-        cpu = self.cgroups.final_cpu_us(self._guest_cgroup(machine.cgroup))
+        cpu = self.cgroups.final_cpu_us(_guest_cgroup(machine.isolation, machine.cgroup))
         return Usage(
             active_cpu_us=max(0, cpu - machine.cpu_zero_us) if cpu is not None else 0,
             oom_kills=self.cgroups.oom_kills(machine.cgroup),
         )
 
-    def cpu_of(self, entry: MachineEntry) -> int:
-        """Active CPU of a machine that may be gone, in microseconds; 0 when its counters are."""
-        cpu = self.cgroups.cpu_us(self._guest_cgroup(self._names.cgroup(entry.machine_id)))
+    def cpu_of(self, entry: MachineEntry, isolation: str) -> int:
+        """Active CPU of a machine that may be gone, in microseconds; 0 when its counters are, or its backend is not used here."""
+        if isolation not in self.backends:
+            return 0
+        cpu = self.cgroups.cpu_us(_guest_cgroup(self.backends[isolation], self._names.cgroup(entry.machine_id)))
         return max(0, cpu - entry.cpu_zero_us) if cpu is not None else 0
 
     async def counters(self, machines: list[Machine]) -> list[Counters | None]:
@@ -563,7 +570,10 @@ class Machines:
         return self._counters(machine)
 
     def _counters(self, machine: Machine) -> Counters | None:
-        cpu, memory = self.cgroups.cpu_us(self._guest_cgroup(machine.cgroup)), self.cgroups.held_bytes(machine.cgroup)
+        cpu, memory = (
+            self.cgroups.cpu_us(_guest_cgroup(machine.isolation, machine.cgroup)),
+            self.cgroups.held_bytes(machine.cgroup),
+        )
         if cpu is None or memory is None:
             return None
         return Counters(max(0, cpu - machine.cpu_zero_us), memory, self._layers.held(machine.machine_id))
@@ -583,13 +593,13 @@ class Machines:
     def _seal(self, identifier: str, snapshot: str) -> None:
         self.cgroups.kill_all(self._names.cgroup(identifier), EMPTY_TIMEOUT_S)
         if not self._layers.seals_in_use:
-            self._isolation.remove(identifier, self._directory / identifier, None)
+            self.backends.remove(identifier, self._directory / identifier)
         self._layers.seal(identifier, snapshot)
 
     async def remove(self, machine: Machine) -> None:
         """Remove what an ended machine holds."""
         await self._gateway.remove(machine.network)
-        await self._blocking(self._isolation.remove, machine.machine_id, machine.directory, machine.process)
+        await self._blocking(machine.isolation.remove, machine.machine_id, machine.directory, machine.process)
         await self._blocking(self._remove_files, machine.machine_id)
         await self._networks.give_back(machine.network)
 
@@ -597,7 +607,7 @@ class Machines:
         """Remove whatever there is of a machine that nobody uses; idempotent. Blocks."""
         cgroup = self._names.cgroup(identifier)
         self.cgroups.kill_all(cgroup, EMPTY_TIMEOUT_S)
-        self._isolation.remove(identifier, self._directory / identifier, None)
+        self.backends.remove(identifier, self._directory / identifier)
         self._remove_files(identifier)
 
     def _remove_files(self, identifier: str) -> None:
@@ -618,8 +628,13 @@ class Machines:
     def left_behind(self) -> set[str]:
         """Ids of every machine of which something is left. Blocks."""
         found = {entry.name for entry in self._directory.iterdir()} if self._directory.is_dir() else set()
-        found |= self._isolation.machines() | self._layers.names() | self._drives.viewers()
+        found |= self.backends.machines() | self._layers.names() | self._drives.viewers()
         return found | self.cgroups.children(self._names.cgroup_parent)
+
+
+def _guest_cgroup(isolation: Isolation, cgroup: str) -> str:
+    """The cgroup that has the guest's own CPU time."""
+    return str(Path(cgroup) / isolation.traits.guest_cgroup)
 
 
 def reason_of(error: BaseException) -> str:

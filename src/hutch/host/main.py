@@ -47,7 +47,7 @@ from hutch.host.traffic import TrafficMeter
 from hutch.host.usage import Usage
 from hutch.images import ImageStore
 from hutch.isolation import choose
-from hutch.isolation.protocol import Isolation
+from hutch.isolation.backends import Backends
 from hutch.metering.prices import load as load_table
 from hutch.settings import Settings, load
 from hutch.storage.sealing import load_or_create_key
@@ -136,7 +136,7 @@ async def _opened(settings: Settings, directory: Path, sockets: Sockets | None, 
     kept = Supervisor.machines_to_keep(journal)
     stored_block = journal.meta("address_block")
     executor = ThreadPoolExecutor(THREADS, thread_name_prefix="host")
-    isolation = await asyncio.to_thread(choose.choose, settings, directory)
+    backends = await asyncio.to_thread(choose.backends, settings, directory)
     layers = await asyncio.to_thread(storage.choose, directory / "layers")
     await asyncio.to_thread(layers.open)
     drive_store = drive_storage.beside(layers)
@@ -153,7 +153,7 @@ async def _opened(settings: Settings, directory: Path, sockets: Sockets | None, 
     machines = Machines(
         directory / "machines",
         names,
-        isolation,
+        backends,
         layers,
         drive_store,
         networks,
@@ -164,7 +164,7 @@ async def _opened(settings: Settings, directory: Path, sockets: Sockets | None, 
         load_or_create_key(directory / "authority.key"),
     )
     (directory / "machines").mkdir(exist_ok=True, mode=0o700)
-    images = Images(settings, journal, directory / "pulled", ImageStore(settings.image_dir()), isolation.forget_image)
+    images = Images(settings, journal, directory / "pulled", ImageStore(settings.image_dir()), backends.forget_image)
     await asyncio.to_thread(images.open)
     copies = Copies(
         store_spec(settings), layers, Packers(), grace_s=settings.blobs.grace_s, disk_bytes=settings.sandbox.disk_bytes
@@ -181,7 +181,6 @@ async def _opened(settings: Settings, directory: Path, sockets: Sockets | None, 
         machines,
         networks,
         images,
-        isolation.name,
         gateway,
         egress,
         audit,
@@ -192,7 +191,7 @@ async def _opened(settings: Settings, directory: Path, sockets: Sockets | None, 
         ingress,
     )
     host_id = journal.meta("host_id") or f"host_{uuid4().hex[:20]}"
-    service = Service(supervisor, settings, host_id, isolation.name)
+    service = Service(supervisor, settings, host_id, backends.default.name)
     try:
         await supervisor.start(block)
         await journal.put_meta("host_id", host_id)
@@ -202,7 +201,7 @@ async def _opened(settings: Settings, directory: Path, sockets: Sockets | None, 
         async with contextlib.AsyncExitStack() as last_first:
             last_first.callback(networks.release)
             if end_all:
-                last_first.push_async_callback(asyncio.to_thread, _close, networks, isolation, layers, drive_store, names)
+                last_first.push_async_callback(asyncio.to_thread, _close, networks, backends, layers, drive_store, names)
             last_first.push_async_callback(asyncio.to_thread, journal.close)
             last_first.push_async_callback(asyncio.to_thread, executor.shutdown)
             last_first.push_async_callback(gateway.close if end_all else gateway.leave)
@@ -210,14 +209,15 @@ async def _opened(settings: Settings, directory: Path, sockets: Sockets | None, 
             last_first.push_async_callback(supervisor.drain if end_all else supervisor.leave)
 
 
-def _close(networks: Networks, isolation: Isolation, layers: storage.WritableLayers, drives: DriveStore, names: Names) -> None:
+def _close(networks: Networks, backends: Backends, layers: storage.WritableLayers, drives: DriveStore, names: Names) -> None:
     with contextlib.ExitStack() as last_first:
         # The parent of all instances; another one may still need it.
-        last_first.callback(isolation.cgroups.remove_unused, str(Path(names.cgroup_parent).parent))
-        last_first.callback(isolation.cgroups.remove_unused, names.cgroup_parent)
+        last_first.callback(backends.cgroups.remove_unused, str(Path(names.cgroup_parent).parent))
+        last_first.callback(backends.cgroups.remove_unused, names.cgroup_parent)
         last_first.callback(layers.close)
         last_first.callback(drives.close)
-        last_first.callback(isolation.close)
+        for close in backends.closing():
+            last_first.callback(close)
         last_first.callback(networks.close)
 
 

@@ -28,7 +28,7 @@ KEEP_S = 60.0
 MAX_SHELVES = 256
 FORGET_POLL_S = 0.02
 
-Key = tuple[str, int, int, int, str]
+Key = tuple[str, int, int, int, str, str]
 
 
 @dataclass(frozen=True, slots=True)

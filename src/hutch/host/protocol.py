@@ -174,6 +174,8 @@ class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     mounts: list[DriveMount] = []
     budget: Limits | None = None
     """What its sandbox may use in all."""
+    isolation: str = ""
+    """The backend that it runs under; empty: the host's default one."""
 
 
 class SnapshotMethod(enum.StrEnum):

@@ -43,7 +43,8 @@ class Saving:
     async def take(self, request: SnapshotRequest) -> SnapshotTaken:
         """Make a snapshot of a running session. Raises `HutchError`."""
         session, _ = self._sessions.running(request.session_id)
-        abilities.check_snapshot(self._machines.traits, session.record.isolation, request)
+        isolation = session.record.isolation
+        abilities.check_snapshot(self._machines.traits(isolation), isolation, request)
         assert session.entry is not None
         planned = msgspec.structs.replace(
             self._snapshots.plan(session.record, session.entry, SnapshotMethod.MANUAL), for_forks=request.for_forks
@@ -89,7 +90,7 @@ class Saving:
         machine, commands, memory = session.machine, session.commands, self._snapshots.memory
         assert machine is not None
         assert commands is not None
-        fingerprint = await asyncio.to_thread(self._machines.fingerprint)
+        fingerprint = await asyncio.to_thread(self._machines.fingerprint, session.record.isolation)
         # What is written already is not written while everything stands still.
         await asyncio.to_thread(self._snapshots.sync)
         try:
@@ -131,7 +132,7 @@ class Saving:
         record = memory.record
         if spec.mounts:
             raise ConflictError("snapshot_incompatible", "A sandbox that goes on from saved memory can't mount drives.")
-        if record.fingerprint != await asyncio.to_thread(self._machines.fingerprint):
+        if record.fingerprint != await asyncio.to_thread(self._machines.fingerprint, spec.isolation):
             raise ConflictError(
                 "snapshot_incompatible",
                 f"The memory of snapshot '{spec.source_snapshot}' was saved on another model of processor or by another release "

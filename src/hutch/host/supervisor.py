@@ -22,6 +22,8 @@ import time
 from collections.abc import AsyncIterable, Awaitable, Callable
 from pathlib import Path
 
+import msgspec
+
 from hutch.clock import now_ms
 from hutch.errors import BadRequestError, ConflictError, HutchError, UnavailableError
 from hutch.host import abilities
@@ -88,7 +90,6 @@ class Supervisor:
         machines: Machines,
         networks: Networks,
         images: Images,
-        isolation_name: str,
         gateway: Gateway,
         egress: Egress,
         audit: AuditStore,
@@ -103,7 +104,6 @@ class Supervisor:
         self._machines = machines
         self._networks = networks
         self.images = images
-        self._isolation_name = isolation_name
         self._gateway = gateway
         self.egress = egress
         self.audit = audit
@@ -199,9 +199,10 @@ class Supervisor:
         try:
             if session.record.status is not SessionStatus.RUNNING:
                 raise InterruptedError(session.record.stop_reason or "stop")
-            if session.record.isolation != self._isolation_name:
-                raise OSError(f"it runs under {session.record.isolation}, this host under {self._isolation_name}")
-            machine = await self._machines.adopt(session.entry)
+            backends, wanted = self._machines.backends, session.record.isolation
+            if wanted not in backends:
+                raise OSError(f"it runs under {wanted}, this host under {' and '.join(backends.names)}")
+            machine = await self._machines.adopt(session.entry, backends[wanted])
         except InterruptedError as interrupted:
             # Its end had begun; it is carried through.
             await self.ends.carry_through(session, SessionStatus.STOPPED, str(interrupted))
@@ -278,16 +279,17 @@ class Supervisor:
                 "host_full", f"The host runs {self._settings.host.max_sessions} sandboxes, the most it may.", retry_after_s=5
             )
         source = self.snapshots.record(spec.source_snapshot) if spec.source_snapshot is not None else None
-        abilities.check_start(self._machines.traits, self._isolation_name, spec, source)
+        isolation = self._machines.backends.named(spec.isolation)
+        abilities.check_start(isolation.traits, isolation.name, spec, source)
         await self.metered.admit(spec)
         try:
-            return await self._admitted(spec, requested)
+            return await self._admitted(msgspec.structs.replace(spec, isolation=isolation.name), requested)
         finally:
             self.metered.give_back(spec.session_id)
 
     async def _admitted(self, spec: SessionSpec, requested: int) -> SessionRecord:
         image = self.images.exact(spec.image)
-        kind = self.claims.kind(image, spec.vcpus, spec.memory_mb, spec.disk_bytes)
+        kind = self.claims.kind(image, spec.vcpus, spec.memory_mb, spec.disk_bytes, spec.isolation)
         self._read |= {layer.path for layer in image.layers}
         memory = await self._saving.memory(spec)
         attachments = self.drives.claim(spec.session_id, spec.mounts)
@@ -321,7 +323,7 @@ class Supervisor:
             requested_at=requested,
             started_at=now_ms(),
             cgroup=machine.cgroup,
-            isolation=self._isolation_name,
+            isolation=spec.isolation,
             source_snapshot=spec.source_snapshot,
             persistent=spec.persistent,
             mounts=spec.mounts,
@@ -506,7 +508,8 @@ class Supervisor:
 
     async def load_snapshot(self, request: SnapshotImport, given: AsyncIterable[bytes]) -> SnapshotRecord:
         """A new snapshot out of a tar. Raises `HutchError`."""
-        abilities.check_import(self._machines.traits, self._isolation_name)
+        default = self._machines.backends.default
+        abilities.check_import(default.traits, default.name)
         image = self.images.exact(request.image)
         return await self.snapshots.load(request, given, sum(layer.path.stat().st_size for layer in image.layers))
 

@@ -8,11 +8,13 @@ takes it only where the minimum leaves nothing else: what a host could do yester
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from hutch.host.binaries import guest_path
 from hutch.host.cgroups import Cgroups
+from hutch.isolation.backends import Backends
 from hutch.isolation.firecracker import Firecracker
 from hutch.isolation.gvisor import Gvisor
 from hutch.isolation.protocol import Isolation
@@ -20,6 +22,8 @@ from hutch.isolation.qemu import Guest, Qemu
 from hutch.isolation.qemu_command import Accelerator
 from hutch.isolation.qemu_probe import kvm_verdict, verdict
 from hutch.settings import Backend, MinimumIsolation, QemuAccelerator, Settings
+
+log = logging.getLogger(__name__)
 
 STRENGTH = {MinimumIsolation.GVISOR: 0, MinimumIsolation.QEMU: 1, MinimumIsolation.FIRECRACKER: 2}
 STRONGEST_FIRST = (Backend.FIRECRACKER, Backend.QEMU, Backend.GVISOR)
@@ -73,7 +77,7 @@ def _probe_qemu(settings: Settings, directory: Path) -> Probe:
             return Probe(Backend.QEMU, qemu.using(Accelerator.KVM), f"with KVM: {kvm.reason}")
         if kvm is not None and wanted is QemuAccelerator.KVM:
             return Probe(Backend.QEMU, None, kvm.reason)
-        if settings.isolation.backend is not Backend.QEMU:
+        if settings.isolation.backend is not Backend.QEMU and MinimumIsolation.QEMU not in settings.isolation.also:
             return Probe(
                 Backend.QEMU, None, f"{kvm.reason if kvm else 'KVM is switched off'}; nobody named `qemu` to have it emulated"
             )
@@ -82,6 +86,25 @@ def _probe_qemu(settings: Settings, directory: Path) -> Probe:
         return Probe(Backend.QEMU, None, str(error))
     reason = f"emulated: {emulated.reason}{f'; {kvm.reason}' if kvm else ''}"
     return Probe(Backend.QEMU, qemu if emulated.usable else None, reason)
+
+
+def backends(settings: Settings, directory: Path) -> Backends:
+    """The backend to use, and those that a sandbox may name beside it. Raises `NoIsolation` where there is not even the first."""
+    default = choose(settings, directory)
+    others, refused = [], {}
+    for name in dict.fromkeys(settings.isolation.also):
+        if name.value == default.name:
+            continue
+        if STRENGTH[name] < STRENGTH[settings.isolation.minimum]:
+            refused[name.value] = f"it is weaker than isolation.minimum ({settings.isolation.minimum.value})"
+            continue
+        found = probe(Backend(name.value), settings, directory)
+        if found.isolation is None:
+            log.warning("no sandbox can be created under %s: %s", name.value, found.reason)
+            refused[name.value] = found.reason
+        else:
+            others.append(found.isolation)
+    return Backends(default, tuple(others), refused)
 
 
 def choose(settings: Settings, directory: Path) -> Isolation:

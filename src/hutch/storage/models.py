@@ -208,6 +208,7 @@ class SandboxModel(Base):
     wake_on_request: Mapped[bool] = mapped_column(Boolean, server_default=false())
     link_epoch: Mapped[int] = mapped_column(BigInteger, server_default="0")
     budget: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    isolation: Mapped[str | None] = mapped_column(String(16))
     worker_id: Mapped[str | None] = mapped_column(String(36), index=True)
 
 

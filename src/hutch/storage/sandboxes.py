@@ -36,6 +36,7 @@ _PLAIN_CONFIG = (
     "ports_private",
     "wake_on_request",
     "budget",
+    "isolation",
 )
 _PLAIN = (
     "id",

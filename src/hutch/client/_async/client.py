@@ -113,14 +113,16 @@ class AsyncClient:
         snapshot_retention: SnapshotRetention | None = None,
         region: str | None = None,
         disk_bytes: int | None = None,
+        isolation: str | None = None,
         budget: Mapping[str, int] | None = None,
         on_resume: Hook[AsyncSandbox] | None = None,
     ) -> AsyncSandbox:
         """A new sandbox that runs. `execution_time_limit` (seconds) is the life of each session, `mounts` a drive for each path,
-        `env` what all its commands find set, `budget` what it may use in all (`active_cpu_us`, …). Never sent twice after it may
-        have arrived.
+        `env` what all its commands find set, `budget` what it may use in all (`active_cpu_us`, …), `isolation` the
+        backend that it always runs under. Never sent twice after it may have arrived.
 
-        Raises `ConflictError` for a name that is taken, `BadRequestError`, `UnavailableError` (`host_full`).
+        Raises `ConflictError` for a name that is taken or a backend that is not offered, `BadRequestError`, `UnavailableError`
+        (`host_full`).
         """
         fields = sandbox_fields(
             name=name,
@@ -138,6 +140,7 @@ class AsyncClient:
             snapshot_retention=snapshot_retention,
             region=region,
             disk_bytes=disk_bytes,
+            isolation=isolation,
             budget=budget,
         )
         return AsyncSandbox(self, await self.sandboxes.create(**fields), on_resume=on_resume)

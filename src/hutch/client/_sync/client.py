@@ -114,14 +114,16 @@ class Client:
         snapshot_retention: SnapshotRetention | None = None,
         region: str | None = None,
         disk_bytes: int | None = None,
+        isolation: str | None = None,
         budget: Mapping[str, int] | None = None,
         on_resume: Hook[Sandbox] | None = None,
     ) -> Sandbox:
         """A new sandbox that runs. `execution_time_limit` (seconds) is the life of each session, `mounts` a drive for each path,
-        `env` what all its commands find set, `budget` what it may use in all (`active_cpu_us`, …). Never sent twice after it may
-        have arrived.
+        `env` what all its commands find set, `budget` what it may use in all (`active_cpu_us`, …), `isolation` the
+        backend that it always runs under. Never sent twice after it may have arrived.
 
-        Raises `ConflictError` for a name that is taken, `BadRequestError`, `UnavailableError` (`host_full`).
+        Raises `ConflictError` for a name that is taken or a backend that is not offered, `BadRequestError`, `UnavailableError`
+        (`host_full`).
         """
         fields = sandbox_fields(
             name=name,
@@ -139,6 +141,7 @@ class Client:
             snapshot_retention=snapshot_retention,
             region=region,
             disk_bytes=disk_bytes,
+            isolation=isolation,
             budget=budget,
         )
         return Sandbox(self, self.sandboxes.create(**fields), on_resume=on_resume)

@@ -21,7 +21,7 @@ class Sandboxes:
 
     def create(self, **fields: Any) -> Created:
         """A new sandbox. `fields` are those of the API's body (`name`, `image`, `runtime`, `timeout` in ms, `resources`, `env`,
-        `tags`, `ports`, `persistent`, `disk_bytes`, `networkPolicy`, `source`, `mounts`); None is left out."""
+        `tags`, `ports`, `persistent`, `disk_bytes`, `isolation`, `networkPolicy`, `source`, `mounts`); None is left out."""
         body = {key: value for key, value in fields.items() if value is not None}
         if self._http.server.project_id:
             body.setdefault("projectId", self._http.server.project_id)
