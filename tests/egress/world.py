@@ -130,7 +130,7 @@ class Origins:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        NAMESPACE_DIR.mkdir(parents=True, exist_ok=True)
+        kernel.share_mounts(NAMESPACE_DIR)
         kernel.make_network_namespace(NAMESPACE_DIR / self.namespace)
         link = f"o{os.getpid() % 10_000_000}"
         self.link = link
