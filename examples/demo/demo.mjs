@@ -36,7 +36,7 @@ function expected(text) {
 
 const sandboxes = [];
 try {
-  const sandbox = await timed("create a sandbox", () => Sandbox.create({ persistent: false, timeout: 120_000, resources: { vcpus: 2 } }));
+  const sandbox = await timed("create a sandbox", () => Sandbox.create({ persistent: false, timeout: 600_000, resources: { vcpus: 2 } }));
   sandboxes.push(sandbox);
   console.log(`created   ${sandbox.name} from ${sandbox.image.slice(0, 60)}…`);
 
@@ -64,7 +64,7 @@ try {
   assert.deepEqual(report, expected(log.toString()), "the result is wrong");
   console.log(`result    ${report.requests} requests of ${report.clients} clients, p95 ${report.p95_ms} ms, busiest ${report.busiest[0][0]}: as computed here`);
 
-  const other = await timed("create another sandbox", () => Sandbox.create({ persistent: false, timeout: 120_000 }));
+  const other = await timed("create another sandbox", () => Sandbox.create({ persistent: false, timeout: 600_000 }));
   sandboxes.push(other);
   assert.equal(await other.readFileToBuffer({ path: "/vercel/report.json" }), null, "another sandbox sees the result");
   const seen = await other.runCommand("sh", ["-c", "ls /vercel; ps -eo args"]);

