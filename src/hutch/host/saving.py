@@ -58,6 +58,8 @@ class Saving:
             self.saves.add(saving)
             saving.add_done_callback(self.saves.discard)
             return await asyncio.shield(saving)
+        if request.keep_running and session.machine is not None:
+            await self._machines.write_so_far(session.machine)
         return await self._take(session, planned, keep_running=request.keep_running)
 
     async def _save(self, session: Session, planned: SnapshotRecord, *, keep_running: bool) -> SnapshotTaken:

@@ -13,6 +13,9 @@ from typing import Protocol
 from hutch.host.cgroups import Cgroups
 from hutch.host.kernel import Process
 
+LINK_PREFIX = 30
+"""A sandbox's link has two ends (`hutch.host.network`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedMount:
@@ -58,7 +61,8 @@ class Traits:
     `listens`: its agent is reached by connecting to a socket; other agents connect themselves. An agent that has not spoken after
     `boot_timeout_s`, or `adopt_timeout_s` with another host process, is missing; one that returns no ping within `ping_timeout_s`
     is dead. `guest_cgroup` is the cgroup below the machine's that has the guest's own CPU time; empty: it is all the guest's.
-    `writes_late`: what was written is with the host only once the agent was told to. `memory`, `live_copies`, `drives`: whether
+    `writes_late`: what was written is with the host only once the agent was told to. `begins`: its agent has to be told what the
+    machine is (`machine.begin`), since its memory may be that of another one. `memory`, `live_copies`, `drives`: whether
     memory is saved, files are copied while it runs, drives are mounted. `trees`: whether the host sees files in a layer and not
     a disk.
     """
@@ -69,6 +73,7 @@ class Traits:
     ping_timeout_s: float = 4.0
     guest_cgroup: str = ""
     writes_late: bool = False
+    begins: bool = False
     memory: bool = True
     live_copies: bool = True
     drives: bool = True
