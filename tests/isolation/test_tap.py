@@ -40,7 +40,7 @@ class Card:
     def __init__(self, network: Network, descriptor: int) -> None:
         self.descriptor = descriptor
         self.guest, self.host = network.guest_address, network.host_address
-        self.hardware = bytes.fromhex(tap.hardware_address(self.guest).replace(":", ""))
+        self.hardware = bytes.fromhex(tap.HARDWARE.replace(":", ""))
         self.arrived = Link(Path("/proc/self/ns/net"), network.link)
 
     def send(self, frame: bytes) -> None:

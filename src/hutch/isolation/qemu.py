@@ -378,8 +378,8 @@ class Qemu:
         """The machine's cgroup, made and bounded; its directories."""
         memory = plan.memory_bytes + OVERHEAD_BYTES
         if origin.sealed:
-            # A page that is written where the template has none is there twice: in the template's file too, which counts for whoever
-            # came to it first.
+            # A page that is written where the template has none is there twice: in the template's file too, where it counts for
+            # whoever came to it first.
             memory += plan.memory_bytes
         return limits.bounded(self.cgroups, plan.cgroup, memory_bytes=memory, vcpus=plan.vcpus, threads=MAX_THREADS)
 

@@ -45,9 +45,9 @@ class VirtualMachine:
 
     `layers` are EROFS images, the lowest first; `disk` is an ext4 image that no guest shares; `channel` listens for the host, who
     speaks with the agent there; `monitor` listens for QMP. `tsc_khz` is the rate of the host's time stamp counter, which
-    TCG needs. `waits`: its agent waits for the host before it mounts anything. `comes_in`: it becomes what the monitor tells it to
-    read, and runs when that says so. `memory` is a file that its memory is in: its own, or with `maps_privately` one that nobody
-    may write to.
+    TCG needs. `waits`: its agent waits for the host before it mounts anything. `comes_in`: it becomes what the monitor tells it
+    to read, and runs when that says so. `memory` is a file that its memory is in: its own, or with `maps_privately` one that
+    nobody may write to.
     """
 
     accelerator: Accelerator

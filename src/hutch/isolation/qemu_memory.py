@@ -1,5 +1,5 @@
-"""A virtual machine's memory and devices as a stream: QEMU's own, written while a machine stands still, read by a new one that has
-not run yet.
+"""A virtual machine's memory and devices as a stream: QEMU's own, written while a machine stands still, read by a new one that
+has not run yet.
 
 QEMU opens no file: it gets a descriptor over its monitor's socket. What it writes of a sandbox goes through a pipe, so that
 it keeps no way to a file of the host's, and the host writes no more of it than a machine of that size can have. What it reads

@@ -4,8 +4,8 @@
     begin: the file mapped privately, devices read ─▶ run ─▶ the host says what the machine is (`machine.begin`)
 
 Nothing of a sandbox is in one: no image and no disk was looked at, no address was set, no random number of the guest's was given
-to anybody. Both files are the kernel's memory (memfd): they end with this host process and the machines that map them. Once sealed,
-nobody can write to them, QEMU neither, who has to open its memory for writing.
+to anybody. Both files are the kernel's memory (memfd): they end with this host process and the machines that map them. Once
+sealed, nobody can write to them, QEMU neither, who has to open its memory for writing.
 
 The first who wants a kind of machine makes its template, and who comes meanwhile waits: that is one boot for all of them.
 """
