@@ -29,7 +29,7 @@ from tests.egress.packets import (
 pytestmark = pytest.mark.root
 HEADER = bytes(10)
 """Of virtio: nothing is left to the host to do."""
-SOMEBODY = bytes.fromhex("024800000001")
+SOMEBODY = bytes.fromhex("024800000002")
 GROUP = bytes.fromhex("01005e000001")
 WAIT_S = 5.0
 

@@ -374,8 +374,10 @@ class Machines:
         try:
             await machine.call("machine.begin", params)
         except HutchError as error:
-            reason = await self._last_words(machine.directory) if machine.died.done() else error.message
-            raise BootFailed(f"The sandbox did not begin: {reason or error.message}") from error
+            reason = error.message
+            if machine.died.done():
+                reason = await self.reason_of_death(machine, machine.died.result())
+            raise BootFailed(f"The sandbox did not begin: {reason}") from error
 
     async def _install_trust(self, machine: Machine, own: Authority) -> None:
         """Have the guest trust this host's roots and its own authority. A guest's file system may be older than its authority,
