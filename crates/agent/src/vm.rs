@@ -100,11 +100,6 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Whether the host has still to say what this machine is.
-    pub(crate) fn waits(&self) -> bool {
-        self.waits.is_some()
-    }
-
     /// Become a machine of its own: nothing that another one has too is used after that. Mounts the root where that waits.
     pub(crate) fn begin(&mut self, beginning: &Beginning<'_>) -> Result<(), Failure> {
         let network = beginning

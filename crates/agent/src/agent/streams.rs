@@ -8,11 +8,9 @@ use super::timers::Timer;
 use super::{Agent, OUTGOING_BYTES, Sender, Use, WINDOW_BYTES};
 use crate::channel::Broken;
 use crate::system;
-use crate::vm::Machine;
 use crate::work::Wants;
 
 const MAX_STREAMS: u32 = 1024;
-const WAITING_PAUSE: Duration = Duration::from_millis(20);
 /// The host closes a channel that sends 20,000 control frames in a second; CREDIT is what could come to that.
 const CONTROL_FRAMES_PER_SECOND: u64 = 5_000;
 /// Credit that is granted whatever the rate is: at most some thousands of frames in a gigabyte.
@@ -40,9 +38,6 @@ impl Agent {
             system::complain(&format!("the host broke the protocol: {violation}"));
         }
         let pause = self.channel.close(broken);
-        // The host of a machine that waits comes once, and whoever asked for the machine waits for it.
-        let waits = self.machine.as_ref().is_some_and(Machine::waits);
-        let pause = if waits { WAITING_PAUSE } else { pause };
         self.timers.set(Instant::now() + pause, Timer::Connect);
         for (_, used) in std::mem::take(&mut self.streams) {
             match used {
