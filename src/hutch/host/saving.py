@@ -92,7 +92,8 @@ class Saving:
         assert machine is not None
         assert commands is not None
         fingerprint = await asyncio.to_thread(self._machines.fingerprint)
-        # What is written already is not written while everything stands still.
+        # What is written already is not written while everything stands still, and the files alone have it too.
+        await self._machines.write_so_far(machine)
         await asyncio.to_thread(self._snapshots.sync)
         try:
             await machine.quiet(commands.let_go)
