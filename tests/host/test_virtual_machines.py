@@ -158,7 +158,8 @@ async def test_files_outlive_a_stop_and_a_killed_monitor(no_leaks: Path) -> None
 
 
 IDENTITY = """
-cat /proc/sys/kernel/random/boot_id; head -c 8 /dev/urandom | od -An -tx8; ip -o -4 addr show dev eth0 | tr -s ' ' | cut -d ' ' -f 4
+cat /proc/sys/kernel/random/boot_id; head -c 8 /dev/urandom | od -An -tx8
+ip -o -4 addr show dev eth0 | tr -s ' ' | cut -d ' ' -f 4
 cat /etc/resolv.conf | head -1; date +%s; hostname
 """
 COUNTER = """
@@ -204,6 +205,8 @@ async def test_machines_of_one_template_and_of_one_memory_are_different(no_leaks
     async with host_of_machines(no_leaks, end_all=False) as host:
         qemu = host._supervisor._machines._isolation
         assert isinstance(qemu, Qemu)
+        assert qemu.traits.memory
+        assert qemu.traits.live_copies
         assert qemu.templates is not None
         one, two = await guest(host, hostname="one", **small), await guest(host, hostname="two", **small)
         [place] = qemu.templates._places.values()
@@ -253,17 +256,20 @@ async def test_machines_of_one_template_and_of_one_memory_are_different(no_leaks
         assert (await three.shell("echo boots")).stdout == b"boots\n"
         [warned] = [record.getMessage() for record in caplog.records if "template" in record.getMessage()]
         assert warned.startswith("a template did not work, and is made again: ")
-        assert place.template is None
+        [again] = qemu.templates._places.values()
+        assert again.template is None
         # What has begun needs neither.
         fork = forks[0].session_id
     async with host_of_machines(no_leaks) as host:
-        again = Guest(host.supervisor, fork)
-        assert again.record.status is SessionStatus.RUNNING
-        assert again.commands.get(command_id).running
-        assert (await again.shell("hostname")).stdout == b"fork-1\n"
+        adopted = Guest(host.supervisor, fork)
+        assert adopted.record.status is SessionStatus.RUNNING
+        assert adopted.commands.get(command_id).running
+        assert (await adopted.shell("hostname")).stdout == b"fork-1\n"
 
 
-async def test_a_monitor_that_is_killed_while_its_memory_is_saved_leaves_nothing(no_leaks: Path) -> None:
+async def test_a_monitor_that_is_killed_while_its_memory_is_saved_leaves_nothing(
+    no_leaks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with host_of_machines(no_leaks) as host:
         box = await guest(host, memory_mb=512)
         machine = box.session.machine
@@ -280,7 +286,7 @@ async def test_a_monitor_that_is_killed_while_its_memory_is_saved_leaves_nothing
             finally:
                 timer.join()
 
-        isolation.checkpoint = killing  # type: ignore[method-assign]
+        monkeypatch.setattr(isolation, "checkpoint", killing)
         with pytest.raises((ConflictError, GoneError)):
             await host.supervisor.snapshot(SnapshotRequest(session_id=box.session_id, keep_running=True, memory=True))
         assert (await over(box)).status is SessionStatus.FAILED

@@ -6,6 +6,7 @@ import mmap
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -23,13 +24,18 @@ def template() -> Template:
     return Template(file("memory", 4096), file("devices"))
 
 
+def opened() -> list[str]:
+    """The descriptors of this process, but for that which lists them."""
+    return sorted(entry.name for entry in Path("/proc/self/fd").iterdir() if entry.exists())
+
+
 @pytest.fixture
 def templates() -> Iterator[Templates]:
-    before = set(os.listdir("/proc/self/fd"))
+    before = opened()
     made = Templates()
     yield made
     made.close()
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert opened() == before
 
 
 def test_nobody_writes_to_what_is_sealed() -> None:

@@ -536,10 +536,17 @@ class Machines:
             await self._blocking(self._isolation.resume, machine.machine_id)
             machine.connected(await asyncio.wait_for(agent, self._isolation.traits.adopt_timeout_s))
             if self._isolation.traits.begins:
-                # It did not count what passed meanwhile.
-                await machine.call("clock.set", {"time_ns": time.time_ns()})
+                await self._set_clock(machine)
         finally:
             agent.cancel()
+
+    @staticmethod
+    async def _set_clock(machine: Machine) -> None:
+        """Tell a machine what it did not count while it stood still."""
+        try:
+            await machine.call("clock.set", {"time_ns": time.time_ns()})
+        except HutchError as error:
+            log.warning("machine %s was not told the time: %s", machine.machine_id, error.message)
 
     # -- removal -----------------------------------------------------------------------------------
 

@@ -264,6 +264,9 @@ class Firecracker:
     def forget_image(self, image: Path) -> None:
         """Nothing is kept of images: each machine mounts them for itself."""
 
+    def leave(self) -> None:
+        """Nothing is held that a successor does not use."""
+
     def close(self) -> None:
         for name in ("firecracker", "kernels"):
             place = self._directory / name

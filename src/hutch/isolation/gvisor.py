@@ -234,6 +234,9 @@ class Gvisor:
             with contextlib.suppress(FileNotFoundError):
                 point.rmdir()
 
+    def leave(self) -> None:
+        """Nothing is held that a successor does not use."""
+
     def close(self) -> None:
         # runsc keeps an empty network namespace mounted here, shared by all sandboxes.
         for point in kernel.mounts_below(self._state.parent):

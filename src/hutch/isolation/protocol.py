@@ -125,5 +125,8 @@ class Isolation(Protocol):
     def forget_image(self, image: Path) -> None:
         """Let go of an image that no machine uses any more."""
 
+    def leave(self) -> None:
+        """Let go of what only this process needs; machines run on."""
+
     def close(self) -> None:
         """Undo what the backend shares between machines; none may be left."""

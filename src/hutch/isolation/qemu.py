@@ -444,6 +444,8 @@ class Qemu:
         for socket in (directory / MONITOR, directory / "channel" / MONITOR_SOCKET_NAME):
             socket.unlink(missing_ok=True)
         (self._records / machine_id).unlink(missing_ok=True)
+        # Of a template that a dead host was making.
+        shutil.rmtree(self._making / machine_id, ignore_errors=True)
 
     def recorded(self, machine_id: str) -> Process | None:
         """The process of a machine, if one was started; it may be dead."""
@@ -460,9 +462,12 @@ class Qemu:
     def forget_image(self, image: Path) -> None:
         """Nothing is kept of images: each machine opens them for itself."""
 
-    def close(self) -> None:
+    def leave(self) -> None:
         if self.templates is not None:
             self.templates.close()
+
+    def close(self) -> None:
+        self.leave()
         for directory in (self._records, self._making):
             shutil.rmtree(directory, ignore_errors=True)
 
