@@ -259,9 +259,9 @@ async def test_machines_of_one_template_and_of_one_memory_are_different(no_leaks
         [again] = qemu.templates._places.values()
         assert again.template is None
         # What has begun needs neither.
-        fork = forks[0].session_id
+        fork_id = forks[0].session_id
     async with host_of_machines(no_leaks) as host:
-        adopted = Guest(host.supervisor, fork)
+        adopted = Guest(host.supervisor, fork_id)
         assert adopted.record.status is SessionStatus.RUNNING
         assert adopted.commands.get(command_id).running
         assert (await adopted.shell("hostname")).stdout == b"fork-1\n"
