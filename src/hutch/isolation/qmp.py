@@ -75,7 +75,8 @@ class Monitor:
             self._socket.settimeout(self._timeout_s)
             # With the first byte.
             sent = socket.send_fds(self._socket, [line], descriptors) if descriptors else 0
-            self._socket.sendall(line[sent:])
+            if sent < len(line):
+                self._socket.sendall(line[sent:])
         except OSError as error:
             raise MonitorFailed(f"QEMU's monitor took no `{command}`: {error}") from error
         for _ in range(MAX_EVENTS):
