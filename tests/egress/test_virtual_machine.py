@@ -73,4 +73,3 @@ async def test_all_traffic_is_the_gateways(tmp_path: Path, origins: Origins) -> 
         SETTLE_S,
         lambda: f"left behind: {leaks.new(before, leaks.snapshot(tmp_path / 'data'))}",
     )
-)
