@@ -11,6 +11,7 @@ import pytest
 
 from hutch.host import kernel
 from hutch.host.protocol import NetworkSpec
+from hutch.isolation import tap
 from tests import leaks
 from tests.conftest import wait_until
 from tests.egress.world import API, CANARY, EVIL, NAME_SERVER, Origins
@@ -52,7 +53,7 @@ async def test_all_traffic_is_the_gateways(tmp_path: Path, origins: Origins) -> 
             ip addr add 100.64.0.2/32 dev eth0
             curl -sS -m 3 --interface 100.64.0.2 http://{API}/ && echo out
             ip link set eth0 address 02:00:00:00:00:99 && curl -sS -m 3 http://{API}/ && echo out
-            ip link set eth0 address {_hardware(machine.network.guest_address)}
+            ip link set eth0 address {tap.HARDWARE}
             ip link add link eth0 name eth0.7 type vlan id 7 2>/dev/null && ip link set eth0.7 up
             ip -6 addr add fd00::2/64 dev eth0 && ping -6 -c 1 -W 1 fd00::1 && echo out
             ping -c 1 -W 1 {EVIL} && echo out
@@ -72,7 +73,3 @@ async def test_all_traffic_is_the_gateways(tmp_path: Path, origins: Origins) -> 
         SETTLE_S,
         lambda: f"left behind: {leaks.new(before, leaks.snapshot(tmp_path / 'data'))}",
     )
-
-
-def _hardware(address: str) -> str:
-    return ":".join(f"{byte:02x}" for byte in (0x02, 0x48, *map(int, address.split("."))))

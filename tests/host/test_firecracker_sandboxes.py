@@ -80,7 +80,7 @@ async def test_a_sandbox_runs_is_found_again_and_its_files_outlive_it(no_leaks: 
         assert user > 2**16
         assert f"user {user}" in links
         assert "LOWER_UP" in links
-        assert tap.hardware_address(machine.network.guest_address) in kernel.run([*inside, "nft", "list", "ruleset"])
+        assert tap.HARDWARE in kernel.run([*inside, "nft", "list", "ruleset"])
         # Threads that run the guest are told from all others.
         cgroups = host._supervisor._machines.cgroups
         threads = (cgroups.roots["cpuacct"] / machine.cgroup.lstrip("/") / GUEST_CGROUP / "tasks").read_text().split()

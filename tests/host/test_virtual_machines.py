@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,7 +27,9 @@ from hutch.host.protocol import (
     SnapshotRequest,
 )
 from hutch.host.service import Service
-from hutch.isolation.qemu import DISK, GUEST_CGROUP
+from hutch.isolation import qemu_memory, qemu_template
+from hutch.isolation.qemu import DISK, GUEST_CGROUP, Qemu
+from hutch.isolation.qemu_template import Template
 from tests.host.guest import Guest, guest, real_host, spec
 
 pytestmark = [pytest.mark.root, pytest.mark.sandbox, pytest.mark.timeout(300)]
@@ -131,14 +135,13 @@ async def test_files_outlive_a_stop_and_a_killed_monitor(no_leaks: Path) -> None
         box = await guest(host, source_snapshot=record.snapshot.snapshot_id)
         assert (await box.shell("sha256sum -c sum && cat later")).stdout.splitlines()[-1] == b"more"
         await _refused_to_read(host, first.snapshot_id)
-        for request in (
-            SnapshotRequest(session_id=box.session_id, keep_running=True),
-            SnapshotRequest(session_id=box.session_id, memory=True, keep_running=True),
-        ):
-            with pytest.raises(ConflictError) as refused:
-                await host.supervisor.snapshot(request)
-            assert refused.value.code == ("isolation_unsupported" if request.memory else "live_snapshot_unsupported")
+        # Not synced: a snapshot of what runs has it all the same.
+        assert (await box.shell("echo live > live")).exit_code == 0
+        live = (await host.supervisor.snapshot(SnapshotRequest(session_id=box.session_id, keep_running=True))).snapshot
         assert box.record.status is SessionStatus.RUNNING
+        copied = await guest(host, source_snapshot=live.snapshot_id, with_memory=False)
+        assert (await copied.shell("cat live")).stdout == b"live\n"
+        await copied.stop()
         # One that stands still is found out by whoever asks it something.
         machine = box.session.machine
         assert machine is not None
@@ -152,6 +155,142 @@ async def test_files_outlive_a_stop_and_a_killed_monitor(no_leaks: Path) -> None
             disk.write(bytes(1 * MIB))
         with pytest.raises(UnavailableError, match="could not be started: .*can't be mounted as ext4"):
             await guest(host, source_snapshot=first.snapshot_id)
+
+
+IDENTITY = """
+cat /proc/sys/kernel/random/boot_id; head -c 8 /dev/urandom | od -An -tx8
+ip -o -4 addr show dev eth0 | tr -s ' ' | cut -d ' ' -f 4
+cat /etc/resolv.conf | head -1; date +%s; hostname
+"""
+COUNTER = """
+import os, time
+n = 0
+while True:
+    n += 1
+    print(n, os.urandom(8).hex(), time.time(), flush=True)
+    time.sleep(0.05)
+"""
+CLOCK_S = 2.0
+
+
+async def identity(box: Guest) -> list[str]:
+    """What no two machines may have in common, and its clock checked."""
+    before = time.time()
+    told = (await box.shell(IDENTITY)).stdout.decode().split("\n")
+    boot, random, address, server, clock, hostname = (line.strip() for line in told[:6])
+    assert before - CLOCK_S <= int(clock) <= time.time() + CLOCK_S
+    assert box.session.machine is not None
+    network = box.session.machine.network
+    assert address == f"{network.guest_address}/30"
+    assert server == f"nameserver {network.host_address}"
+    return [boot, random, address, hostname]
+
+
+async def counted(box: Guest, command_id: str, count: int) -> list[list[str]]:
+    """What a counter printed, at least so many lines."""
+    reader, text = box.commands.get(command_id).output.reader(), b""
+    try:
+        async with asyncio.timeout(60):
+            while text.count(b"\n") < count:
+                piece = await reader.next()
+                assert piece is not None, text
+                text += piece[1]
+    finally:
+        reader.close()
+    return [line.split() for line in text.decode().splitlines()[:count]]
+
+
+async def test_machines_of_one_template_and_of_one_memory_are_different(no_leaks: Path, caplog: pytest.LogCaptureFixture) -> None:
+    small = {"memory_mb": 512}
+    async with host_of_machines(no_leaks, end_all=False) as host:
+        qemu = host._supervisor._machines.backends.default
+        assert isinstance(qemu, Qemu)
+        assert qemu.traits.memory
+        assert qemu.traits.live_copies
+        assert qemu.templates is not None
+        one, two = await guest(host, hostname="one", **small), await guest(host, hostname="two", **small)
+        [place] = qemu.templates._places.values()
+        assert place.template is not None
+        found = [await identity(one), await identity(two)]
+        counter = await one.start("python3", "-c", COUNTER)
+        command_id = counter.record.command_id
+        before = await counted(one, command_id, 5)
+        assert (await one.shell("echo of the moment > file")).exit_code == 0
+        saved = await host.supervisor.snapshot(SnapshotRequest(session_id=one.session_id, keep_running=True, memory=True))
+        assert saved.snapshot.memory_bytes > MIB
+        forks = [
+            await guest(host, source_snapshot=saved.snapshot.snapshot_id, hostname=f"fork-{number}", **small) for number in (1, 2)
+        ]
+        found += [await identity(fork) for fork in forks]
+        found.append(await identity(one))
+        boots, randoms, addresses, hostnames = (list(column) for column in zip(*found, strict=True))
+        # The first is asked twice.
+        assert len(set(boots[:4])) == len(set(addresses[:4])) == len(set(hostnames[:4])) == 4
+        assert found[4][0] == found[0][0]
+        assert found[4][2:] == found[0][2:]
+        assert len(set(randoms)) == 5
+        own = [await counted(box, command_id, 60) for box in (one, *forks)]
+        assert all([int(line[0]) for line in printed] == list(range(1, 61)) for printed in own)
+        assert all(printed[:5] == before for printed in own)
+        # After the moment in which it was saved, their random numbers are their own.
+        assert len({printed[-1][1] for printed in own}) == 3
+        for fork in forks:
+            assert (await fork.shell("cat file")).stdout == b"of the moment\n"
+        # A state that is none starts nothing, and leaves nothing.
+        state = host.supervisor.snapshots.memory.load(saved.snapshot.snapshot_id)
+        assert state is not None
+        file = state.image / qemu_memory.STATE
+        whole = file.read_bytes()
+        machines = host._supervisor._machines.left_behind()
+        for broken in (whole[: len(whole) // 2], b"", b"nonsense" * 1000, whole + bytes(600 * MIB)):
+            file.write_bytes(broken)
+            with pytest.raises(UnavailableError, match="could not be started: The virtual machine did not start"):
+                await guest(host, source_snapshot=saved.snapshot.snapshot_id, **small)
+            assert host._supervisor._machines.left_behind() == machines
+        # So does a template's: it is made again, once told.
+        caplog.clear()
+        before_template, place.template = place.template, Template(os.dup(place.template.memory), qemu_template.file("broken"))
+        os.write(place.template.devices, b"QEVM nonsense")
+        before_template.close()
+        three = await guest(host, **small)
+        assert (await three.shell("echo boots")).stdout == b"boots\n"
+        [warned] = [record.getMessage() for record in caplog.records if "template" in record.getMessage()]
+        assert warned.startswith("a template did not work, and is made again: ")
+        [again] = qemu.templates._places.values()
+        assert again.template is None
+        # What has begun needs neither.
+        fork_id = forks[0].session_id
+    async with host_of_machines(no_leaks) as host:
+        adopted = Guest(host.supervisor, fork_id)
+        assert adopted.record.status is SessionStatus.RUNNING
+        assert adopted.commands.get(command_id).running
+        assert (await adopted.shell("hostname")).stdout == b"fork-1\n"
+
+
+async def test_a_monitor_that_is_killed_while_its_memory_is_saved_leaves_nothing(
+    no_leaks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with host_of_machines(no_leaks) as host:
+        box = await guest(host, memory_mb=512)
+        machine = box.session.machine
+        assert machine is not None
+        isolation = host._supervisor._machines.backends.default
+        checkpoint = isolation.checkpoint
+
+        def killing(identifier: str, image: Path) -> None:
+            timer = threading.Timer(0.02, machine.process.kill)
+            timer.start()
+            try:
+                checkpoint(identifier, image)
+                pytest.fail("it was saved before it was killed")
+            finally:
+                timer.join()
+
+        monkeypatch.setattr(isolation, "checkpoint", killing)
+        with pytest.raises((ConflictError, GoneError)):
+            await host.supervisor.snapshot(SnapshotRequest(session_id=box.session_id, keep_running=True, memory=True))
+        assert (await over(box)).status is SessionStatus.FAILED
+        assert [entry for entry in (no_leaks / "host" / "memory").iterdir() if entry.is_dir()] == []
 
 
 async def settled(host: Service, snapshot_id: str) -> int:

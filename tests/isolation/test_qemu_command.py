@@ -52,6 +52,34 @@ def test_the_network_card_is_a_descriptor() -> None:
     assert kernel_line(machine).endswith("hutch.address=100.64.0.6/30 hutch.gateway=100.64.0.5")
 
 
+def test_a_machine_that_waits_is_told_its_address_later() -> None:
+    card = Card(10, "02:48:00:00:00:01", "100.64.0.6", "100.64.0.5")
+    line = kernel_line(dataclasses.replace(MACHINE, card=card, waits=True))
+    assert line.endswith("hutch.layers=2 hutch.wait=1")
+
+
+def test_memory_is_its_own_unless_it_is_a_file_that_many_map() -> None:
+    assert after(command("qemu", MACHINE), "-object") == ["memory-backend-ram,id=ram,size=512M"]
+    assert after(command("qemu", MACHINE), "-incoming") == []
+    shared = dataclasses.replace(MACHINE, memory=11)
+    file = "memory-backend-file,id=ram,size=512M,share={},mem-path=/proc/self/fd/11"
+    assert after(command("qemu", shared), "-object") == [file.format("on")]
+    assert shared.descriptors[-1] == 11
+    clone = command("qemu", dataclasses.replace(shared, maps_privately=True, comes_in=True))
+    assert after(clone, "-object") == [file.format("off")]
+    assert after(clone, "-incoming") == ["defer"]
+    # It runs when it is told to.
+    assert "-S" in clone
+
+
+def test_a_machine_and_its_template_have_the_same_devices() -> None:
+    card = Card(10, "02:48:00:00:00:01", "100.64.0.6", "100.64.0.5")
+    template = dataclasses.replace(MACHINE, card=card, waits=True, memory=11)
+    clone = dataclasses.replace(MACHINE, card=card, memory=11, maps_privately=True, comes_in=True)
+    for option in ("-machine", "-accel", "-cpu", "-smp", "-m", "-device"):
+        assert after(command("qemu", template), option) == after(command("qemu", clone), option)
+
+
 def test_the_guest_is_told_what_the_host_has_no_room_for() -> None:
     words = command("qemu", MACHINE)
     assert [",werror=report" in device for device in after(words, "-device") if "blk" in device] == [False, False, True]

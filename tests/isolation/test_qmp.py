@@ -76,6 +76,35 @@ def test_hostile_answers_end_the_connection(tmp_path: Path, answer: bytes, said:
         monitor.status()
 
 
+def test_a_descriptor_is_given_with_its_question(tmp_path: Path) -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "q"))
+    listener.listen(1)
+    given: list[tuple[bytes, bytes]] = []
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(GREETING)
+            connection.recv(1000)
+            connection.sendall(AGREED)
+            line, descriptors, _, _ = socket.recv_fds(connection, 1000, 2)
+            with open(descriptors[0], "rb") as file:
+                given.append((line, file.read()))
+            connection.sendall(AGREED)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    (tmp_path / "file").write_bytes(b"what is in it")
+    with Monitor(tmp_path / "q", 5) as monitor, (tmp_path / "file").open("rb") as file:
+        monitor.give("state", file.fileno())
+    thread.join()
+    listener.close()
+    [(line, content)] = given
+    assert json.loads(line) == {"execute": "getfd", "arguments": {"fdname": "state"}}
+    assert content == b"what is in it"
+
+
 def test_silence_has_a_deadline(tmp_path: Path) -> None:
     with saying(tmp_path / "q", b""), pytest.raises(MonitorFailed, match=r"did not answer within 0\.2 s"):
         Monitor(tmp_path / "q", 0.2)

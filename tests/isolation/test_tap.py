@@ -29,7 +29,7 @@ from tests.egress.packets import (
 pytestmark = pytest.mark.root
 HEADER = bytes(10)
 """Of virtio: nothing is left to the host to do."""
-SOMEBODY = bytes.fromhex("024800000001")
+SOMEBODY = bytes.fromhex("024800000002")
 GROUP = bytes.fromhex("01005e000001")
 WAIT_S = 5.0
 
@@ -40,7 +40,7 @@ class Card:
     def __init__(self, network: Network, descriptor: int) -> None:
         self.descriptor = descriptor
         self.guest, self.host = network.guest_address, network.host_address
-        self.hardware = bytes.fromhex(tap.hardware_address(self.guest).replace(":", ""))
+        self.hardware = bytes.fromhex(tap.HARDWARE.replace(":", ""))
         self.arrived = Link(Path("/proc/self/ns/net"), network.link)
 
     def send(self, frame: bytes) -> None:

@@ -337,6 +337,8 @@ async def test_archives_are_unpacked_or_refused_as_a_whole(agent: Guest) -> None
         ("archive.write", {"cwd": b"/", "user": "default", "gzip": True, "max_bytes": -1, "max_files": 1}),
         ("entropy.add", {"data": bytes(5000)}),
         ("claim", {"hostname": "x"}),
+        # It is process 1 of no machine.
+        ("machine.begin", {"network": None, "entropy": b"", "time_ns": 1, "boot_id": "0" * 36}),
         ("shutdown", {"grace_ms": -1}),
     ],
 )

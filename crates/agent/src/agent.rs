@@ -27,6 +27,7 @@ use crate::output::Buffers;
 use crate::poller::{Interest, Poller, Token};
 use crate::sys_unsafe::{self, Credentials, SIGKILL, Spawner, take_over_signals};
 use crate::system;
+use crate::vm::Machine;
 use crate::work::Workers;
 
 /// What we take on each stream before we grant credit.
@@ -58,6 +59,8 @@ pub(crate) struct Agent {
     children: OwnedFd,
     workers: Workers,
     channel: Channel,
+    /// The virtual machine that this is process 1 of, if it is one.
+    machine: Option<Machine>,
     boot: String,
     identity: Identity,
     credentials: HashMap<u8, Arc<Credentials>>,
@@ -85,7 +88,7 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    pub(crate) fn new(place: Place) -> std::io::Result<Self> {
+    pub(crate) fn new(place: Place, machine: Option<Machine>) -> std::io::Result<Self> {
         system::prepare_process();
         let children = take_over_signals()?;
         let poller = Poller::new()?;
@@ -97,6 +100,7 @@ impl Agent {
             children,
             workers,
             channel: Channel::new(place),
+            machine,
             boot: system::boot_id(),
             identity: Identity::unclaimed(),
             credentials: HashMap::new(),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use hutch_wire::{Hello, Mux, Side, Violation};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
@@ -17,6 +18,10 @@ use crate::vm::VSOCK_HOST;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// A port is closed for so long after its host went: the monitor tells by that whether this was noticed.
+const PORT_CLOSED: Duration = Duration::from_millis(50);
+/// How often an open port is looked at for whether its host has come.
+const PORT_PAUSE: Duration = Duration::from_millis(20);
 /// A connection that lived this long, or over which a host asked something, was a good one: the next is tried soon.
 const GOOD_CONNECTION: Duration = Duration::from_millis(500);
 const READ_BYTES: usize = 64 * 1024;
@@ -76,6 +81,13 @@ impl Place {
     }
 }
 
+/// Whether a host is at the other end of a port.
+fn has_host(port: &OwnedFd) -> Result<bool, Errno> {
+    let mut looked = [PollFd::new(port, PollFlags::IN)];
+    poll(&mut looked, Some(&Timespec::default()))?;
+    Ok(!looked[0].revents().contains(PollFlags::HUP))
+}
+
 /// The channel, connected or not.
 pub(crate) struct Channel {
     place: Place,
@@ -83,6 +95,8 @@ pub(crate) struct Channel {
     /// Counts connections, so that what belongs to a former one can be told.
     number: u64,
     pause: Duration,
+    /// A port that is open while there is no host. What a host says at once would be lost with a port that is closed.
+    port: Option<OwnedFd>,
 }
 
 impl Channel {
@@ -92,6 +106,7 @@ impl Channel {
             connection: None,
             number: 0,
             pause: FIRST_PAUSE,
+            port: None,
         }
     }
 
@@ -116,13 +131,23 @@ impl Channel {
                     // Somebody who reads the console of a machine that does not answer wants to know.
                     complain(&format!("port {port} of the host can't be reached over vsock: {error}"));
                 }
+                if self.port.is_some() {
+                    return Err(PORT_PAUSE);
+                }
                 Err(self.next_pause())
             }
         }
     }
 
-    fn try_connect(&self, poller: &Poller, hello: Hello) -> Result<Connection, Errno> {
-        let socket = self.place.open()?;
+    fn try_connect(&mut self, poller: &Poller, hello: Hello) -> Result<Connection, Errno> {
+        let socket = match self.port.take() {
+            Some(port) => port,
+            None => self.place.open()?,
+        };
+        if matches!(self.place, Place::Port(_)) && !has_host(&socket)? {
+            self.port = Some(socket);
+            return Err(Errno::NOTCONN);
+        }
         poller.add(&socket, Token::Channel, Interest::READ)?;
         let mux = Mux::new(Side::Server, hello);
         Ok(Connection {
@@ -150,7 +175,11 @@ impl Channel {
         {
             self.pause = FIRST_PAUSE;
         }
-        self.next_pause()
+        self.next_pause().max(if matches!(self.place, Place::Port(_)) {
+            PORT_CLOSED
+        } else {
+            Duration::ZERO
+        })
     }
 
     /// The pause, with jitter so that the guests of a restarted host do not come all at once.

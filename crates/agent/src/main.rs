@@ -53,10 +53,11 @@ fn main() -> ExitCode {
     match arguments.as_slice() {
         [option] if option == "--version" => println!("hutch-agent {}", env!("CARGO_PKG_VERSION")),
         [option] if option == "--help" => print!("{HELP}"),
-        [option, path] if option == "--connect" => return run(Place::Unix(path.clone().into_vec())),
+        [option, path] if option == "--connect" => return run(Place::Unix(path.clone().into_vec()), None),
         // Words of its command line that a kernel does not know, such as `nomodule`, are init's arguments.
         _ if system::is_init() => {
-            if run(vm::enter()) == ExitCode::FAILURE {
+            let (place, machine) = vm::enter();
+            if run(place, Some(machine)) == ExitCode::FAILURE {
                 vm::end("the agent did not start");
             }
         }
@@ -68,8 +69,8 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn run(place: Place) -> ExitCode {
-    match agent::Agent::new(place) {
+fn run(place: Place, machine: Option<vm::Machine>) -> ExitCode {
+    match agent::Agent::new(place, machine) {
         Ok(agent) => agent.run(),
         Err(error) => {
             eprintln!("hutch-agent: cannot start: {error}");

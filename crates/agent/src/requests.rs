@@ -166,6 +166,20 @@ pub(crate) struct EntropyAdd {
 }
 
 #[derive(Debug, Deserialize)]
+pub(crate) struct MachineBegin {
+    pub(crate) network: Option<MachineNetwork>,
+    pub(crate) entropy: Bin,
+    pub(crate) time_ns: i64,
+    pub(crate) boot_id: String,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct MachineNetwork {
+    pub(crate) address: String,
+    pub(crate) gateway: String,
+}
+
+#[derive(Debug, Deserialize)]
 pub(crate) struct Shutdown {
     pub(crate) grace_ms: u64,
 }

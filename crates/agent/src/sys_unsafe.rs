@@ -387,6 +387,9 @@ pub(crate) fn set_address(card: &str, address: Ipv4Addr, mask: Ipv4Addr, gateway
         for (place, byte) in request.ifr_name.iter_mut().zip(card.bytes().take(libc::IFNAMSIZ - 1)) {
             *place = byte as c_char;
         }
+        // So that no route of a former address stays.
+        request.ifr_ifru.ifru_flags = 0;
+        checked(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request))?;
         request.ifr_ifru.ifru_addr = inet(address);
         checked(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFADDR, &raw const request))?;
         request.ifr_ifru.ifru_netmask = inet(mask);

@@ -7,6 +7,9 @@
 //! `hutch.disks=order` is for monitors whose disks have no serial numbers of the host's choosing: images and disk are then
 //! the first, second … in the order in which they were attached. With `hutch.layers=0` there is no overlay: the root that the
 //! kernel started this program from, be it an initramfs or an image, is the sandbox's.
+//! With `hutch.wait=1` the agent starts in the initramfs, before anything of a sandbox is mounted, and the host says `machine.begin`:
+//! so the memory of a machine that waits can be the beginning of many (*template*). Drivers of disks are loaded only then,
+//! since a disk has its size from the moment at which its driver found it.
 //!
 //! Whatever is missing ends the machine with a line on its console: nobody could ask a guest without a channel.
 
@@ -26,7 +29,7 @@ use rustix::system::RebootCommand;
 
 use crate::bare;
 use crate::channel::Place;
-use crate::sys_unsafe;
+use crate::{sys_unsafe, system};
 
 /// A device appears when its driver has looked at it; under emulation that takes a moment.
 const DEVICE_WAIT: Duration = Duration::from_secs(5);
@@ -41,13 +44,20 @@ pub(crate) const VSOCK_HOST: u32 = 2;
 const CARD: &str = "eth0";
 const RESOLVER: &str = "/etc/resolv.conf";
 /// In memory, so that no snapshot of the files has another machine's.
+const OWN_DIRECTORY: &str = "/run/hutch";
 const OWN_RESOLVER: &str = "/run/hutch/resolv.conf";
+/// The kernel's own is part of its memory, and would be the same in all that go on from it.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+const OWN_BOOT_ID: &str = "/run/hutch/boot_id";
+/// How the names of modules begin that find disks.
+const DISK_DRIVERS: &str = "virtio_blk";
 
 /// What the kernel's command line asks for.
 #[derive(Debug, PartialEq, Eq)]
 struct Wanted {
     layers: usize,
     disks: Disks,
+    waits: bool,
     vsock: Option<u32>,
     network: Option<Network>,
 }
@@ -69,13 +79,54 @@ enum Disks {
     Order,
 }
 
-/// Why there is no sandbox; for the console.
+/// Why there is no sandbox; for the console, or for the host.
 type Failure = String;
 
-/// Make the sandbox's root this process's, and say where its channel is. Ends the machine when it can't.
-pub(crate) fn enter() -> Place {
+/// What the host tells a machine as it begins, or goes on from memory that another one has too.
+#[derive(Debug)]
+pub(crate) struct Beginning<'a> {
+    /// `A/P` and `G`, as on the command line.
+    pub(crate) network: Option<(&'a str, &'a str)>,
+    pub(crate) entropy: &'a [u8],
+    pub(crate) time_ns: i64,
+    pub(crate) boot_id: &'a str,
+}
+
+/// A virtual machine, of which the agent is process 1.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    /// What is still to be mounted.
+    waits: Option<(usize, Disks)>,
+}
+
+impl Machine {
+    /// Become a machine of its own: nothing that another one has too is used after that. Mounts the root where that waits.
+    pub(crate) fn begin(&mut self, beginning: &Beginning<'_>) -> Result<(), Failure> {
+        let network = beginning
+            .network
+            .map(|(address, gateway)| {
+                parse_network(address, gateway).ok_or_else(|| format!("{address} by way of {gateway} is no network"))
+            })
+            .transpose()?;
+        // First: what is mounted draws numbers.
+        system::add_entropy(beginning.entropy);
+        let _ = system::set_clock(beginning.time_ns);
+        if let Some((layers, disks)) = self.waits {
+            load_modules(|_| true)?;
+            mount_root(layers, disks)?;
+            switch_root()?;
+            self.waits = None;
+            finish_root();
+        }
+        set_boot_id(beginning.boot_id).map_err(|error| format!("{BOOT_ID} can't be set: {error}"))?;
+        network.as_ref().map_or(Ok(()), set_up)
+    }
+}
+
+/// Make the sandbox's root this process's, unless that waits, and say where its channel is. Ends the machine when it can't.
+pub(crate) fn enter() -> (Place, Machine) {
     match prepare() {
-        Ok(place) => place,
+        Ok(entered) => entered,
         Err(failure) => end(&failure),
     }
 }
@@ -91,7 +142,7 @@ pub(crate) fn end(failure: &str) -> ! {
     }
 }
 
-fn prepare() -> Result<Place, Failure> {
+fn prepare() -> Result<(Place, Machine), Failure> {
     let plain = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     bare::ensure_places(&["proc", "sys", "dev"])?;
     attach("proc", "/proc", "proc", plain, None)?;
@@ -107,14 +158,17 @@ fn prepare() -> Result<Place, Failure> {
             .or_else(|_| attach("ramfs", "/dev", "ramfs", MountFlags::NOSUID, None))?;
     }
     bare::ensure_devices()?;
-    load_modules()?;
-    if wanted.layers > 0 {
+    let waits = wanted.waits && wanted.layers > 0;
+    load_modules(|name| !(waits && name.starts_with(DISK_DRIVERS)))?;
+    if wanted.layers > 0 && !waits {
         mount_root(wanted.layers, wanted.disks)?;
         switch_root()?;
     }
-    finish_root();
-    if let Some(network) = &wanted.network {
-        set_up(network)?;
+    if !waits {
+        finish_root();
+        if let Some(network) = &wanted.network {
+            set_up(network)?;
+        }
     }
     let place = match wanted.vsock {
         Some(port) => {
@@ -123,7 +177,8 @@ fn prepare() -> Result<Place, Failure> {
         }
         None => Place::Port(find_port()?),
     };
-    Ok(place)
+    let waits = waits.then_some((wanted.layers, wanted.disks));
+    Ok((place, Machine { waits }))
 }
 
 /// Refuse a kernel without vsock, which could only try to connect for ever.
@@ -156,6 +211,11 @@ fn parse(line: &str) -> Result<Wanted, Failure> {
         Some("order") => Disks::Order,
         Some(other) => return Err(format!("hutch.disks={other} is neither serial nor order")),
     };
+    let waits = match value("hutch.wait") {
+        None | Some("0") => false,
+        Some("1") => true,
+        Some(other) => return Err(format!("hutch.wait={other} is neither 0 nor 1")),
+    };
     let vsock = value("hutch.vsock")
         .map(|port| port.parse().map_err(|_| format!("hutch.vsock={port} is not a port")))
         .transpose()?;
@@ -169,6 +229,7 @@ fn parse(line: &str) -> Result<Wanted, Failure> {
     Ok(Wanted {
         layers,
         disks,
+        waits,
         vsock,
         network,
     })
@@ -188,14 +249,20 @@ fn attach(source: &str, target: &str, kind: &str, flags: MountFlags, options: Op
         .map_err(|error| format!("{source} can't be mounted as {kind} on {target}: {error}"))
 }
 
-/// Load what the initramfs has, in the order of its list: each after what it needs. Without a list the kernel has it all.
-fn load_modules() -> Result<(), Failure> {
+/// Load what the initramfs has and is `wanted`, in the order of its list: each after what it needs. Without a list the kernel has
+/// it all.
+fn load_modules(wanted: impl Fn(&str) -> bool) -> Result<(), Failure> {
     let list = match fs::read_to_string("/modules/order") {
         Ok(list) => list,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(format!("/modules/order: {error}")),
     };
+    let mut left = false;
     for name in list.lines() {
+        if !wanted(name) {
+            left = true;
+            continue;
+        }
         let path = format!("/modules/{name}");
         let file = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|error| format!("{path}: {error}"))?;
@@ -204,8 +271,10 @@ fn load_modules() -> Result<(), Failure> {
             Err(error) => return Err(format!("the module {name} can't be loaded: {error}")),
         }
     }
-    // Nobody needs them again, and the initramfs is memory.
-    let _ = fs::remove_dir_all("/modules");
+    if !left {
+        // Nobody needs them again, and the initramfs is memory.
+        let _ = fs::remove_dir_all("/modules");
+    }
     Ok(())
 }
 
@@ -360,16 +429,33 @@ fn set_up(network: &Network) -> Result<(), Failure> {
 
 /// Have names asked for at `server`, by a mount over whatever file a former session left there.
 fn set_resolver(server: Ipv4Addr) -> io::Result<()> {
-    fs::create_dir_all("/run/hutch")?;
+    fs::create_dir_all(OWN_DIRECTORY)?;
+    let lies_over = fs::symlink_metadata(OWN_RESOLVER).is_ok_and(|found| found.is_file());
     fs::write(
         OWN_RESOLVER,
         format!("nameserver {server}\noptions timeout:2 attempts:2\n"),
     )?;
+    if lies_over {
+        return Ok(());
+    }
     if !fs::symlink_metadata(RESOLVER).is_ok_and(|found| found.is_file()) {
         let _ = fs::remove_file(RESOLVER);
         fs::write(RESOLVER, "")?;
     }
     rustix::mount::mount_bind(OWN_RESOLVER, RESOLVER)?;
+    Ok(())
+}
+
+/// Have programs see this as the id of the kernel's boot.
+fn set_boot_id(boot_id: &str) -> io::Result<()> {
+    fs::create_dir_all(OWN_DIRECTORY)?;
+    let lies_over = fs::symlink_metadata(OWN_BOOT_ID).is_ok_and(|found| found.is_file());
+    fs::write(OWN_BOOT_ID, format!("{boot_id}\n"))?;
+    if !lies_over {
+        rustix::mount::mount_bind(OWN_BOOT_ID, BOOT_ID)?;
+        let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        rustix::mount::mount_remount(BOOT_ID, flags, c"")?;
+    }
     Ok(())
 }
 
@@ -383,6 +469,7 @@ mod tests {
             Ok(Wanted {
                 layers,
                 disks,
+                waits: false,
                 vsock,
                 network: None,
             })
@@ -393,6 +480,8 @@ mod tests {
         assert_eq!(found, wanted(1, Disks::Serial, Some(5000)));
         let found = parse("hutch.vm=1 hutch.layers=0 hutch.disks=order hutch.vsock=1");
         assert_eq!(found, wanted(0, Disks::Order, Some(1)));
+        let found = parse("hutch.vm=1 hutch.layers=1 hutch.wait=1");
+        assert_eq!(found.map(|found| found.waits), Ok(true));
         let found = parse("hutch.vm=1 hutch.layers=1 hutch.address=100.64.0.6/30 hutch.gateway=100.64.0.5");
         let network = Network {
             address: [100, 64, 0, 6].into(),
@@ -421,6 +510,7 @@ mod tests {
             ("hutch.vm=1 hutch.layers=101", "hutch.layers=101 is not"),
             ("hutch.vm=1 hutch.layers=-1", "hutch.layers=-1 is not"),
             ("hutch.vm=1 hutch.layers=1 hutch.vsock=x", "hutch.vsock=x is not"),
+            ("hutch.vm=1 hutch.layers=1 hutch.wait=yes", "hutch.wait=yes is neither"),
             ("hutch.vm=1 hutch.layers=1 hutch.address=1.2.3.4/30", "is no network"),
             (
                 "hutch.vm=1 hutch.layers=1 hutch.address=1.2.3.4/0 hutch.gateway=1.2.3.5",

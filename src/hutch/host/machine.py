@@ -14,6 +14,8 @@ import logging
 import os
 import secrets
 import shutil
+import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -36,7 +38,7 @@ from hutch.host.protocol import DriveMode
 from hutch.host.storage import Source, WritableLayers
 from hutch.images import Image
 from hutch.isolation.backends import Backends
-from hutch.isolation.protocol import BootFailed, Isolation, MachinePlan, PlannedMount, Traits
+from hutch.isolation.protocol import LINK_PREFIX, BootFailed, Isolation, MachinePlan, PlannedMount, Traits
 from hutch.wire import Connection, Stream
 from hutch.wire.connection import ConnectionClosed
 
@@ -329,7 +331,8 @@ class Machines:
                 await admit(network)
             undo.push_async_callback(self._blocking, isolation.remove, identifier, directory, None)
             token = memory.record.token if memory is not None else ""
-            agent = asyncio.ensure_future(self._connect(traits, plan.channel_dir, token, traits.boot_timeout_s, boots=True))
+            connecting = self._connect(traits, plan.channel_dir, token, traits.boot_timeout_s, boots=memory is None)
+            agent = asyncio.ensure_future(connecting)
             undo.callback(agent.cancel)
             process = await self._boot_process(isolation, plan)
             undo.push_async_callback(self._blocking, isolation.kill, process)
@@ -340,6 +343,8 @@ class Machines:
             machine.inherited_bytes = source.size_bytes if source is not None else 0
             undo.callback(machine.unwatch)
             machine.watch()
+            if traits.begins:
+                await self._begin(machine)
             await self._install_trust(machine, own)
             undo.pop_all()
             return machine
@@ -359,6 +364,23 @@ class Machines:
                 path.chmod(0o755)
             planned.append(PlannedMount(mount.path, path, read_only))
         return tuple(planned)
+
+    async def _begin(self, machine: Machine) -> None:
+        """Have a machine be nobody else, whose memory may be that of others until now. Raises `BootFailed`."""
+        network = machine.network
+        params = {
+            "network": {"address": f"{network.guest_address}/{LINK_PREFIX}", "gateway": network.host_address},
+            "entropy": os.urandom(64),
+            "time_ns": time.time_ns(),
+            "boot_id": str(uuid.uuid4()),
+        }
+        try:
+            await machine.call("machine.begin", params)
+        except HutchError as error:
+            reason = error.message
+            if machine.died.done():
+                reason = await self.reason_of_death(machine, machine.died.result())
+            raise BootFailed(f"The sandbox did not begin: {reason}") from error
 
     async def _install_trust(self, machine: Machine, own: Authority) -> None:
         """Have the guest trust this host's roots and its own authority. A guest's file system may be older than its authority,
@@ -520,19 +542,37 @@ class Machines:
         try:
             await self._blocking(machine.isolation.resume, machine.machine_id)
             machine.connected(await asyncio.wait_for(agent, traits.adopt_timeout_s))
+            if traits.begins:
+                await self._set_clock(machine)
         finally:
             agent.cancel()
+
+    @staticmethod
+    async def _set_clock(machine: Machine) -> None:
+        """Tell a machine what it did not count while it stood still."""
+        try:
+            await machine.call("clock.set", {"time_ns": time.time_ns()})
+        except HutchError as error:
+            log.warning("machine %s was not told the time: %s", machine.machine_id, error.message)
 
     # -- removal -----------------------------------------------------------------------------------
 
     async def write_down(self, machine: Machine) -> None:
         """Have everything that a guest wrote be with the host, before its files are kept. A guest that can't do so leaves what
         its file system has. Its processes end."""
-        if not machine.isolation.traits.writes_late or machine.died.done():
+        await self._told_to_write(machine, "shutdown", {"grace_ms": 0})
+
+    async def write_so_far(self, machine: Machine) -> None:
+        """The same of a guest that runs on: what it wrote before this is with the host."""
+        await self._told_to_write(machine, "sync", {})
+
+    async def _told_to_write(self, machine: Machine, method: str, params: object) -> None:
+        # Of one that stands still, what is in memory is kept too.
+        if not machine.isolation.traits.writes_late or machine.died.done() or not machine.steady.is_set():
             return
         try:
             async with asyncio.timeout(WRITTEN_TIMEOUT_S):
-                await machine.call("shutdown", {"grace_ms": 0})
+                await machine.call(method, params)
         except (HutchError, OSError) as error:
             log.warning("machine %s did not write down what it has in memory: %s", machine.machine_id, reason_of(error))
 

@@ -200,6 +200,7 @@ async def _opened(settings: Settings, directory: Path, sockets: Sockets | None, 
         # What could not be ended keeps nothing else from it.
         async with contextlib.AsyncExitStack() as last_first:
             last_first.callback(networks.release)
+            last_first.push_async_callback(asyncio.to_thread, backends.leave)
             if end_all:
                 last_first.push_async_callback(asyncio.to_thread, _close, networks, backends, layers, drive_store, names)
             last_first.push_async_callback(asyncio.to_thread, journal.close)

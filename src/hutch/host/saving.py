@@ -59,6 +59,8 @@ class Saving:
             self.saves.add(saving)
             saving.add_done_callback(self.saves.discard)
             return await asyncio.shield(saving)
+        if request.keep_running and session.machine is not None:
+            await self._machines.write_so_far(session.machine)
         return await self._take(session, planned, keep_running=request.keep_running)
 
     async def _save(self, session: Session, planned: SnapshotRecord, *, keep_running: bool) -> SnapshotTaken:
@@ -91,7 +93,8 @@ class Saving:
         assert machine is not None
         assert commands is not None
         fingerprint = await asyncio.to_thread(self._machines.fingerprint, session.record.isolation)
-        # What is written already is not written while everything stands still.
+        # What is written already is not written while everything stands still, and the files alone have it too.
+        await self._machines.write_so_far(machine)
         await asyncio.to_thread(self._snapshots.sync)
         try:
             await machine.quiet(commands.let_go)

@@ -62,6 +62,11 @@ class Backends:
         for backend in self._found.values():
             backend.forget_image(image)
 
+    def leave(self) -> None:
+        """Let go of what a successor does not use. Blocks."""
+        for backend in self._found.values():
+            backend.leave()
+
     def closing(self) -> list[Callable[[], None]]:
         """What undoes what each backend shares between machines; none may be left."""
         return [backend.close for backend in self._found.values()]

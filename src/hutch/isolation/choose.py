@@ -21,6 +21,7 @@ from hutch.isolation.protocol import Isolation
 from hutch.isolation.qemu import Guest, Qemu
 from hutch.isolation.qemu_command import Accelerator
 from hutch.isolation.qemu_probe import kvm_verdict, verdict
+from hutch.isolation.qemu_template import Templates
 from hutch.settings import Backend, MinimumIsolation, QemuAccelerator, Settings
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,9 @@ def _probe_qemu(settings: Settings, directory: Path) -> Probe:
     """KVM where it boots a machine, else emulation where that may be used."""
     wanted = settings.isolation.qemu_accelerator
     try:
-        qemu = Qemu(Guest(guest_path()), directory, Cgroups.detect(), Accelerator.TCG, settings.isolation.qemu)
+        qemu = Qemu(
+            Guest(guest_path()), directory, Cgroups.detect(), Accelerator.TCG, settings.isolation.qemu, templates=Templates()
+        )
         qemu.guest.require()
         kvm = kvm_verdict(qemu) if wanted is not QemuAccelerator.TCG else None
         if kvm is not None and kvm.usable:

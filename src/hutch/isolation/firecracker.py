@@ -53,10 +53,9 @@ from hutch.isolation.firecracker_kernel import loadable
 from hutch.isolation.firecracker_machine import TO_EVERYBODY, Limits, Plan, Programs, Running, with_machine
 from hutch.isolation.firecracker_process import CONSOLE_LOG, Launch, Monitor, last_words, start
 from hutch.isolation.kvm import DEVICE
-from hutch.isolation.protocol import BootFailed, MachinePlan, Traits
+from hutch.isolation.protocol import LINK_PREFIX, BootFailed, MachinePlan, Traits
 from hutch.isolation.qemu import ADOPT_TIMEOUT_S, DISK_BYTES, GUEST_CGROUP, Guest, NotInThisRelease, disk_size, make_disk
 from hutch.isolation.qemu import DISK as DISK_FILE
-from hutch.isolation.qemu_command import LINK_PREFIX
 from hutch.settings import Settings
 
 PROBE_MEMORY_BYTES = 256 * MIB
@@ -197,7 +196,7 @@ class Firecracker:
         layers = [Drive(f"layer{number}", f"layer{number}", read_only=True) for number in range(len(plan.lowers))]
         cards: tuple[Interface, ...] = ()
         if plan.address:
-            cards = (Interface(tap.LINK, tap.NAME, tap.hardware_address(plan.address)),)
+            cards = (Interface(tap.LINK, tap.NAME, tap.HARDWARE),)
         address = f"{plan.address}/{LINK_PREFIX}" if plan.address else ""
         return VirtualMachine(
             vcpus=plan.vcpus,
@@ -288,6 +287,9 @@ class Firecracker:
 
     def forget_image(self, image: Path) -> None:
         """Nothing is kept of images: each machine mounts them for itself."""
+
+    def leave(self) -> None:
+        """Nothing is held that a successor does not use."""
 
     def close(self) -> None:
         for name in ("firecracker", "kernels"):

@@ -26,7 +26,7 @@ from hutch.host import kernel
 from hutch.host.cgroups import Cgroups
 from hutch.host.kernel import Process
 from hutch.host.names import Names, machine_id
-from hutch.isolation import bundle
+from hutch.isolation import bundle, processor
 from hutch.isolation.mount_points import make_mount_point
 from hutch.isolation.protocol import BootFailed, MachinePlan, Traits
 from hutch.wire.sockets import MAX_ADDRESS_BYTES
@@ -39,7 +39,6 @@ RESUME_TRIES = 150
 RESUME_PAUSE_S = 0.1
 MAX_ROOT_BYTES = MAX_ADDRESS_BYTES - len(f"/runsc-{machine_id()}.sock")
 LINKS = Path("/run")
-_PROCESSOR = frozenset({"vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features"})
 _OF_MACHINE = re.compile(r"(?:runsc-)?(m[0-9a-f]{20})(?![0-9a-f]).*")
 
 
@@ -199,11 +198,7 @@ class Gvisor:
     @functools.cache  # noqa: B019 - there is one for as long as the process lives
     def fingerprint(self) -> str:
         found = hashlib.sha256(self.runsc.read_bytes())
-        first, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
-        for line in first.splitlines():
-            key, _, _ = line.partition(":")
-            if key.strip() in _PROCESSOR:
-                found.update(line.encode())
+        found.update(processor.model())
         return found.hexdigest()
 
     # -- end ---------------------------------------------------------------------------------------
@@ -238,6 +233,9 @@ class Gvisor:
             kernel.unmount(point)
             with contextlib.suppress(FileNotFoundError):
                 point.rmdir()
+
+    def leave(self) -> None:
+        """Nothing is held that a successor does not use."""
 
     def close(self) -> None:
         # runsc keeps an empty network namespace mounted here, shared by all sandboxes.

@@ -13,6 +13,9 @@ from typing import Protocol
 from hutch.host.cgroups import Cgroups
 from hutch.host.kernel import Process
 
+LINK_PREFIX = 30
+"""A sandbox's link has two ends (`hutch.host.network`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedMount:
@@ -59,7 +62,8 @@ class Traits:
     which a machine's monitor may have to open as a user of its own. An agent that has not spoken after
     `boot_timeout_s`, or `adopt_timeout_s` with another host process, is missing; one that returns no ping within `ping_timeout_s`
     is dead. `guest_cgroup` is the cgroup below the machine's that has the guest's own CPU time; empty: it is all the guest's.
-    `writes_late`: what was written is with the host only once the agent was told to. `memory`, `live_copies`, `drives`: whether
+    `writes_late`: what was written is with the host only once the agent was told to. `begins`: its agent has to be told what the
+    machine is (`machine.begin`), since its memory may be that of another one. `memory`, `live_copies`, `drives`: whether
     memory is saved, files are copied while it runs, drives are mounted. `trees`: whether the host sees files in a layer and not
     a disk.
     """
@@ -71,6 +75,7 @@ class Traits:
     ping_timeout_s: float = 4.0
     guest_cgroup: str = ""
     writes_late: bool = False
+    begins: bool = False
     memory: bool = True
     live_copies: bool = True
     drives: bool = True
@@ -121,6 +126,9 @@ class Isolation(Protocol):
 
     def forget_image(self, image: Path) -> None:
         """Let go of an image that no machine uses any more."""
+
+    def leave(self) -> None:
+        """Let go of what only this process needs; machines run on."""
 
     def close(self) -> None:
         """Undo what the backend shares between machines; none may be left."""

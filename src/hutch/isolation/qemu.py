@@ -7,30 +7,39 @@ QEMU runs as a user of its own without capabilities, in a jail (`jail.py`) witho
 its own seccomp filter, in the machine's cgroup from before its first instruction, and with nothing but descriptors that were
 opened for it, the network card's among them (`tap.py`). Threads that run the guest are counted apart. Whether a machine lives is
 told by QEMU's process; what its kernel last said is in `console.log`, which has a bound.
+
+A machine boots, or begins with a template (`qemu_template.py`), or goes on from what was saved of another (`qemu_memory.py`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import hashlib
 import json
+import logging
 import os
 import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from hutch.host import kernel
+from hutch.host import channel, kernel
 from hutch.host.cgroups import Cgroups
 from hutch.host.channel import MONITOR_SOCKET_NAME
 from hutch.host.kernel import Process
-from hutch.isolation import console_log, jail, tap, tsc
+from hutch.host.names import machine_id as new_machine_id
+from hutch.isolation import console_log, jail, limits, processor, qemu_memory, qemu_template, tap, tsc
 from hutch.isolation.kvm import DEVICE
 from hutch.isolation.protocol import BootFailed, MachinePlan, Traits
 from hutch.isolation.qemu_command import MIB, Accelerator, Card, VirtualMachine, command
+from hutch.isolation.qemu_template import Kind, Template, Templates
 from hutch.isolation.qmp import Monitor, MonitorFailed
 from hutch.wire.sockets import bind_unix
+
+log = logging.getLogger(__name__)
 
 BINARY = "qemu-system-x86_64"
 KERNEL, INITRAMFS, PROBE_ROOT = "vmlinuz", "initramfs", "probe.erofs"
@@ -50,6 +59,7 @@ FIRST_UID = 0x6000_0000
 """Users that no system has; a machine's is this and 28 bits of its id."""
 GUEST_CGROUP = "guest"
 JAIL = "jail"
+HANG_UP_TIMEOUT_S, ANSWER_TIMEOUT_S, EMPTY_TIMEOUT_S = 2.0, 30.0, 2.0
 PING_TIMEOUT_S, EMULATED_PING_TIMEOUT_S = 4.0, 30.0
 """Of a hundred programs that begin at once, each takes as long as ten to thirty do elsewhere; so does the agent in between."""
 BOOT_TIMEOUT_S, EMULATED_BOOT_TIMEOUT_S, ADOPT_TIMEOUT_S = 30.0, 120.0, 20.0
@@ -85,8 +95,24 @@ class Guest:
                 raise FileNotFoundError(f"The guest's kernel is not complete: there is no {file}. Run `make setup`.")
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a machine's memory begins with, beside a boot: `memory` is a file for it, its own or, if `sealed`, that of others;
+    `state` is what is read before it runs; `line` is another kernel's command line. `waits`: it is to be a template.
+    """
+
+    line: str | None = None
+    memory: int | None = None
+    sealed: bool = False
+    state: int | None = None
+    waits: bool = False
+
+
 class Qemu:
-    """The backend. `directory` has a record of each machine; root only. `disk_bytes` bounds what a sandbox may write."""
+    """The backend. `directory` has a record of each machine; root only. `disk_bytes` bounds what a sandbox may write.
+
+    `templates`: machines begin with one, and wait for `machine.begin`; else each boots by itself.
+    """
 
     name = "qemu"
 
@@ -98,6 +124,7 @@ class Qemu:
         accelerator: Accelerator,
         binary: str = BINARY,
         disk_bytes: int = DISK_BYTES,
+        templates: Templates | None = None,
     ) -> None:
         self.guest = guest
         self.cgroups = cgroups
@@ -111,17 +138,18 @@ class Qemu:
             ping_timeout_s=EMULATED_PING_TIMEOUT_S if accelerator is Accelerator.TCG else PING_TIMEOUT_S,
             guest_cgroup=GUEST_CGROUP,
             writes_late=True,
-            memory=False,
-            live_copies=False,
+            begins=True,
             drives=False,
             trees=False,
         )
         self._disk_bytes = disk_bytes
         self._records = directory / "qemu"
+        self._making = directory / "qemu-templates"
+        self.templates = templates
 
     def using(self, accelerator: Accelerator) -> Qemu:
         """The same with another accelerator."""
-        return Qemu(self.guest, self.directory, self.cgroups, accelerator, self.binary, self._disk_bytes)
+        return Qemu(self.guest, self.directory, self.cgroups, accelerator, self.binary, self._disk_bytes, self.templates)
 
     def probe(self) -> None:
         """Boot the guest's kernel until the agent answers. Raises `OSError` with the reason why that did not happen."""
@@ -137,21 +165,124 @@ class Qemu:
 
         `kernel_line` replaces the kernel's command line: for those who ask what a broken one does.
         """
-        for present, what in ((plan.memory, "memory that was saved"), (plan.mounts, "drives")):
-            if present:
-                raise NotInThisRelease(f"Virtual machines have no {what} in this release.")
+        if plan.mounts:
+            raise NotInThisRelease("Virtual machines have no drives in this release.")
         try:
             self.guest.require()
             make_disk(plan.layer / DISK, disk_size(plan.disk_bytes) if plan.disk_bytes else self._disk_bytes)
-            return self._start(plan, kernel_line)
+            if plan.memory is not None:
+                return self._restored(plan, plan.memory / qemu_memory.STATE)
+            if self.templates is not None and kernel_line is None:
+                process = self._cloned(plan, self.templates)
+                if process is not None:
+                    return process
+            return self._start(plan, Origin(kernel_line))
         except (OSError, ValueError) as error:
             raise BootFailed(f"The virtual machine did not start: {error}{last_words(plan.directory)}") from error
 
-    def _start(self, plan: MachinePlan, kernel_line: str | None) -> Process:
+    def _restored(self, plan: MachinePlan, file: Path) -> Process:
+        state = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            if (size := os.fstat(state).st_size) > qemu_memory.most_bytes(plan.memory_bytes):
+                raise OSError(f"{file} has {size} bytes, more than such a machine's memory")
+            return self._start(plan, Origin(state=state))
+        finally:
+            os.close(state)
+
+    def _cloned(self, plan: MachinePlan, templates: Templates) -> Process | None:
+        """A machine that begins with a template; None when it has to boot."""
+        kind = self._kind(plan)
+        with templates.using(kind, lambda: self._template(plan)) as template:
+            if template is None:
+                return None
+            try:
+                state = template.reading()
+                try:
+                    return self._start(plan, Origin(memory=template.memory, sealed=True, state=state))
+                finally:
+                    os.close(state)
+            except OSError as error:
+                log.warning("a template did not work, and is made again: %s%s", error, last_words(plan.directory))
+        templates.throw_away(kind)
+        return None
+
+    def _kind(self, plan: MachinePlan) -> Kind:
+        def told(file: Path) -> tuple[int, ...]:
+            found = file.stat()
+            return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+        files = tuple(told(file) for file in (Path(self._program()), self.guest.kernel, self.guest.initramfs))
+        return Kind(files, plan.vcpus, plan.memory_bytes, len(plan.lowers), bool(plan.address))
+
+    # -- templates ---------------------------------------------------------------------------------
+
+    def _template(self, plan: MachinePlan) -> Template:
+        """Boot a machine like that of `plan` until its agent waits, and keep what it has in memory. Raises `OSError`."""
+        identifier = new_machine_id()
+        directory = self._making / identifier
+        directory.mkdir(parents=True, mode=0o700)
+        own = MachinePlan(
+            machine_id=identifier,
+            directory=directory,
+            lowers=(self.guest.probe_root,) * len(plan.lowers),
+            layer=directory,
+            channel_dir=directory,
+            agent=plan.agent,
+            namespace=plan.namespace,
+            nameserver=plan.nameserver,
+            cgroup=str(Path(plan.cgroup).with_name(identifier)) if plan.cgroup else "",
+            vcpus=plan.vcpus,
+            memory_bytes=plan.memory_bytes,
+            address=plan.address,
+        )
+        process: Process | None = None
+        with contextlib.ExitStack() as undo:
+            memory = qemu_template.file("hutch-template", plan.memory_bytes)
+            undo.callback(os.close, memory)
+            devices = qemu_template.file("hutch-devices")
+            undo.callback(os.close, devices)
+            try:
+                # Nobody looks at what is in it before it is another one.
+                with (directory / DISK).open("xb") as disk:
+                    disk.truncate(MIN_DISK_BYTES)
+                process = self._start(own, Origin(memory=memory, waits=True))
+                asyncio.run(self._until_it_waits(directory))
+                with Monitor(directory / MONITOR, MONITOR_TIMEOUT_S) as asked:
+                    qemu_memory.stand_still(asked)
+                    qemu_memory.write(asked, devices, without_memory=True)
+            except OSError as error:
+                raise OSError(f"{error}{last_words(directory)}") from error
+            finally:
+                self.remove(identifier, directory, process)
+                if own.cgroup:
+                    self.cgroups.kill_all(own.cgroup, EMPTY_TIMEOUT_S)
+                    self.cgroups.remove(own.cgroup, EMPTY_TIMEOUT_S)
+                shutil.rmtree(directory, ignore_errors=True)
+            for descriptor in (memory, devices):
+                qemu_template.seal(descriptor)
+            undo.pop_all()
+        return Template(memory, devices)
+
+    async def _until_it_waits(self, directory: Path) -> None:
+        connection = await channel.reach_agent(directory, "", self.traits.boot_timeout_s)
+        try:
+            await connection.ping(ANSWER_TIMEOUT_S)
+            await connection.hang_up(HANG_UP_TIMEOUT_S)
+        except TimeoutError as error:
+            raise OSError("the agent of a template does not answer") from error
+        finally:
+            connection.close("the template is made")
+
+    # -- start -------------------------------------------------------------------------------------
+
+    def _program(self) -> str:
         binary = shutil.which(self.binary, path=kernel.command_environment()["PATH"])
         if binary is None:
             raise FileNotFoundError(f"{self.binary} is not installed. Run `make setup`.")
-        binary = os.path.realpath(binary)
+        return os.path.realpath(binary)
+
+    def _start(self, plan: MachinePlan, origin: Origin) -> Process:
+        binary = self._program()
         with contextlib.ExitStack() as opened:
 
             def descriptor(path: Path, flags: int = os.O_RDONLY) -> int:
@@ -174,10 +305,14 @@ class Qemu:
                 channel=agent.fileno(),
                 monitor=monitor.fileno(),
                 tsc_khz=tsc.frequency_khz() if self.accelerator is Accelerator.TCG else None,
-                card=_card(plan, opened),
+                card=_card(plan, opened, alone=origin.waits),
+                waits=origin.waits,
+                comes_in=origin.state is not None,
+                memory=origin.memory,
+                maps_privately=origin.sealed,
             )
             root = plan.directory / JAIL
-            root.mkdir(mode=0o700)
+            root.mkdir(mode=0o700, exist_ok=True)
             # The last opened: if nothing starts, nobody reads it.
             output, said = os.pipe2(os.O_CLOEXEC)
             opened.callback(os.close, said)
@@ -185,8 +320,8 @@ class Qemu:
             try:
                 child = jail.start(
                     root,
-                    [*self._unprivileged(plan), *command(binary, machine, kernel_line)],
-                    cgroups=self._limit(plan) if plan.cgroup else (),
+                    [*self._unprivileged(plan), *command(binary, machine, origin.line)],
+                    cgroups=self._limit(plan, origin) if plan.cgroup else (),
                     files=[Path(file) for file in self._files(binary)],
                     descriptors=machine.descriptors,
                     output=said,
@@ -201,15 +336,18 @@ class Qemu:
         reader.start()
         try:
             process = kernel.process(child.pid)
-            self._record(plan.machine_id, process)
+            self._record(plan, process)
             with Monitor(plan.directory / MONITOR, START_TIMEOUT_S) as asked:
                 if plan.cgroup:
                     self.cgroups.set_apart(plan.cgroup, GUEST_CGROUP, _guest_threads(process, asked))
                 else:
                     asked.status()
+                if origin.state is not None:
+                    qemu_memory.read(asked, origin.state, without_memory=origin.sealed)
+                    asked.ask("cont")
         except OSError:
             child.kill()
-            # So that what it said is in the log.
+            # So that what it said is in the log, and its descriptors are closed.
             reader.join(DEATH_TIMEOUT_S)
             raise
         return process
@@ -233,55 +371,49 @@ class Qemu:
                     return [f"--groups={group}"]
         return ["--clear-groups"]
 
-    def _limit(self, plan: MachinePlan) -> list[Path]:
+    def _limit(self, plan: MachinePlan, origin: Origin) -> list[Path]:
         """The machine's cgroup, made and bounded; its directories."""
         memory = plan.memory_bytes + OVERHEAD_BYTES
-        relative = plan.cgroup.lstrip("/")
-        if self.cgroups.version == 1:
-            bounds = [
-                ("memory", "memory.limit_in_bytes", str(memory)),
-                ("cpu", "cpu.cfs_quota_us", str(plan.vcpus * 100_000)),
-                ("pids", "pids.max", str(MAX_THREADS)),
-            ]
-        else:
-            bounds = [
-                ("memory", "memory.max", str(memory)),
-                ("cpu", "cpu.max", f"{plan.vcpus * 100_000} 100000"),
-                ("pids", "pids.max", str(MAX_THREADS)),
-            ]
-            above = self.cgroups.roots["memory"]
-            for name in Path(relative).parts:
-                (above / "cgroup.subtree_control").write_text("+cpu +memory +pids")
-                above = above / name
-                above.mkdir(exist_ok=True)
-        directories = self.cgroups.directories(plan.cgroup)
-        for directory in directories:
-            # A controller without a use here (cpuset of version 1) would want settings before anybody may join.
-            if directory not in {root / relative for root in self.cgroups.others}:
-                directory.mkdir(parents=True, exist_ok=True)
-        for controller, name, value in bounds:
-            (self.cgroups.roots[controller] / relative / name).write_text(value)
-        return list(dict.fromkeys(root / relative for root in self.cgroups.roots.values()))
+        if origin.sealed:
+            # A page that is written where the template has none is there twice: in the template's file too, where it counts for
+            # whoever came to it first.
+            memory += plan.memory_bytes
+        return limits.bounded(self.cgroups, plan.cgroup, memory_bytes=memory, vcpus=plan.vcpus, threads=MAX_THREADS)
 
-    def _record(self, machine_id: str, process: Process) -> None:
+    def _record(self, plan: MachinePlan, process: Process) -> None:
         self._records.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (self._records / machine_id).write_text(json.dumps({"pid": process.pid, "start_ticks": process.start_ticks}))
+        record = {"pid": process.pid, "start_ticks": process.start_ticks, "directory": str(plan.directory)}
+        (self._records / plan.machine_id).write_text(json.dumps(record | {"memory_bytes": plan.memory_bytes}))
 
     # -- standing still ----------------------------------------------------------------------------
 
     def suspend(self, machine_id: str) -> None:
-        raise OSError(f"{machine_id} can't be suspended: virtual machines save no memory in this release")
+        with self._monitor_of(machine_id) as asked:
+            qemu_memory.stand_still(asked)
 
     def resume(self, machine_id: str) -> None:
-        raise OSError(f"{machine_id} can't go on: virtual machines save no memory in this release")
+        with self._monitor_of(machine_id) as asked:
+            qemu_memory.go_on(asked)
 
     def checkpoint(self, machine_id: str, image: Path) -> None:
-        raise OSError(f"{machine_id} can't be saved into {image}: virtual machines save no memory in this release")
+        memory_bytes = int(self._told(machine_id)["memory_bytes"])
+        with self._monitor_of(machine_id) as asked:
+            qemu_memory.save(asked, image / qemu_memory.STATE, memory_bytes)
+
+    def _monitor_of(self, machine_id: str) -> Monitor:
+        return monitor(Path(self._told(machine_id)["directory"]))
+
+    def _told(self, machine_id: str) -> dict[str, Any]:
+        try:
+            told = json.loads((self._records / machine_id).read_text())
+            return {"directory": str(told["directory"]), "memory_bytes": int(told["memory_bytes"])}
+        except (ValueError, KeyError, TypeError) as error:
+            raise OSError(f"the record of {machine_id} is none, or of an older release") from error
 
     @functools.cache  # noqa: B019 - there is one for as long as the process lives
     def fingerprint(self) -> str:
         binary = shutil.which(self.binary, path=kernel.command_environment()["PATH"])
-        found = hashlib.sha256(self.accelerator.encode())
+        found = hashlib.sha256(self.accelerator.encode() + processor.model())
         for file in (Path(binary) if binary else None, self.guest.kernel, self.guest.initramfs):
             found.update(hashlib.sha256(file.read_bytes() if file else b"").digest())
         return found.hexdigest()
@@ -303,6 +435,8 @@ class Qemu:
         for socket in (directory / MONITOR, directory / "channel" / MONITOR_SOCKET_NAME):
             socket.unlink(missing_ok=True)
         (self._records / machine_id).unlink(missing_ok=True)
+        # Of a template that a dead host was making.
+        shutil.rmtree(self._making / machine_id, ignore_errors=True)
 
     def recorded(self, machine_id: str) -> Process | None:
         """The process of a machine, if one was started; it may be dead."""
@@ -319,8 +453,14 @@ class Qemu:
     def forget_image(self, image: Path) -> None:
         """Nothing is kept of images: each machine opens them for itself."""
 
+    def leave(self) -> None:
+        if self.templates is not None:
+            self.templates.close()
+
     def close(self) -> None:
-        shutil.rmtree(self._records, ignore_errors=True)
+        self.leave()
+        for directory in (self._records, self._making):
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def disk_size(room_bytes: int) -> int:
@@ -361,13 +501,13 @@ def monitor(directory: Path) -> Monitor:
     return Monitor(directory / MONITOR, MONITOR_TIMEOUT_S)
 
 
-def _card(plan: MachinePlan, opened: contextlib.ExitStack) -> Card | None:
-    """The network card of a machine, if it has one."""
+def _card(plan: MachinePlan, opened: contextlib.ExitStack, *, alone: bool) -> Card | None:
+    """The network card of a machine, if it has one; `alone` on a link that leads nowhere."""
     if not plan.address:
         return None
-    descriptor = tap.attach(plan.namespace, plan.address, plan.nameserver)
+    descriptor = tap.alone() if alone else tap.attach(plan.namespace, plan.address, plan.nameserver)
     opened.callback(os.close, descriptor)
-    return Card(descriptor, tap.hardware_address(plan.address), plan.address, plan.nameserver)
+    return Card(descriptor, tap.HARDWARE, plan.address, plan.nameserver)
 
 
 def _guest_threads(process: Process, asked: Monitor) -> list[int]:

@@ -13,13 +13,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from hutch.isolation.protocol import LINK_PREFIX
+
 MIB = 1024 * 1024
 MIN_MEMORY_BYTES, MAX_LAYERS = 64 * MIB, 24
 """The machine has places for 32 virtio devices: channel, entropy, disk and network are four; some are spare."""
-LINK_PREFIX = 30
-"""A sandbox's link has two ends (`hutch.host.network`)."""
 TRANSLATION_CACHE_MIB = 64
 """Private to each machine under TCG; QEMU's own default is a gigabyte."""
+MEMORY = "ram"
 SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
@@ -44,7 +45,9 @@ class VirtualMachine:
 
     `layers` are EROFS images, the lowest first; `disk` is an ext4 image that no guest shares; `channel` listens for the host, who
     speaks with the agent there; `monitor` listens for QMP. `tsc_khz` is the rate of the host's time stamp counter, which
-    TCG needs.
+    TCG needs. `waits`: its agent waits for the host before it mounts anything. `comes_in`: it becomes what the monitor tells it
+    to read, and runs when that says so. `memory` is a file that its memory is in: its own, or with `maps_privately` one that
+    nobody may write to.
     """
 
     accelerator: Accelerator
@@ -58,6 +61,10 @@ class VirtualMachine:
     monitor: int
     tsc_khz: int | None = None
     card: Card | None = None
+    waits: bool = False
+    comes_in: bool = False
+    memory: int | None = None
+    maps_privately: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.vcpus <= 32:
@@ -74,7 +81,8 @@ class VirtualMachine:
     @property
     def descriptors(self) -> tuple[int, ...]:
         tap = () if self.card is None else (self.card.tap,)
-        return (self.kernel, self.initramfs, *self.layers, self.disk, self.channel, self.monitor, *tap)
+        memory = () if self.memory is None else (self.memory,)
+        return (self.kernel, self.initramfs, *self.layers, self.disk, self.channel, self.monitor, *tap, *memory)
 
 
 def kernel_line(machine: VirtualMachine) -> str:
@@ -83,7 +91,9 @@ def kernel_line(machine: VirtualMachine) -> str:
     if machine.tsc_khz:
         words += [f"tsc_early_khz={machine.tsc_khz}", "tsc=reliable"]
     words += ["hutch.vm=1", f"hutch.layers={len(machine.layers)}"]
-    if machine.card is not None:
+    if machine.waits:
+        words += ["hutch.wait=1"]
+    elif machine.card is not None:
         words += [f"hutch.address={machine.card.address}/{LINK_PREFIX}", f"hutch.gateway={machine.card.gateway}"]
     return " ".join(words)
 
@@ -91,12 +101,17 @@ def kernel_line(machine: VirtualMachine) -> str:
 def command(binary: str, machine: VirtualMachine, line: str | None = None) -> list[str]:
     """The program and its arguments. `line` replaces the kernel's command line. The console is standard output."""
     words = [binary, "-name", "hutch", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-sandbox", SECCOMP]
-    words += ["-machine", "microvm,acpi=on,pic=on,pit=on,rtc=on,x-option-roms=off,isa-serial=on,usb=off,graphics=off"]
+    words += [
+        "-machine",
+        f"microvm,acpi=on,pic=on,pit=on,rtc=on,x-option-roms=off,isa-serial=on,usb=off,graphics=off,memory-backend={MEMORY}",
+    ]
     if machine.accelerator is Accelerator.TCG:
         words += ["-accel", f"tcg,tb-size={TRANSLATION_CACHE_MIB}", "-cpu", "max"]
     else:
         words += ["-accel", "kvm", "-cpu", "host"]
-    words += ["-smp", str(machine.vcpus), "-m", f"{machine.memory_bytes // MIB}M"]
+    words += ["-smp", str(machine.vcpus), "-m", f"{machine.memory_bytes // MIB}M", "-object", _memory(machine)]
+    if machine.comes_in:
+        words += ["-S", "-incoming", "defer"]
     words += ["-kernel", f"/proc/self/fd/{machine.kernel}", "-initrd", f"/proc/self/fd/{machine.initramfs}"]
     words += ["-append", kernel_line(machine) if line is None else line]
     words += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
@@ -114,6 +129,15 @@ def command(binary: str, machine: VirtualMachine, line: str | None = None) -> li
         words += _block(f"layer{number}", descriptor, number + 1, read_only=True)
     words += _block("disk", machine.disk, len(machine.layers) + 1, read_only=False)
     return words
+
+
+def _memory(machine: VirtualMachine) -> str:
+    # Of one name, whatever it is: a stream of memory has it.
+    size = f"id={MEMORY},size={machine.memory_bytes // MIB}M"
+    if machine.memory is None:
+        return f"memory-backend-ram,{size}"
+    share = "off" if machine.maps_privately else "on"
+    return f"memory-backend-file,{size},share={share},mem-path=/proc/self/fd/{machine.memory}"
 
 
 def _block(name: str, descriptor: int, fd_set: int, *, read_only: bool) -> list[str]:

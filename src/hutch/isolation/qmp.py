@@ -61,11 +61,22 @@ class Monitor:
 
     def ask(self, command: str, **arguments: object) -> Any:
         """What a command returns. Raises `MonitorFailed`, also with QEMU's own words when it refuses."""
+        return self._asked(command, arguments, [])
+
+    def give(self, name: str, descriptor: int) -> None:
+        """Give QEMU a descriptor under a name of its monitor. Raises `MonitorFailed`."""
+        self._asked("getfd", {"fdname": name}, [descriptor])
+
+    def _asked(self, command: str, arguments: dict[str, object], descriptors: list[int]) -> Any:
         self._deadline = time.monotonic() + self._timeout_s
         question = {"execute": command, "arguments": arguments} if arguments else {"execute": command}
+        line = json.dumps(question).encode() + b"\n"
         try:
             self._socket.settimeout(self._timeout_s)
-            self._socket.sendall(json.dumps(question).encode() + b"\n")
+            # With the first byte.
+            sent = socket.send_fds(self._socket, [line], descriptors) if descriptors else 0
+            if sent < len(line):
+                self._socket.sendall(line[sent:])
         except OSError as error:
             raise MonitorFailed(f"QEMU's monitor took no `{command}`: {error}") from error
         for _ in range(MAX_EVENTS):

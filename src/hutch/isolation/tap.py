@@ -14,7 +14,6 @@ name, as the user that owns it; that one ends with the namespace.
 from __future__ import annotations
 
 import os
-from ipaddress import IPv4Address
 from pathlib import Path
 
 from hutch.host import kernel
@@ -23,6 +22,8 @@ NAME = "tap0"
 LINK = "eth0"
 """What the host calls the namespace's end of the link."""
 _RULES = """
+table netdev hutch {{ }}
+delete table netdev hutch
 table netdev hutch {{
   counter stray {{ }}
   chain outward {{
@@ -39,9 +40,8 @@ table netdev hutch {{
 """
 
 
-def hardware_address(guest: str) -> str:
-    """The card's, made of its IPv4 address: locally administered, and nobody else's on this machine."""
-    return ":".join(f"{byte:02x}" for byte in (0x02, 0x48, *IPv4Address(guest).packed))
+HARDWARE = "02:48:00:00:00:01"
+"""Every card's, locally administered: each is alone on its link, and memory that many machines begin with has it."""
 
 
 def attach(namespace: Path, guest: str, host: str) -> int:
@@ -67,9 +67,19 @@ def give(namespace: Path, guest: str, host: str, user: int) -> None:
 def _join(namespace: Path, guest: str, host: str) -> None:
     # The addresses are the guest's.
     kernel.run([*_inside(namespace), "ip", "-batch", "-"], stdin=f"addr flush dev {LINK}\nlink set {NAME} up\n")
-    rules = _RULES.format(tap=NAME, link=LINK, guest=guest, host=host, hardware=hardware_address(guest))
+    rules = _RULES.format(tap=NAME, link=LINK, guest=guest, host=host, hardware=HARDWARE)
     kernel.run([*_inside(namespace), "nft", "-f", "-"], stdin=rules)
 
 
 def _inside(namespace: Path) -> list[str]:
     return ["nsenter", f"--net={namespace}", "--"]
+
+
+def alone() -> int:
+    """The descriptor of a tap that leads nowhere, in a network namespace that ends with it. Blocks. Raises `OSError`."""
+
+    def apart() -> int:
+        kernel.unshare(kernel.CLONE_NEWNET)
+        return kernel.open_tap(Path("/proc/thread-self/ns/net"), NAME)
+
+    return kernel.apart(apart)

@@ -3,14 +3,19 @@
 use hutch_wire::ErrorMessage;
 
 use super::Agent;
+use super::shutdown::SyncDisks;
 use crate::archive::WriteArchive;
 use crate::errors::{bad_request, system_failure};
 use crate::files::{MakeDirectory, ReadFile, Stat, WriteFile};
 use crate::identity::Identity;
 use crate::requests::{
-    ArchiveWrite, Claim, ClockSet, EntropyAdd, FileMkdir, FilePath, FileWrite, Name, nothing, parse,
+    ArchiveWrite, Claim, ClockSet, EntropyAdd, FileMkdir, FilePath, FileWrite, MachineBegin, Name, UserName, nothing,
+    parse,
 };
 use crate::system;
+use crate::vm::Beginning;
+
+const MAX_ENTROPY_BYTES: usize = 4096;
 
 impl Agent {
     pub(super) fn open(&mut self, stream: u32, method: &str, params: &[u8]) -> Result<(), ErrorMessage> {
@@ -80,15 +85,45 @@ impl Agent {
             }
             "entropy.add" => {
                 let request: EntropyAdd = parse(params)?;
-                if request.data.0.len() > 4096 {
+                if request.data.0.len() > MAX_ENTROPY_BYTES {
                     return Err(bad_request("Invalid request: more than 4096 bytes of entropy"));
                 }
                 system::add_entropy(&request.data.0);
                 self.finish(stream, &nothing());
             }
+            "sync" => self.work(stream, UserName::Root, Box::new(SyncDisks)),
+            "machine.begin" => self.begin(stream, &parse(params)?)?,
             "shutdown" => self.shut_down(stream, &parse(params)?),
             _ => return Err(bad_request(format!("Invalid request: unknown method {method:?}"))),
         }
+        Ok(())
+    }
+
+    fn begin(&mut self, stream: u32, request: &MachineBegin) -> Result<(), ErrorMessage> {
+        let machine = self
+            .machine
+            .as_mut()
+            .ok_or_else(|| bad_request("Invalid request: this is no virtual machine"))?;
+        if request.entropy.0.len() > MAX_ENTROPY_BYTES {
+            return Err(bad_request("Invalid request: more than 4096 bytes of entropy"));
+        }
+        let text = request.boot_id.as_bytes();
+        if text.len() != 36 || !text.iter().all(|byte| byte.is_ascii_hexdigit() || *byte == b'-') {
+            return Err(bad_request("Invalid request: boot_id is no UUID"));
+        }
+        let network = request.network.as_ref();
+        let beginning = Beginning {
+            network: network.map(|network| (network.address.as_str(), network.gateway.as_str())),
+            entropy: &request.entropy.0,
+            time_ns: request.time_ns,
+            boot_id: &request.boot_id,
+        };
+        machine.begin(&beginning).map_err(|failure| {
+            let message = format!("The machine can't begin: {failure}");
+            ErrorMessage::new(500, "agent_error", &message)
+        })?;
+        self.boot = system::boot_id();
+        self.finish(stream, &nothing());
         Ok(())
     }
 

@@ -94,8 +94,8 @@ impl Agent {
     }
 }
 
-/// The end of `shutdown`: what was written reaches the disk.
-struct SyncDisks;
+/// `sync`, and the end of `shutdown`: what was written reaches the disk.
+pub(super) struct SyncDisks;
 
 impl Operation for SyncDisks {
     fn wants(&self) -> Wants {

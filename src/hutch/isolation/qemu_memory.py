@@ -1,0 +1,183 @@
+"""A virtual machine's memory and devices as a stream: QEMU's own, written while a machine stands still, read by a new one that
+has not run yet.
+
+QEMU opens no file: it gets a descriptor over its monitor's socket. What it writes of a sandbox goes through a pipe, so that
+it keeps no way to a file of the host's, and the host writes no more of it than a machine of that size can have. What it reads
+it may take for anything: it does so in its jail, and a stream that is none ends it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import threading
+import time
+from pathlib import Path
+
+from hutch.isolation.qmp import Monitor, MonitorFailed
+
+STATE = "state"
+"""The file in a directory of saved memory."""
+DEVICES_BYTES = 64 * 1024 * 1024
+"""What a stream may have beside the guest's memory: devices, firmware, and tables."""
+PAGE_BYTES, PAGE_HEADER_BYTES = 4096, 16
+PORT = "channel"
+PORT_TIMEOUT_S = 2.0
+STREAM_TIMEOUT_S = 120.0
+LEFT_TIMEOUT_S = 10.0
+_POLL_S, _LOOK_S = 0.002, 0.2
+_PIPE_BYTES = 1024 * 1024
+_BANDWIDTH = 1 << 40
+"""Bytes a second: QEMU's own bound is for networks."""
+
+
+def stand_still(asked: Monitor) -> None:
+    """Stop a machine whose channel was hung up, once its agent has noticed that: one that was told of an end and a beginning at
+    once would wait for its former host. Raises `MonitorFailed`."""
+    deadline = time.monotonic() + PORT_TIMEOUT_S
+    while _port_is_open(asked) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    asked.ask("stop")
+
+
+def _port_is_open(asked: Monitor) -> bool:
+    told = asked.ask("query-chardev")
+    ports = [each for each in told if isinstance(each, dict)] if isinstance(told, list) else []
+    return any(port.get("label") == PORT and port.get("frontend-open") is True for port in ports)
+
+
+def go_on(asked: Monitor) -> None:
+    """Have a machine that may stand still run, also one of which a dead host was saving the memory. Raises `MonitorFailed`."""
+    status = asked.status()
+    if status == "running":
+        return
+    if _stream_state(asked)[0] in ("setup", "active", "device", "cancelling"):
+        asked.ask("migrate_cancel")
+        deadline = time.monotonic() + LEFT_TIMEOUT_S
+        while _stream_state(asked)[0] in ("setup", "active", "device", "cancelling") and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+    asked.ask("cont")
+
+
+def write(asked: Monitor, sink: int, *, without_memory: bool, timeout_s: float = STREAM_TIMEOUT_S) -> None:
+    """Have a machine that stands still written to a descriptor; `without_memory`, what it shares with others by a file is left
+    out. Raises `MonitorFailed`."""
+    _agree(asked, without_memory=without_memory)
+    asked.ask("migrate-set-parameters", **{"max-bandwidth": _BANDWIDTH})
+    asked.give(STATE, sink)
+    asked.ask("migrate", uri=f"fd:{STATE}")
+    _wait(asked, timeout_s)
+
+
+def read(asked: Monitor, source: int, *, without_memory: bool, timeout_s: float = STREAM_TIMEOUT_S) -> None:
+    """Have a machine that has not run become what a descriptor tells. Raises `MonitorFailed`."""
+    _agree(asked, without_memory=without_memory)
+    asked.give(STATE, source)
+    asked.ask("migrate-incoming", uri=f"fd:{STATE}")
+    _wait(asked, timeout_s)
+
+
+def _agree(asked: Monitor, *, without_memory: bool) -> None:
+    capabilities = [{"capability": "x-ignore-shared", "state": without_memory}]
+    asked.ask("migrate-set-capabilities", capabilities=capabilities)
+
+
+def _wait(asked: Monitor, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        state, said = _stream_state(asked)
+        if state == "completed":
+            return
+        if state in ("failed", "cancelled"):
+            raise MonitorFailed(f"QEMU's stream of memory {state}: {said}")
+        time.sleep(_POLL_S)
+    raise MonitorFailed(f"QEMU's stream of memory did not end within {timeout_s:g} s")
+
+
+def _stream_state(asked: Monitor) -> tuple[str, str]:
+    told = asked.ask("query-migrate")
+    if not isinstance(told, dict):
+        raise MonitorFailed("QEMU's monitor told of its stream of memory in a form that is none")
+    return str(told.get("status", "none"))[:100], str(told.get("error-desc", "no reason was given"))[:500]
+
+
+def most_bytes(memory_bytes: int) -> int:
+    """How long the stream of a machine with so much memory may be."""
+    return memory_bytes + memory_bytes // PAGE_BYTES * PAGE_HEADER_BYTES + DEVICES_BYTES
+
+
+def save(asked: Monitor, file: Path, memory_bytes: int) -> None:
+    """Write everything of a machine that stands still into a new file. Raises `OSError`, and there is no file then."""
+    most = most_bytes(memory_bytes)
+    try:
+        with file.open("xb", buffering=0) as kept:
+            file.chmod(0o600)
+            output, sink = os.pipe2(os.O_CLOEXEC)
+            keeper = _Keeper(output, kept.fileno(), most)
+            try:
+                try:
+                    with contextlib.suppress(OSError):
+                        # Fewer wake-ups; a kernel that has no room for it goes without.
+                        fcntl.fcntl(sink, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+                    keeper.start()
+                    write(asked, sink, without_memory=False)
+                finally:
+                    os.close(sink)
+                keeper.join(LEFT_TIMEOUT_S)
+                if keeper.is_alive():
+                    raise MonitorFailed("QEMU keeps the pipe for its memory open")
+            except MonitorFailed as error:
+                raise keeper.failed or error from error
+            finally:
+                keeper.close()
+            if keeper.failed is not None:
+                raise keeper.failed
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+
+
+class _Keeper(threading.Thread):
+    """Copies a pipe to a file, at most `most` bytes, until it ends."""
+
+    def __init__(self, output: int, kept: int, most: int) -> None:
+        super().__init__(name="qemu-memory", daemon=True)
+        self.failed: OSError | None = None
+        self._output = output
+        self._kept = kept
+        self._left = most
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        try:
+            self._copy()
+        except OSError as error:
+            self.failed = error
+        finally:
+            # Who writes more is told at once.
+            os.close(self._output)
+
+    def _copy(self) -> None:
+        while not self._over.is_set():
+            readable, _, _ = select.select([self._output], [], [], _LOOK_S)
+            if not readable:
+                continue
+            block = os.read(self._output, _PIPE_BYTES)
+            if not block:
+                return
+            self._left -= len(block)
+            if self._left < 0:
+                raise OSError("QEMU wrote more than a machine of this size has")
+            view = memoryview(block)
+            while view:
+                view = view[os.write(self._kept, view) :]
+
+    def close(self) -> None:
+        """End in any case."""
+        self._over.set()
+        if self.ident is None:
+            os.close(self._output)
+        else:
+            self.join()

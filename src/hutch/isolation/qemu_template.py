@@ -1,0 +1,166 @@
+"""Templates: memory of a machine that has booted and waits, which others begin with.
+
+    boot, memory in a file ─▶ the agent waits ─▶ stop ─▶ devices written ─▶ QEMU ends ─▶ the file is sealed
+    begin: the file mapped privately, devices read ─▶ run ─▶ the host says what the machine is (`machine.begin`)
+
+Nothing of a sandbox is in one: no image and no disk was looked at, no address was set, no random number of the guest's was given
+to anybody. Both files are the kernel's memory (memfd): they end with this host process and the machines that map them. Once
+sealed, nobody can write to them, QEMU neither, who has to open its memory for writing.
+
+The first who wants a kind of machine makes its template, and who comes meanwhile waits: that is one boot for all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+log = logging.getLogger(__name__)
+
+MOST = 8
+"""Templates at a time: each holds what a kernel and the agent need, some tens of MiB."""
+REST_S = 60.0
+"""How long nobody tries again to make one that could not be made."""
+_F_ADD_SEALS, _SEAL_ALL = 1033, 0x1 | 0x2 | 0x4 | 0x8
+_SEAL_TRIES, _SEAL_PAUSE_S = 100, 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What makes two machines begin alike. `files` tells QEMU, kernel and initramfs from others of their names."""
+
+    files: tuple[tuple[int, ...], ...]
+    vcpus: int
+    memory_bytes: int
+    layers: int
+    card: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """Descriptors of the two files, and how to get a new one of the devices', to be read from its beginning."""
+
+    memory: int
+    devices: int
+
+    def reading(self) -> int:
+        """A descriptor of the devices, at their beginning. The caller closes it. Raises `OSError`."""
+        return os.open(f"/proc/self/fd/{self.devices}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def copy(self) -> Template:
+        """The same with descriptors of its own. Raises `OSError`."""
+        memory = os.dup(self.memory)
+        try:
+            return Template(memory, os.dup(self.devices))
+        except BaseException:
+            os.close(memory)
+            raise
+
+    def close(self) -> None:
+        for descriptor in (self.memory, self.devices):
+            os.close(descriptor)
+
+
+def file(name: str, size_bytes: int = 0) -> int:
+    """A descriptor of a file in memory that can be sealed. Raises `OSError`."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(descriptor, size_bytes)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def seal(descriptor: int) -> None:
+    """Let nobody write to a file any more. Raises `OSError`."""
+    for left in reversed(range(_SEAL_TRIES)):
+        try:
+            fcntl.fcntl(descriptor, _F_ADD_SEALS, _SEAL_ALL)
+        except OSError:
+            # Somebody who wrote to it has just ended.
+            if not left:
+                raise
+            time.sleep(_SEAL_PAUSE_S)
+        else:
+            return
+
+
+@dataclass(slots=True)
+class _Place:
+    """One kind's template, made by one at a time."""
+
+    gate: threading.Lock = field(default_factory=threading.Lock)
+    template: Template | None = None
+    rests_until: float = 0.0
+    used: float = 0.0
+
+
+class Templates:
+    """The templates of one backend in this host process. For many threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._places: dict[Kind, _Place] = {}
+
+    @contextlib.contextmanager
+    def using(self, kind: Kind, make: Callable[[], Template]) -> Iterator[Template | None]:
+        """A kind's template, made where there is none; None where it can't be made. Waits for whoever makes it."""
+        template = self._take(kind, make)
+        try:
+            yield template
+        finally:
+            if template is not None:
+                template.close()
+
+    def _take(self, kind: Kind, make: Callable[[], Template]) -> Template | None:
+        with self._lock:
+            place = self._places.setdefault(kind, _Place())
+            place.used = time.monotonic()
+            self._forget_unused()
+        with place.gate:
+            if place.template is None and time.monotonic() >= place.rests_until:
+                try:
+                    place.template = make()
+                except OSError as error:
+                    place.rests_until = time.monotonic() + REST_S
+                    log.warning("machines boot one by one for %.0f s, since no template could be made: %s", REST_S, error)
+            return place.template.copy() if place.template is not None else None
+
+    def _forget_unused(self) -> None:
+        unused = sorted(self._places, key=lambda kind: self._places[kind].used)[:-MOST]
+        for kind in unused:
+            place = self._places[kind]
+            # One that is being made is wanted.
+            if place.gate.acquire(blocking=False):
+                try:
+                    self._clear(place)
+                    del self._places[kind]
+                finally:
+                    place.gate.release()
+
+    def throw_away(self, kind: Kind) -> None:
+        """Have a kind's template made again by whoever wants it next."""
+        with self._lock:
+            place = self._places.get(kind)
+        if place is not None:
+            with place.gate:
+                self._clear(place)
+
+    @staticmethod
+    def _clear(place: _Place) -> None:
+        if place.template is not None:
+            place.template.close()
+            place.template = None
+
+    def close(self) -> None:
+        with self._lock:
+            kinds = list(self._places)
+        for kind in kinds:
+            self.throw_away(kind)
