@@ -156,9 +156,9 @@ exec chroot merged setpriv --bounding-set -sys_time /run/agent --connect /run/s
 """
 
 
-def _guest_command(agent: str, directory: Path, root: Path | None, layers: list[str]) -> list[str]:
+def _guest_command(agent: str, root: Path | None, layers: list[str]) -> list[str]:
     if not layers:
-        return [agent, "--connect", str(directory / "s")]
+        return [agent, "--connect", "s"]
     own = ["unshare", "--mount", "--uts", "--ipc", "--net", "--pid", "--fork", "--kill-child", "--"]
     return [*own, "sh", "-c", _OWN_ROOT, "sh", agent, str(root), *layers]
 
@@ -167,8 +167,10 @@ def _keep_agent(commands: socket.socket, agent: str, root: Path | None) -> None:
     """Start, stop and end the agent as told; all ends with the other end of `commands`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     directory = Path(tempfile.mkdtemp(prefix="g-", dir=os.environ[SCRATCH_VARIABLE]))
+    # A socket's path has a bound that the directory's may be beyond.
+    os.chdir(directory)
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(directory / "s"))
+    listener.bind("s")
     listener.listen(8)
     process: subprocess.Popen[bytes] | None = None
     try:
@@ -183,8 +185,8 @@ def _keep_agent(commands: socket.socket, agent: str, root: Path | None) -> None:
                 if not told:
                     return
                 if told.startswith(b"start"):
-                    words = _guest_command(agent, directory, root, told.decode().split()[1:])
-                    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, cwd=directory)
+                    words = _guest_command(agent, root, told.decode().split()[1:])
+                    process = subprocess.Popen(words, stdin=subprocess.DEVNULL)
                 elif process is not None:
                     process.send_signal(signal.SIGSTOP if told == b"pause" else signal.SIGCONT)
     except OSError:
