@@ -48,7 +48,7 @@ def test_the_network_card_is_a_descriptor() -> None:
     words = command("qemu", machine)
     assert machine.descriptors[-1] == 10
     assert after(words, "-netdev") == ["tap,id=link,fd=10"]
-    assert "virtio-net-device,netdev=link,mac=02:48:64:40:00:06" in after(words, "-device")
+    assert "virtio-net-device,netdev=link,mac=02:48:64:40:00:06,guest_announce=off" in after(words, "-device")
     assert kernel_line(machine).endswith("hutch.address=100.64.0.6/30 hutch.gateway=100.64.0.5")
 
 

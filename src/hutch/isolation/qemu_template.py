@@ -7,7 +7,7 @@ Nothing of a sandbox is in one: no image and no disk was looked at, no address w
 to anybody. Both files are the kernel's memory (memfd): they end with this host process and the machines that map them. Once
 sealed, nobody can write to them, QEMU neither, who has to open its memory for writing.
 
-The first who wants a kind of machine makes its template, and who comes meanwhile waits: that is one boot for all of them.
+The first who wants a kind of machine makes its template, and a few who come meanwhile wait: that is one boot for all of them.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 MOST = 8
 """Templates at a time: each holds what a kernel and the agent need, some tens of MiB."""
+MOST_WAITING = 4
+"""Who wait for one template, its maker among them: each keeps one of the host's threads meanwhile. More boot by themselves."""
 REST_S = 60.0
 """How long nobody tries again to make one that could not be made."""
 _F_ADD_SEALS, _SEAL_ALL = 1033, 0x1 | 0x2 | 0x4 | 0x8
@@ -98,6 +100,7 @@ class _Place:
 
     gate: threading.Lock = field(default_factory=threading.Lock)
     template: Template | None = None
+    waiting: int = 0
     rests_until: float = 0.0
     used: float = 0.0
 
@@ -111,7 +114,7 @@ class Templates:
 
     @contextlib.contextmanager
     def using(self, kind: Kind, make: Callable[[], Template]) -> Iterator[Template | None]:
-        """A kind's template, made where there is none; None where it can't be made. Waits for whoever makes it."""
+        """A kind's template, made where there is none; None where it can't be made, or too many wait for whoever makes it."""
         template = self._take(kind, make)
         try:
             yield template
@@ -124,21 +127,32 @@ class Templates:
             place = self._places.setdefault(kind, _Place())
             place.used = time.monotonic()
             self._forget_unused()
-        with place.gate:
-            if place.template is None and time.monotonic() >= place.rests_until:
-                try:
-                    place.template = make()
-                except OSError as error:
-                    place.rests_until = time.monotonic() + REST_S
-                    log.warning("machines boot one by one for %.0f s, since no template could be made: %s", REST_S, error)
-            return place.template.copy() if place.template is not None else None
+            if place.template is None and place.waiting >= MOST_WAITING:
+                return None
+            place.waiting += 1
+        try:
+            with place.gate:
+                if place.template is None and time.monotonic() >= place.rests_until:
+                    self._make(place, make)
+                return place.template.copy() if place.template is not None else None
+        finally:
+            with self._lock:
+                place.waiting -= 1
+
+    @staticmethod
+    def _make(place: _Place, make: Callable[[], Template]) -> None:
+        try:
+            place.template = make()
+        except OSError as error:
+            place.rests_until = time.monotonic() + REST_S
+            log.warning("machines boot one by one for %.0f s, since no template could be made: %s", REST_S, error)
 
     def _forget_unused(self) -> None:
         unused = sorted(self._places, key=lambda kind: self._places[kind].used)[:-MOST]
         for kind in unused:
             place = self._places[kind]
-            # One that is being made is wanted.
-            if place.gate.acquire(blocking=False):
+            # One that is being made, or waited for, is wanted.
+            if not place.waiting and place.gate.acquire(blocking=False):
                 try:
                     self._clear(place)
                     del self._places[kind]
