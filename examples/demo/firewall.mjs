@@ -59,7 +59,9 @@ try {
   await until(() => answers.at(-1) === "200", "the same process is let in");
   console.log("caller    the same process: 200, with a key that is not in the sandbox");
 
-  const searched = await run(`grep -rl '${KEY}' / --exclude-dir=sys 2>/dev/null; env; cat /proc/*/environ 2>/dev/null`);
+  // Everywhere but in what is older than the key: the image's programs, which emulated machines take long to read.
+  const places = "/etc /home /opt /root /run /srv /tmp /var /vercel";
+  const searched = await run(`sudo grep -rl '${KEY}' ${places} 2>/dev/null; env; sudo sh -c 'cat /proc/*/environ' 2>/dev/null`);
   assert.ok(!searched.text.includes(KEY), "the key is in the sandbox");
   const echoed = await run(`curl -sS ${API}/debug`);
   assert.match(echoed.text, /\*{40}/, echoed.text);

@@ -93,7 +93,13 @@ expect("the rows", {row["key"]: row["properties"]["State"] for row in rows}, {"T
 (webhook,) = answer(api.get(f"/hutch/v1/workers/{worker}/webhooks"))["webhooks"]
 signature = hmac.new(SECRET.encode(), MAIL.encode(), hashlib.sha256).hexdigest()
 for signed, status, said in ((signature, 200, "thank you"), ("0" * 64, 401, "this is not signed by us")):
-    told = httpx.post(webhook["url"], content=MAIL, headers={"x-signature": signed}, timeout=120)
+    deadline = time.monotonic() + 300
+    while True:
+        told = httpx.post(webhook["url"], content=MAIL, headers={"x-signature": signed}, timeout=120)
+        # As any sender does: an emulated machine may not verify one in the time that senders wait.
+        if told.status_code != 503 or time.monotonic() > deadline:
+            break
+        time.sleep(float(told.headers.get("retry-after", 1)))
     expect("the webhook's answer", (told.status_code, told.text), (status, said))
     print(f"a webhook, {'well' if status == 200 else 'badly'} signed: {status} {said}")
 
@@ -104,7 +110,7 @@ with httpx.Client(timeout=120, follow_redirects=True) as browser:
     if press is None:
         sys.exit(f"demo: the page has no button: {page}")
     seen = browser.post(button, data={"press": press[1]}, headers={"origin": url, "sec-fetch-site": "same-origin"})
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while "Done." not in seen.text:
         if time.monotonic() > deadline:
             sys.exit(f"demo: the button did nothing: {seen.text}")
@@ -113,7 +119,7 @@ with httpx.Client(timeout=120, follow_redirects=True) as browser:
         seen = browser.get(seen.url)
 print("a button, clicked: done")
 
-deadline = time.monotonic() + 60
+deadline = time.monotonic() + 300
 while True:
     runs = answer(api.get(f"/hutch/v1/workers/{worker}/runs"))["runs"]
     if all(run["ended_at"] for run in runs) and any(run["name"] == "webhook:mail" for run in runs):

@@ -186,7 +186,7 @@ async def test_memory_of_another_kernel_or_processor_is_refused(host: Service, m
     snapshot = await saved(box)
     with pytest.raises(ConflictError, match="2 and 4096 MB were asked for"):
         await guest(host, source_snapshot=snapshot.snapshot_id, vcpus=2, memory_mb=4096)
-    monkeypatch.setattr(host.supervisor._machines, "fingerprint", lambda: "another")
+    monkeypatch.setattr(host.supervisor._machines, "fingerprint", lambda _: "another")
     with pytest.raises(ConflictError, match="another model of processor"):
         await guest(host, source_snapshot=snapshot.snapshot_id)
     await (await guest(host, source_snapshot=snapshot.snapshot_id, with_memory=False)).stop()
