@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from bench import api, cpu, density, egress, execute, files, ingress, metering, npm, start, state, workers
+from bench import api, cpu, density, egress, execute, files, ingress, metering, npm, start, state, virtual, workers
 from bench.measure import Result
 
 Benchmark = Callable[[bool], Awaitable[list[Result]]]
@@ -21,6 +21,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "fork.n": state.fork_n,
     "io.npm": npm.io_npm,
     "density": density.density,
+    "vm": virtual.vm,
     "cpu.overhead": cpu.cpu_overhead,
     "api.overhead": api.api_overhead,
     "egress.rps": egress.egress_rps,
