@@ -242,8 +242,10 @@ async def test_machines_of_one_template_and_of_one_memory_are_different(no_leaks
         file = state.image / qemu_memory.STATE
         whole = file.read_bytes()
         machines = host._supervisor._machines.left_behind()
-        for broken in (whole[: len(whole) // 2], b"", b"nonsense" * 1000, whole + bytes(600 * MIB)):
+        for broken, size in ((whole[: len(whole) // 2], None), (b"", None), (b"nonsense" * 1000, None), (whole, 1200 * MIB)):
             file.write_bytes(broken)
+            if size is not None:
+                os.truncate(file, size)
             with pytest.raises(UnavailableError, match="could not be started: The virtual machine did not start"):
                 await guest(host, source_snapshot=saved.snapshot.snapshot_id, **small)
             assert host._supervisor._machines.left_behind() == machines

@@ -516,6 +516,7 @@ class Machines:
     async def standing_still(self, machine: Machine, image: Path) -> AsyncIterator[None]:
         """Stop a machine whose requests are `quiet`, and write its memory into the empty directory `image`; it goes on
         afterwards, with another channel, unless it was ended meanwhile. Raises `OSError`."""
+        await self._blocking(machine.isolation.before_checkpoint, machine.machine_id, image)
         mark = machine.directory / SUSPENDED_MARK
         await self._blocking(mark.touch)
         try:

@@ -228,6 +228,9 @@ class Firecracker:
     def resume(self, machine_id: str) -> None:
         self._monitor(machine_id).resume()
 
+    def before_checkpoint(self, machine_id: str, image: Path) -> None:
+        """Nothing is written before."""
+
     def checkpoint(self, machine_id: str, image: Path) -> None:
         """The disk of the same moment is the caller's to copy, before `resume`."""
         monitor = self._monitor(machine_id)

@@ -191,6 +191,9 @@ class Gvisor:
             time.sleep(RESUME_PAUSE_S)
         raise OSError(f"{machine_id} does not go on")
 
+    def before_checkpoint(self, machine_id: str, image: Path) -> None:
+        """Nothing is written before."""
+
     def checkpoint(self, machine_id: str, image: Path) -> None:
         options = ["-leave-running", "-exclude-committed-zero-pages", *_direct(image), f"-image-path={image}"]
         kernel.run([*self._command(), "checkpoint", *options, machine_id], timeout_s=CHECKPOINT_TIMEOUT_S)

@@ -106,8 +106,12 @@ class Isolation(Protocol):
     def resume(self, machine_id: str) -> None:
         """Have a machine that may stand still go on. Raises `OSError`."""
 
+    def before_checkpoint(self, machine_id: str, image: Path) -> None:
+        """Write into the empty directory `image` what can be written of a machine's memory while it still runs, for a
+        `checkpoint` that follows. Raises `OSError`."""
+
     def checkpoint(self, machine_id: str, image: Path) -> None:
-        """Write what a suspended machine has in memory into the empty directory `image`. Its channel breaks. Raises `OSError`."""
+        """Write what a suspended machine has in memory into the directory `image`. Its channel breaks. Raises `OSError`."""
 
     def fingerprint(self) -> str:
         """Names what a machine needs in order to go on from a `checkpoint`: this kernel for guests on this model of processor."""

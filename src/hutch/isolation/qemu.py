@@ -35,6 +35,7 @@ from hutch.isolation import console_log, jail, limits, processor, qemu_memory, q
 from hutch.isolation.kvm import DEVICE
 from hutch.isolation.protocol import BootFailed, MachinePlan, Traits
 from hutch.isolation.qemu_command import MIB, Accelerator, Card, VirtualMachine, command
+from hutch.isolation.qemu_pages import Mapping, mapping
 from hutch.isolation.qemu_template import Kind, Template, Templates
 from hutch.isolation.qmp import Monitor, MonitorFailed
 from hutch.wire.sockets import bind_unix
@@ -395,10 +396,23 @@ class Qemu:
         with self._monitor_of(machine_id) as asked:
             qemu_memory.go_on(asked)
 
+    def before_checkpoint(self, machine_id: str, image: Path) -> None:
+        if (mapped := self._mapping(machine_id)) is not None:
+            qemu_memory.begin(image / qemu_memory.BEGUN, mapped, int(self._told(machine_id)["memory_bytes"]))
+
     def checkpoint(self, machine_id: str, image: Path) -> None:
-        memory_bytes = int(self._told(machine_id)["memory_bytes"])
+        begun, state = image / qemu_memory.BEGUN, image / qemu_memory.STATE
         with self._monitor_of(machine_id) as asked:
-            qemu_memory.save(asked, image / qemu_memory.STATE, memory_bytes)
+            if begun.exists() and (mapped := self._mapping(machine_id)) is not None:
+                qemu_memory.finish(asked, begun, mapped)
+                begun.rename(state)
+            else:
+                qemu_memory.save(asked, state, int(self._told(machine_id)["memory_bytes"]))
+
+    def _mapping(self, machine_id: str) -> Mapping | None:
+        """Where a machine's template is mapped; None for one that booted, or went on from saved memory."""
+        process = self.recorded(machine_id)
+        return mapping(process.pid, int(self._told(machine_id)["memory_bytes"])) if process is not None else None
 
     def _monitor_of(self, machine_id: str) -> Monitor:
         return monitor(Path(self._told(machine_id)["directory"]))

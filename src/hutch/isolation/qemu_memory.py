@@ -16,10 +16,13 @@ import threading
 import time
 from pathlib import Path
 
+from hutch.isolation.qemu_pages import Mapping, Stream
 from hutch.isolation.qmp import Monitor, MonitorFailed
 
-STATE = "state"
-"""The file in a directory of saved memory."""
+STATE, BEGUN = "state", "state.begun"
+"""The file in a directory of saved memory, and the same before it is whole."""
+DEVICES_SET = 1000
+"""Beyond the numbers of what QEMU was started with."""
 DEVICES_BYTES = 64 * 1024 * 1024
 """What a stream may have beside the guest's memory: devices, firmware, and tables."""
 PAGE_BYTES, PAGE_HEADER_BYTES = 4096, 16
@@ -104,8 +107,40 @@ def _stream_state(asked: Monitor) -> tuple[str, str]:
 
 
 def most_bytes(memory_bytes: int) -> int:
-    """How long the stream of a machine with so much memory may be."""
-    return memory_bytes + memory_bytes // PAGE_BYTES * PAGE_HEADER_BYTES + DEVICES_BYTES
+    """How long the stream of a machine with so much memory may be. A page that was a template's may be there twice."""
+    return 2 * (memory_bytes + memory_bytes // PAGE_BYTES * PAGE_HEADER_BYTES) + DEVICES_BYTES
+
+
+def begin(file: Path, mapped: Mapping, memory_bytes: int) -> None:
+    """Write what a machine has of a template, while it runs, into a new file: the beginning of its stream. Raises `OSError`."""
+    with file.open("xb", buffering=0) as kept, mapped.file() as template:
+        file.chmod(0o600)
+        Stream(kept.fileno()).template(template, memory_bytes)
+
+
+def finish(asked: Monitor, file: Path, mapped: Mapping) -> None:
+    """Write what else a machine, which stands still, has, at the end of what was begun. Raises `OSError`."""
+    with file.open("ab", buffering=0) as kept:
+        stream = Stream(kept.fileno())
+        stream.own(mapped)
+        stream.devices(_devices(asked))
+
+
+def _devices(asked: Monitor) -> bytes:
+    """What QEMU tells of everything but memory. It truncates what it writes to, so it gets a file: in memory, which counts to the
+    bound of whoever writes."""
+    with open(os.memfd_create("hutch-devices", os.MFD_CLOEXEC), "rb", buffering=0) as told:
+        sink = os.open(f"/proc/self/fd/{told.fileno()}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            asked.lend(DEVICES_SET, sink)
+        finally:
+            os.close(sink)
+        asked.ask("xen-save-devices-state", filename=f"/dev/fdset/{DEVICES_SET}")
+        asked.ask("remove-fd", **{"fdset-id": DEVICES_SET})
+        found = told.read(DEVICES_BYTES + 1)
+    if len(found) > DEVICES_BYTES:
+        raise OSError("QEMU told more of its devices than they can have")
+    return found
 
 
 def save(asked: Monitor, file: Path, memory_bytes: int) -> None:

@@ -67,6 +67,10 @@ class Monitor:
         """Give QEMU a descriptor under a name of its monitor. Raises `MonitorFailed`."""
         self._asked("getfd", {"fdname": name}, [descriptor])
 
+    def lend(self, number: int, descriptor: int) -> None:
+        """Give QEMU a descriptor as what it opens as `/dev/fdset/NUMBER`, until `remove-fd`. Raises `MonitorFailed`."""
+        self._asked("add-fd", {"fdset-id": number}, [descriptor])
+
     def _asked(self, command: str, arguments: dict[str, object], descriptors: list[int]) -> Any:
         self._deadline = time.monotonic() + self._timeout_s
         question = {"execute": command, "arguments": arguments} if arguments else {"execute": command}
