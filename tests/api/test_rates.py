@@ -62,9 +62,9 @@ async def test_what_is_wrong_with_a_request_is_no_reason_not_to_count_it(api: Ap
 
 async def test_another_project_and_requests_of_nobody_do_not_count_for_a_project(api: Api) -> None:
     other = await api.tenant("other")
-    for _ in range(REQUESTS + 5):
-        await api.http.get("/v2/sandboxes")
-    assert (await api.http.get("/v2/sandboxes")).status_code == 429
+    # Some come back meanwhile: one in two seconds, and a busy machine answers not many more.
+    statuses = {(await api.http.get("/v2/sandboxes")).status_code for _ in range(3 * REQUESTS)}
+    assert statuses == {200, 429}
     assert limits(await other.http.get("/v2/sandboxes")) == (REQUESTS, REQUESTS - 1)
     nobody = api.client("not-a-token")
     assert {(await nobody.get("/v2/sandboxes")).status_code for _ in range(REQUESTS + 5)} == {401}
