@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from hutch import ids
 from hutch.host.commands import Command, Commands
 from hutch.host.main import running
@@ -89,6 +91,11 @@ def host_settings(data_dir: Path, **flags: object) -> Settings:
         name.replace("__", "."): value for name, value in flags.items()
     }
     return load(None, environment={}, flags=given)
+
+
+def differs(reason: str) -> pytest.MarkDecorator:
+    """For tests of what is not the same on virtual machines (docs/isolation.md), where all others are run on them."""
+    return pytest.mark.skipif(os.environ.get("HUTCH_ISOLATION") == "qemu", reason=f"differs on virtual machines: {reason}")
 
 
 @contextlib.asynccontextmanager

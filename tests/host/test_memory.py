@@ -34,7 +34,7 @@ from hutch.host.service import Service
 from hutch.host.snapshots import Snapshots
 from hutch.host.storage import Source
 from hutch.isolation.gvisor import Gvisor
-from tests.host.guest import Guest, Ran, finished, guest, real_host
+from tests.host.guest import Guest, Ran, differs, finished, guest, real_host
 
 pytestmark = pytest.mark.root
 
@@ -267,6 +267,7 @@ async def test_what_starts_after_a_restore_draws_its_own_random_numbers(host: Se
     assert len(set(drawn)) == len(drawn)
 
 
+@differs("their monotonic clock goes on where it was")
 async def test_a_process_that_runs_on_knows_what_time_it_is(host: Service) -> None:
     box = await guest(host)
     counter = await box.start("python3", "-c", COUNTER)
@@ -286,6 +287,7 @@ async def test_a_process_that_runs_on_knows_what_time_it_is(host: Service) -> No
     assert 2.5 < max(after - before for before, after in pairwise(steady)) < 10
 
 
+@differs("an emulated program is not as far yet when it is saved, and its connection to the outside ends by its own time limit")
 async def test_connections_inside_a_machine_stay_and_one_to_the_outside_ends(host: Service) -> None:
     program = """
 import json, socket, threading, time
@@ -396,7 +398,9 @@ async def test_a_sandbox_that_ends_meanwhile_keeps_its_files(
     assert {entry.name for entry in memory._directory.iterdir()} == kept
     assert session.record.snapshot is not None
     again = await guest(host, source_snapshot=session.record.snapshot.snapshot_id)
-    assert int((await again.shell("cat count")).stdout) >= 5
+    count = await again.shell("cat count")
+    # A virtual machine that ends while it stands still leaves a disk as a power cut does.
+    assert again.record.isolation != "gvisor" or int(count.stdout) >= 5
     if not saving.exception():
         assert kept == {saving.result().snapshot_id}
         child = await guest(host, source_snapshot=saving.result().snapshot_id)
@@ -442,6 +446,7 @@ async def test_what_can_not_be_followed_again_has_failed(host: Service, monkeypa
     assert box.record.status is SessionStatus.FAILED
 
 
+@differs("the time limit that it sets is gVisor's")
 @pytest.mark.parametrize("timeout_s", [0.001, 0.03, 0.08])
 async def test_a_sandbox_goes_on_when_its_memory_takes_too_long(
     host: Service, monkeypatch: pytest.MonkeyPatch, timeout_s: float
