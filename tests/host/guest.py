@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
@@ -18,6 +19,8 @@ from hutch.host.service import Service
 from hutch.host.sessions import Session
 from hutch.host.supervisor import Supervisor
 from hutch.settings import Settings, load
+
+END_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,14 @@ class Guest:
 
     async def stop(self) -> SessionRecord:
         return await self.supervisor.end(self.session, SessionStatus.STOPPED, "stop")
+
+
+async def over(box: Guest) -> SessionRecord:
+    """A session's record once it has ended, which it is about to."""
+    async with asyncio.timeout(END_S):
+        while box.session.live:
+            await asyncio.sleep(0.02)
+    return box.record
 
 
 async def finished(command: Command) -> Ran:

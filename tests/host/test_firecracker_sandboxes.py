@@ -16,16 +16,15 @@ import pytest
 
 from hutch.errors import ConflictError, UnavailableError
 from hutch.host import kernel
-from hutch.host.protocol import DriveMode, DriveMount, SessionRecord, SessionStatus, SnapshotRequest
+from hutch.host.protocol import DriveMode, DriveMount, SessionStatus, SnapshotRequest
 from hutch.host.service import Service
 from hutch.isolation import tap
 from hutch.isolation.qemu import DISK, GUEST_CGROUP
-from tests.host.guest import Guest, guest, real_host, spec
+from tests.host.guest import Guest, guest, over, real_host, spec
 from tests.isolation import fake_programs
 
 pytestmark = [pytest.mark.root, pytest.mark.sandbox, pytest.mark.timeout(180)]
 MIB = 1024 * 1024
-END_S = 30.0
 PANIC = "[    3.1] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000007"
 
 if not Path("/dev/kvm").exists():
@@ -56,13 +55,6 @@ async def host_of_machines(
     }
     async with real_host(data_dir, end_all=end_all, **flags) as service:
         yield service
-
-
-async def over(box: Guest) -> SessionRecord:
-    async with asyncio.timeout(END_S):
-        while box.session.live:
-            await asyncio.sleep(0.02)
-    return box.record
 
 
 async def test_a_sandbox_runs_is_found_again_and_its_files_outlive_it(no_leaks: Path) -> None:

@@ -21,7 +21,6 @@ from hutch.errors import ConflictError, GoneError, UnavailableError
 from hutch.host.protocol import (
     DriveMode,
     DriveMount,
-    SessionRecord,
     SessionStatus,
     SnapshotExport,
     SnapshotRequest,
@@ -30,7 +29,7 @@ from hutch.host.service import Service
 from hutch.isolation import qemu_memory, qemu_template
 from hutch.isolation.qemu import DISK, GUEST_CGROUP, Qemu
 from hutch.isolation.qemu_template import Template
-from tests.host.guest import Guest, guest, real_host, spec
+from tests.host.guest import Guest, guest, over, real_host, spec
 
 pytestmark = [pytest.mark.root, pytest.mark.sandbox, pytest.mark.timeout(300)]
 MIB = 1024 * 1024
@@ -42,13 +41,6 @@ END_S = 30.0
 async def host_of_machines(data_dir: Path, *, end_all: bool = True, **flags: object) -> AsyncIterator[Service]:
     async with real_host(data_dir, end_all=end_all, **EMULATED, **flags) as service:
         yield service
-
-
-async def over(box: Guest) -> SessionRecord:
-    async with asyncio.timeout(END_S):
-        while box.session.live:
-            await asyncio.sleep(0.02)
-    return box.record
 
 
 async def test_a_sandbox_is_a_virtual_machine(no_leaks: Path) -> None:

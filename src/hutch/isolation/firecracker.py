@@ -31,7 +31,7 @@ from pathlib import Path
 from hutch.host.binaries import guest_path
 from hutch.host.cgroups import Cgroups
 from hutch.host.kernel import Process
-from hutch.isolation import console_log, firecracker_process, tap
+from hutch.isolation import console_log, firecracker_process, processor, tap
 from hutch.isolation.firecracker_api import FirecrackerFailed
 from hutch.isolation.firecracker_binary import NotUsable
 from hutch.isolation.firecracker_config import (
@@ -59,7 +59,6 @@ from hutch.isolation.qemu import DISK as DISK_FILE
 from hutch.settings import Settings
 
 PROBE_MEMORY_BYTES = 256 * MIB
-_PROCESSOR = frozenset({"vendor_id", "cpu family", "model", "stepping", "flags", "CPU implementer", "CPU part", "Features"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,11 +253,7 @@ class Firecracker:
         for file in (self.programs.binary, self._files.kernel, self._files.initramfs):
             found.update(hashlib.sha256(file.read_bytes()).digest())
         found.update(kernel_line(self._files.arguments, 0).encode())
-        first, _, _ = Path("/proc/cpuinfo").read_text().partition("\n\n")
-        for line in first.splitlines():
-            key, _, _ = line.partition(":")
-            if key.strip() in _PROCESSOR:
-                found.update(line.encode())
+        found.update(processor.model(also=frozenset({"stepping"})))
         return found.hexdigest()
 
     # -- end ---------------------------------------------------------------------------------------

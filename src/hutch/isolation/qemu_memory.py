@@ -41,6 +41,7 @@ def stand_still(asked: Monitor) -> None:
     once would wait for its former host. Raises `MonitorFailed`."""
     deadline = time.monotonic() + PORT_TIMEOUT_S
     while _port_is_open(asked) and time.monotonic() < deadline:
+        # Its event may have come before we were connected.
         time.sleep(_POLL_S)
     asked.ask("stop")
 
@@ -60,6 +61,7 @@ def go_on(asked: Monitor) -> None:
         asked.ask("migrate_cancel")
         deadline = time.monotonic() + LEFT_TIMEOUT_S
         while _stream_state(asked)[0] in ("setup", "active", "device", "cancelling") and time.monotonic() < deadline:
+            # As below.
             time.sleep(_POLL_S)
     asked.ask("cont")
 
@@ -95,6 +97,7 @@ def _wait(asked: Monitor, timeout_s: float) -> None:
             return
         if state in ("failed", "cancelled"):
             raise MonitorFailed(f"QEMU's stream of memory {state}: {said}")
+        # Its event is a capability, which would be part of what a stream and its reader agree on.
         time.sleep(_POLL_S)
     raise MonitorFailed(f"QEMU's stream of memory did not end within {timeout_s:g} s")
 
