@@ -15,6 +15,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import pytest
 
 from hutch import ids
@@ -22,6 +23,7 @@ from hutch.blobs.jobs import AnyJob, Done, ImportJob, StoreJob, StoreSpec
 from hutch.blobs.packer import run
 from hutch.blobs.store import BlobStore
 from hutch.errors import BadRequestError, ConflictError, GoneError, HutchError, UnavailableError
+from hutch.host.conversion import Conversions
 from hutch.host.copies import Copies, store_spec
 from hutch.host.journal import Journal
 from hutch.host.memory import MemoryImages
@@ -29,6 +31,7 @@ from hutch.host.packing import Packers, Send
 from hutch.host.protocol import CopyState, SnapshotExport, SnapshotImport, SnapshotMethod, SnapshotRecord
 from hutch.host.snapshots import Snapshots
 from hutch.host.storage import BtrfsLayers, Ext4Layers, WritableLayers
+from hutch.isolation.qemu import Qemu
 from tests.blobs.s3 import serving
 from tests.blobs.trees import seen
 from tests.conftest import wait_until
@@ -74,6 +77,10 @@ class Here:
         return result
 
 
+def no_machines() -> Qemu:
+    raise FileNotFoundError("it is not installed here")
+
+
 class Instance:
     """One life of a host's snapshots on a directory; the next one begins on the same."""
 
@@ -87,7 +94,10 @@ class Instance:
         mortal: Any = Mortal(layers, self._is_dead)
         copies = Copies(self.spec, mortal, packing, grace_s=0, disk_bytes=64 * MIB, reached=self._reached)
         journal: Any = Mortal(self.journal, self._is_dead)
-        self.snapshots = Snapshots(journal, mortal, MemoryImages(directory / "memory"), copies, self._reached)
+        conversions = Conversions(
+            no_machines, mortal, packing, directory / "conversions", "/hutch-test-copies", disk_bytes=64 * MIB
+        )
+        self.snapshots = Snapshots(journal, mortal, MemoryImages(directory / "memory"), copies, conversions, self._reached)
         self.told: list[SnapshotRecord] = []
 
     def _is_dead(self) -> bool:
@@ -164,7 +174,7 @@ async def test_a_snapshot_is_copied_once_it_is_durable_and_restored_when_it_is_g
         layers.remove_snapshot(name)
         assert not (await one.snapshots.verify(name)).compared
         # Once for all who ask.
-        sources = await asyncio.gather(*(one.snapshots.source(name) for _ in range(3)))
+        sources = await asyncio.gather(*(one.snapshots.source(name, disk=False) for _ in range(3)))
         assert (one.steps.count("layer"), {source.snapshot for source in sources}) == (1, {name})
         assert (one.seen(name), layers.names()) == (before, set())
         assert one.snapshots.record(name).inherited_bytes == 0
@@ -181,7 +191,7 @@ async def test_the_packer_as_a_process_does_the_same(layers: WritableLayers, tmp
         assert await one.snapshots.copy_due(one.changed)
         assert (await one.snapshots.verify(name)).compared
         layers.remove_snapshot(name)
-        await one.snapshots.source(name)
+        await one.snapshots.source(name, disk=False)
         assert one.seen(name) == before
         pieces: list[bytes] = []
 
@@ -199,7 +209,7 @@ async def test_the_packer_as_a_process_does_the_same(layers: WritableLayers, tmp
                 path.unlink()
         layers.remove_snapshot(name)
         with pytest.raises(ConflictError, match="missing") as damaged:
-            await one.snapshots.source(name)
+            await one.snapshots.source(name, disk=False)
         assert damaged.value.code == "snapshot_damaged"
         assert (layers.names(), layers.snapshots()) == (set(), set())
 
@@ -317,11 +327,11 @@ async def test_deaths_while_it_is_restored(layers: WritableLayers, tmp_path: Pat
     step = 0
     while True:
         layers.remove_snapshot(name)
-        steps = await lives(tmp_path, layers, lambda life: life.snapshots.source(name), step)
+        steps = await lives(tmp_path, layers, lambda life: life.snapshots.source(name, disk=False), step)
         assert layers.holds(name) == (steps[-1] in ("sealed", "restored")), steps
         async with Instance(tmp_path, layers) as after:
             assert layers.names() == set()
-            await after.snapshots.source(name)
+            await after.snapshots.source(name, disk=False)
             assert after.seen(name) == before
         if len(steps) <= step:
             break
@@ -355,6 +365,29 @@ async def test_deaths_while_it_is_removed_and_collected(layers: WritableLayers, 
     # The objects that are collected are "removed", too.
     assert list(dict.fromkeys(steps)) == ["removing", "removed", "taken out", "marked", "swept", "collected"]
     assert step >= 8
+
+
+async def test_a_disk_without_machines_to_open_it_is_refused_and_stays(layers: WritableLayers, tmp_path: Path) -> None:
+    async with Instance(tmp_path, layers) as one:
+        name = await one.sealed(some)
+        record = msgspec.structs.replace(one.snapshots.record(name), disk=True)
+        await one.journal.put_snapshot(record)
+        one.snapshots.made(record)
+        before = len(one.told)
+        with pytest.raises(ConflictError, match="which needs QEMU: it is not installed here") as refused:
+            await one.snapshots.source(name, disk=False)
+        assert refused.value.code == "isolation_unsupported"
+        # Nobody tries again and again what can't be.
+        assert await one.snapshots.copy_due(one.changed)
+        assert "needs QEMU" in (one.told[-1].store_error or "")
+        told = len(one.told)
+        assert told > before
+        assert await one.snapshots.copy_due(one.changed)
+        assert len(one.told) == told
+        assert (await one.snapshots.source(name, disk=True)).snapshot == name
+        assert layers.names() == set()
+        await one.snapshots.remove(name)
+        assert layers.snapshots() == set()
 
 
 async def test_deaths_while_it_is_imported(layers: WritableLayers, tmp_path: Path) -> None:
@@ -412,8 +445,8 @@ async def test_one_that_is_removed_while_it_is_copied_leaves_nothing(layers: Wri
         started, never = asyncio.Event(), asyncio.Event()
         upload = one.snapshots._copies.upload
 
-        async def slow(record: SnapshotRecord) -> Any:
-            await upload(record)
+        async def slow(record: SnapshotRecord, name: str) -> Any:
+            await upload(record, name)
             started.set()
             await never.wait()
 
@@ -449,7 +482,7 @@ async def test_one_that_is_not_here_and_not_there_is_gone(layers: WritableLayers
             await one.snapshots.verify(name)
         layers.remove_snapshot(name)
         with pytest.raises(GoneError, match="not on this machine"):
-            await one.snapshots.source(name)
+            await one.snapshots.source(name, disk=False)
         await one.snapshots.remove(name)
 
 

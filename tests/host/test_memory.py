@@ -224,8 +224,8 @@ async def test_what_can_not_begin_leaves_nothing(host: Service, monkeypatch: pyt
     await box.start("sleep", "100")
     snapshot, source = await saved(box), Snapshots.source
 
-    async def source_and_go(self: Snapshots, snapshot_id: str) -> Source:
-        found = await source(self, snapshot_id)
+    async def source_and_go(self: Snapshots, snapshot_id: str, *, disk: bool) -> Source:
+        found = await source(self, snapshot_id, disk=disk)
         await asyncio.to_thread(self.memory.remove, snapshot_id)
         return found
 

@@ -7,29 +7,40 @@ sandboxes do is shown by the other tests of the host, run with `HUTCH_ISOLATION=
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
+import tarfile
 import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hutch.errors import ConflictError, GoneError, UnavailableError
+from hutch.errors import ConflictError, GoneError, HutchError, UnavailableError
+from hutch.host.cgroups import Cgroups
+from hutch.host.conversion import CONVERTING, names_of
+from hutch.host.names import Names
 from hutch.host.protocol import (
+    CopyState,
     DriveMode,
     DriveMount,
+    ImageBuild,
+    SessionRecord,
     SessionStatus,
     SnapshotExport,
     SnapshotRequest,
+    StopRequest,
 )
 from hutch.host.service import Service
 from hutch.isolation import qemu_memory, qemu_template
 from hutch.isolation.qemu import DISK, GUEST_CGROUP, Qemu
 from hutch.isolation.qemu_template import Template
 from tests.host.guest import Guest, guest, over, real_host, spec
+from tests.host.process import HostProcess
 
 pytestmark = [pytest.mark.root, pytest.mark.sandbox, pytest.mark.timeout(300)]
 MIB = 1024 * 1024
@@ -126,7 +137,6 @@ async def test_files_outlive_a_stop_and_a_killed_monitor(no_leaks: Path) -> None
         assert all(45 * MIB < size < 64 * MIB for size in sizes)
         box = await guest(host, source_snapshot=record.snapshot.snapshot_id)
         assert (await box.shell("sha256sum -c sum && cat later")).stdout.splitlines()[-1] == b"more"
-        await _refused_to_read(host, first.snapshot_id)
         # Not synced: a snapshot of what runs has it all the same.
         assert (await box.shell("echo live > live")).exit_code == 0
         live = (await host.supervisor.snapshot(SnapshotRequest(session_id=box.session_id, keep_running=True))).snapshot
@@ -295,24 +305,113 @@ async def settled(host: Service, snapshot_id: str) -> int:
     return record.size_bytes
 
 
-async def _refused_to_read(host: Service, snapshot_id: str) -> None:
-    async def send(_: bytes) -> None:
-        pytest.fail("something was exported")
+WRITE = """
+set -e
+mkdir -p kept/deep/$(printf 'd%.0s' $(seq 200)); cd kept
+echo contents > file; ln file other; ln -s /etc/passwd link
+head -c 2000000 /dev/urandom > big; sha256sum big > sum
+truncate -s 3G sparse; printf end >> sparse
+chmod 640 file; chmod 2755 deep
+sudo rm -rf /usr/share/doc /etc/debian_version; sudo mkdir /usr/share/doc; echo mine | sudo tee /usr/share/doc/mine
+sudo cp /bin/true suid; sudo chmod 4711 suid; sudo touch -h -d '2001-02-03 04:05:06.789012345' *
+"""
+LIST = """
+cd kept && sha256sum -c sum && cat file && find . -printf '%p %y %m %U %G %n %s %T@ %l\\n' | sort
+ls -A /usr/share/doc; ls -d /etc/debian_version; stat -c %b sparse; tail -c 3 sparse
+"""
 
-    with pytest.raises(ConflictError, match="in the disk of a virtual machine"):
-        await host.supervisor.snapshots.export(SnapshotExport(snapshot_id=snapshot_id, max_bytes=MIB), send)
+
+def listed(text: bytes) -> list[bytes]:
+    """Blocks and sizes of directories are a file system's own."""
+    return [line for line in text.splitlines() if b" d " not in line and not line.isdigit()]
+
+
+async def test_a_snapshot_starts_under_the_other_backend_and_back(no_leaks: Path) -> None:
+    both: dict[str, Any] = {"isolation__backend": "gvisor", "isolation__also": ["qemu"], "isolation__qemu_accelerator": "tcg"}
+    async with real_host(no_leaks, **both, blobs__url="local") as host:
+        snapshots = host.supervisor.snapshots
+        box = await guest(host, persistent=True)
+        done = await box.shell(WRITE)
+        assert (done.exit_code, done.stderr) == (0, b"")
+        before = await box.shell(LIST)
+        assert b"big: OK" in before.stdout
+        assert b"mine" in before.stdout.splitlines()
+        first = (await box.stop()).snapshot
+        assert first is not None
+        assert not first.disk
+        box = await guest(host, persistent=True, isolation="qemu", source_snapshot=first.snapshot_id, memory_mb=512)
+        inside = await box.shell(LIST)
+        assert listed(inside.stdout) == listed(before.stdout)
+        assert (await box.shell("cd kept && rm other link && echo more >> file && sudo rm /usr/share/doc/mine")).exit_code == 0
+        changed = await box.shell(LIST)
+        second = (await box.stop()).snapshot
+        assert second is not None
+        assert second.disk
+        await settled(host, second.snapshot_id)
+        # Somebody wants it, and the blob store does: it becomes a tree once.
+        pieces: list[bytes] = []
+
+        async def keep(piece: bytes) -> None:
+            pieces.append(piece)
+
+        await snapshots.export(SnapshotExport(snapshot_id=second.snapshot_id, max_bytes=64 * MIB), keep)
+        with tarfile.open(fileobj=io.BytesIO(b"".join(pieces))) as archive:
+            names = {name.removeprefix("./") for name in archive.getnames()}
+        assert {"usr/share/doc/.wh..wh..opq", "etc/.wh.debian_version"} <= names
+        assert any(name.endswith("/kept/file") for name in names)
+        async with asyncio.timeout(120):
+            while snapshots.record(second.snapshot_id).copy is not CopyState.STORED:
+                await asyncio.sleep(0.05)
+        assert (await snapshots.verify(second.snapshot_id)).compared
+        box = await guest(host, source_snapshot=second.snapshot_id, isolation="gvisor")
+        assert listed((await box.shell(LIST)).stdout) == listed(changed.stdout)
+        await box.stop()
+        await host.supervisor.build_image(ImageBuild(snapshot_id=second.snapshot_id, name="machine", project_id="prj"))
+        box = await guest(host, image=host.supervisor.images.resolve("machine", "prj").pinned, isolation="gvisor")
+        assert listed((await box.shell(LIST)).stdout) == listed(changed.stdout)
+        await box.stop()
+        # What is lost here comes back as a tree, and is a disk again.
+        layers = host._supervisor._machines._layers
+        await asyncio.gather(*host.supervisor.ends.removals)
+        for name in names_of(second.snapshot_id):
+            layers.remove_snapshot(name)
+        assert (await snapshots.source(second.snapshot_id, disk=True)).snapshot == second.snapshot_id
+        assert layers.snapshots() >= {second.snapshot_id, f"{second.snapshot_id}.tree"}
+        for snapshot_id in (first.snapshot_id, second.snapshot_id):
+            await host.supervisor.remove_snapshot(snapshot_id)
+        assert layers.snapshots() == set()
+
+
+async def test_a_host_that_dies_while_it_converts_leaves_nothing(no_leaks: Path) -> None:
+    host = HostProcess(no_leaks, pool__size="0", isolation__backend="gvisor", isolation__also='["qemu"]')
+    await host.start()
+    first = spec(persistent=True)
+    await host.client.call("session.create", first, SessionRecord)
+    ended = await host.client.call("session.stop", StopRequest(first.session_id), SessionRecord)
+    assert ended.snapshot is not None
+    second = spec(source_snapshot=ended.snapshot.snapshot_id, isolation="qemu", memory_mb=512)
+    creating = asyncio.ensure_future(host.client.call("session.create", second, SessionRecord))
+    cgroups, parent = Cgroups.detect(), Names.of(no_leaks).cgroup_parent
+    async with asyncio.timeout(60):
+        while not any(name.startswith(CONVERTING) for name in cgroups.children(parent)):
+            await asyncio.sleep(0.01)
+    await host.kill()
+    with pytest.raises(HutchError):
+        await creating
+    assert cgroups.children(parent)
+    await host.start()
+    assert not any(name.startswith(CONVERTING) for name in cgroups.children(parent))
+    assert list((no_leaks / "host" / "conversions").glob("hutch-vm-*")) == []
+    # What was begun is begun again, by whoever asks again.
+    assert (await host.client.call("session.create", second, SessionRecord)).status is SessionStatus.RUNNING
+    await host.stop()
 
 
 async def test_what_it_does_not_do_is_refused_before_anything_is_made(no_leaks: Path) -> None:
-    async with real_host(no_leaks, isolation__backend="gvisor") as host:
-        box = await guest(host, persistent=True)
-        other = (await box.stop()).snapshot
-        assert other is not None
     async with host_of_machines(no_leaks) as host:
         mount = DriveMount(path="/data", drive_id="drive_1", mode=DriveMode.READ_WRITE)
-        for changes in ({"mounts": [mount]}, {"source_snapshot": other.snapshot_id}):
-            with pytest.raises(ConflictError) as refused:
-                await host.supervisor.create(spec(**changes))
-            assert refused.value.code == "isolation_unsupported"
-        assert host.supervisor.records()[1:] == []
+        with pytest.raises(ConflictError) as refused:
+            await host.supervisor.create(spec(mounts=[mount]))
+        assert refused.value.code == "isolation_unsupported"
+        assert host.supervisor.records() == []
         assert host._supervisor._machines.left_behind() == set()

@@ -7,6 +7,7 @@
 //! * `identity`: what a claim made of the guest
 //! * `work`, `files`, `archive`, `tar`: file methods, in threads with the rights of the request's user
 //! * `system`: hostname, clock, entropy, limits
+//! * `conversion`: the files of a disk as a stream, and back
 //! * `vm`: from a virtual machine's initramfs to the sandbox's root; `bare`: a root that has nothing but the agent
 //! * `sys_unsafe`: the only `unsafe` code, with its reasons
 
@@ -15,6 +16,7 @@ mod archive;
 mod bare;
 mod channel;
 mod command;
+mod conversion;
 mod errors;
 mod files;
 mod identity;
@@ -37,9 +39,15 @@ const HELP: &str = "\
 Hutch's guest agent. It connects to the host's Unix socket, again whenever that breaks, and does what the host asks.
 
 Usage: hutch-agent --connect PATH
+       hutch-agent --send-disk | --receive-disk
+       hutch-agent --send-tree DIRECTORY | --receive-tree DIRECTORY
 
 Options:
   --connect PATH  the host's socket
+  --send-disk     in a virtual machine: its disk's files as a stream to standard output
+  --receive-disk  in a virtual machine: the same from standard input
+  --send-tree DIRECTORY, --receive-tree DIRECTORY
+                  the same with a directory; one that is received must not be there
   --version       print the version
   --help          print this help
 
@@ -50,6 +58,9 @@ With anything else as process 1 it is the init of a virtual machine, which the k
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    if let Some(code) = conversion::run(&arguments) {
+        return code;
+    }
     match arguments.as_slice() {
         [option] if option == "--version" => println!("hutch-agent {}", env!("CARGO_PKG_VERSION")),
         [option] if option == "--help" => print!("{HELP}"),

@@ -338,6 +338,14 @@ fn directory(path: &str) -> Result<(), Failure> {
     fs::create_dir_all(path).map_err(|error| format!("{path} can't be made: {error}"))
 }
 
+/// Mount the disk alone, for those who use its files and run nothing of them.
+pub(crate) fn mount_disk(target: &str, flags: MountFlags) -> Result<(), Failure> {
+    directory(target)?;
+    let disk = find_disk(Disks::Serial, "disk", 0)?;
+    let flags = flags | MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
+    attach(&disk.to_string_lossy(), target, "ext4", flags, None)
+}
+
 fn mount_root(layers: usize, disks: Disks) -> Result<(), Failure> {
     let mut lowers = Vec::new();
     for number in 0..layers {

@@ -15,6 +15,7 @@ BLAKE3, and a pointer with the snapshot's id names the manifest: it is written l
     transfer.py   a snapshot into a store, out of it, compared with it; what nobody needs collected
     tarball.py    tree → tar as OCI lays layers out, and back
     oci.py        the same as a layout of an OCI image
+    stream.py     tree → one stream, and back: the way into and out of a virtual machine
     jobs.py       what can be asked for and what comes of it, as values
     packer.py     a process that does one such job
 

@@ -147,13 +147,27 @@ class ImportJob(Job, frozen=True, kw_only=True, tag="import"):
     max_files: int
 
 
+class SendJob(Job, frozen=True, kw_only=True, tag="send"):
+    """A sealed tree as a stream (`hutch.blobs.stream`) in the output → `Done`."""
+
+    tree: str
+
+
+class ReceiveJob(Job, frozen=True, kw_only=True, tag="receive"):
+    """Such a stream from the input into a tree that is not there yet → `Done`."""
+
+    tree: str
+    max_bytes: int
+    max_files: int
+
+
 class Done(msgspec.Struct, frozen=True):
     """It was done; how many entries it was about, where that is known."""
 
     files: int = 0
 
 
-AnyJob = StoreJob | RestoreJob | VerifyJob | ForgetJob | CollectJob | ExportJob | ImportJob
+AnyJob = StoreJob | RestoreJob | VerifyJob | ForgetJob | CollectJob | ExportJob | ImportJob | SendJob | ReceiveJob
 Result = Stored | Verified | Collected | Done
 
 

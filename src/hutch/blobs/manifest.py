@@ -167,14 +167,15 @@ def decode_entries(pieces: Iterable[bytes]) -> Iterator[Entry]:
             if len(waiting) - at - _LENGTH.size < length:
                 break
             at += _LENGTH.size
-            yield _entry(bytes(waiting[at : at + length]))
+            yield decode_entry(bytes(waiting[at : at + length]))
             at += length
         del waiting[:at]
     if waiting:
         raise Damaged("the last entry is cut")
 
 
-def _entry(record: bytes) -> Entry:
+def decode_entry(record: bytes) -> Entry:
+    """An entry out of its record. Raises `Damaged`."""
     try:
         entry = msgspec.msgpack.decode(record, type=Entry)
     except (msgspec.DecodeError, RecursionError) as error:

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from hutch.blobs import oci, tarball, transfer
+from hutch.blobs import oci, stream, tarball, transfer
 from hutch.blobs.jobs import (
     FRAME,
     LENGTH,
@@ -28,8 +28,10 @@ from hutch.blobs.jobs import (
     ForgetJob,
     ImportJob,
     Reached,
+    ReceiveJob,
     RestoreJob,
     Result,
+    SendJob,
     StoreJob,
     VerifyJob,
     nothing,
@@ -53,7 +55,7 @@ def main() -> int:
     if job.patient:
         os.nice(NICE)
     pieces = _pieces(given)
-    if not isinstance(job, ImportJob):
+    if not isinstance(job, ImportJob | ReceiveJob):
         threading.Thread(target=_end_with_host, args=(given,), daemon=True).start()
     try:
         _write(out, b"R", msgspec.msgpack.encode(run(job, pieces, lambda piece: _write(out, b"D", piece))))
@@ -121,7 +123,23 @@ def _run(job: AnyJob, given: Iterable[bytes], send: Callable[[bytes], None], rea
         return transfer.collect(BlobStore(job.store), job.grace_s, reached=reached)
     if isinstance(job, ExportJob):
         return Done(_export(job, send))
+    if isinstance(job, SendJob):
+        return Done(stream.send(Path(job.tree), send))
+    if isinstance(job, ReceiveJob):
+        return Done(_receive(job, given))
     return Done(tarball.load(given, Path(job.tree), max_bytes=job.max_bytes, max_files=job.max_files))
+
+
+def _receive(job: ReceiveJob, given: Iterable[bytes]) -> int:
+    try:
+        return stream.receive(given, Path(job.tree), max_bytes=job.max_bytes, max_files=job.max_files)
+    except (Damaged, stream.TooLarge) as error:
+        raise ConflictError("snapshot_unpackable", f"The disk's files can't be taken out of it: {error}.") from error
+    except OSError as error:
+        if error.errno not in tarball.ITS_FAULT:
+            raise
+        reason = f"they are what this host's file system can't have: {error.strerror}"
+        raise ConflictError("snapshot_unpackable", f"The disk's files can't be taken out of it: {reason}.") from error
 
 
 def _export(job: ExportJob, send: Callable[[bytes], None]) -> int:

@@ -27,7 +27,7 @@ OCI_LAYOUT = "oci-layout"
 MAX_PATH_BYTES = 4096
 MAX_HEADER_BYTES = 8 * 1024 * 1024
 XATTR = b"SCHILY.xattr."
-_ITS_FAULT = {
+ITS_FAULT = {
     errno.EINVAL,
     errno.E2BIG,
     errno.ENAMETOOLONG,
@@ -37,6 +37,7 @@ _ITS_FAULT = {
     errno.EOPNOTSUPP,
     errno.EFBIG,
 }
+"""Errors of what is to be made, and not of the machine that makes it."""
 _BLOCK = tarfile.BLOCKSIZE
 _TYPES = {
     Kind.DIRECTORY: tarfile.DIRTYPE,
@@ -214,7 +215,7 @@ def load(pieces: Iterable[bytes], tree: Path, *, max_bytes: int, max_files: int)
     except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
         raise Refused(f"it can't be read as a tar: {error}") from error
     except OSError as error:
-        if error.errno not in _ITS_FAULT:
+        if error.errno not in ITS_FAULT:
             raise
         raise Refused(f"it has what this file system can't have: {error}") from error
     finally:

@@ -5,20 +5,17 @@
 from __future__ import annotations
 
 from hutch.errors import ConflictError
-from hutch.host.protocol import SessionSpec, SnapshotRecord, SnapshotRequest
+from hutch.host.protocol import SessionSpec, SnapshotRequest
 from hutch.isolation.protocol import Traits
 
 DISKS = frozenset({"qemu", "firecracker"})
-"""Backends whose sandboxes keep their files in a disk that the host does not open."""
+"""Backends whose sandboxes keep their files in a disk that the host does not open, and whose snapshots are such disks."""
 
 
-def check_start(traits: Traits, name: str, spec: SessionSpec, source: SnapshotRecord | None) -> None:
-    """Whether a session can begin under the backend `name`, with the files of `source` if any. Raises `ConflictError`."""
+def check_start(traits: Traits, name: str, spec: SessionSpec) -> None:
+    """Whether a session can begin under the backend `name`. Raises `ConflictError`."""
     if spec.mounts and not traits.drives:
         raise _unsupported(f"Sandboxes of this host ({name}) can't mount drives. Leave `mounts` out.")
-    if source is not None and source.disk is traits.trees:
-        made_by = "virtual machines" if source.disk else "a host without virtual machines"
-        raise _unsupported(f"Snapshot '{source.snapshot_id}' was made by {made_by}; a sandbox of {name} can't begin with it.")
 
 
 def check_snapshot(traits: Traits, name: str, request: SnapshotRequest) -> None:
@@ -29,21 +26,6 @@ def check_snapshot(traits: Traits, name: str, request: SnapshotRequest) -> None:
         raise ConflictError(
             "live_snapshot_unsupported",
             f"This host ({name}) can't make snapshots of running sandboxes. Make one without `keepRunning`.",
-        )
-
-
-def check_import(traits: Traits, name: str) -> None:
-    """Whether an archive can be made a snapshot that sandboxes begin with. Raises `ConflictError`."""
-    if not traits.trees:
-        raise _unsupported(f"This host ({name}) can't make archives the disks of virtual machines.")
-
-
-def check_files(record: SnapshotRecord) -> None:
-    """Whether the host can read the files of a snapshot. Raises `ConflictError`."""
-    if record.disk:
-        raise _unsupported(
-            f"The files of snapshot '{record.snapshot_id}' are in the disk of a virtual machine, which no host opens: it "
-            "can be neither exported nor made an image."
         )
 
 

@@ -93,7 +93,7 @@ class Claims:
 
     async def claimed(self, kind: MachineKind, spec: SessionSpec, attachments: tuple[Attachment, ...]) -> Machine:
         """A machine that is this session's. A pooled one that fails is replaced by a fresh one, once."""
-        source = await self._snapshots.source(spec.source_snapshot) if spec.source_snapshot is not None else None
+        source = await self._source(kind, spec.source_snapshot) if spec.source_snapshot is not None else None
         # What is mounted in a machine is mounted as it boots.
         pooled = await self.pool.take(Recipe(kind, source)) if not attachments else None
         if pooled is not None:
@@ -111,6 +111,9 @@ class Claims:
             await self.discard(machine)
             raise
         return machine
+
+    async def _source(self, kind: MachineKind, snapshot_id: str) -> Source:
+        return await self._snapshots.source(snapshot_id, disk=not self._machines.traits(kind.isolation).trees)
 
     async def _claim(self, machine: Machine, kind: MachineKind, spec: SessionSpec) -> None:
         await self._admit(spec, machine.network, [])
@@ -134,7 +137,7 @@ class Claims:
     async def restored(self, kind: MachineKind, spec: SessionSpec, memory: Memory) -> Machine:
         """A machine that goes on from saved memory as this session's."""
         assert spec.source_snapshot is not None
-        source = await self._snapshots.source(spec.source_snapshot)
+        source = await self._source(kind, spec.source_snapshot)
 
         async def admit(network: Network) -> None:
             # Its processes run before anybody can say to whom they belong now.

@@ -85,10 +85,11 @@ class Copies:
             if name.startswith(RESTORING):
                 self._layers.remove(name)
 
-    async def upload(self, record: SnapshotRecord) -> Stored:
-        """Make the copy of a snapshot. Raises `HutchError`, and `FileNotFoundError` when the snapshot is gone."""
+    async def upload(self, record: SnapshotRecord, name: str) -> Stored:
+        """Make the copy of a snapshot, whose tree is called `name` here. Raises `HutchError`, and `FileNotFoundError` when that
+        is gone."""
         assert self.spec is not None
-        async with self._reading(record.snapshot_id) as tree:
+        async with self._reading(name) as tree:
             job = StoreJob(store=self.spec, about=_about(record), tree=str(tree), grace_s=self._grace_s)
             stored = await self._packing.run(job, Stored)
             await self._sync_store()
@@ -100,17 +101,18 @@ class Copies:
         if self.spec.url.startswith("file://"):
             await asyncio.to_thread(kernel.sync_file_system, Path(self.spec.url.removeprefix("file://")))
 
-    async def restore(self, record: SnapshotRecord) -> int:
-        """Have this machine hold a snapshot again; its size. Raises `HutchError`, and nothing is left then."""
+    async def restore(self, record: SnapshotRecord, name: str) -> int:
+        """Have this machine hold a snapshot again, as a tree called `name`; its size. Raises `HutchError`, and nothing is left
+        then."""
         if self.spec is None or record.copy is not CopyState.STORED or record.manifest is None:
             raise GoneError(
                 "snapshot_not_found",
                 f"The files of snapshot '{record.snapshot_id}' are not on this machine, and there is no copy.",
             )
-        async with self._receiving(record.snapshot_id, record.size_bytes) as tree:
+        async with self._receiving(name, record.size_bytes) as tree:
             job = RestoreJob(store=self.spec, snapshot_id=record.snapshot_id, manifest=record.manifest, tree=str(tree))
             await self._packing.run(job, Done)
-        return await self._sealed_size(record.snapshot_id)
+        return await self._sealed_size(name)
 
     async def load(self, snapshot_id: str, given: AsyncIterable[bytes], max_bytes: int, max_files: int) -> int:
         """A new snapshot out of a tar; its size. Raises `HutchError`, and nothing is left then."""
@@ -118,20 +120,20 @@ class Copies:
             await self._packing.run(ImportJob(tree=str(tree), max_bytes=max_bytes, max_files=max_files), Done, given)
         return await self._sealed_size(snapshot_id)
 
-    async def export(self, record: SnapshotRecord, request: SnapshotExport, send: Send) -> None:
-        """A snapshot's tree as a tar, piece by piece. Raises `HutchError`."""
-        async with self._reading(record.snapshot_id) as tree:
+    async def export(self, record: SnapshotRecord, name: str, request: SnapshotExport, send: Send) -> None:
+        """A snapshot's tree, which is called `name` here, as a tar, piece by piece. Raises `HutchError`."""
+        async with self._reading(name) as tree:
             job = ExportJob(tree=str(tree), about=_about(record), oci=request.oci, max_bytes=request.max_bytes)
             await self._packing.run(job, Done, send=send)
 
-    async def verify(self, record: SnapshotRecord) -> Verified:
-        """Read a snapshot's copy, and compare it with its files where they are here. Raises `HutchError`."""
+    async def verify(self, record: SnapshotRecord, name: str) -> Verified:
+        """Read a snapshot's copy, and compare it with its tree `name` where that is here. Raises `HutchError`."""
         if self.spec is None or record.copy is not CopyState.STORED or record.manifest is None:
             raise ConflictError("snapshot_not_stored", f"Snapshot '{record.snapshot_id}' has no copy in a blob store.")
         async with contextlib.AsyncExitStack() as reading:
             tree = None
             with contextlib.suppress(FileNotFoundError):
-                tree = str(await reading.enter_async_context(self._reading(record.snapshot_id)))
+                tree = str(await reading.enter_async_context(self._reading(name)))
             job = VerifyJob(store=self.spec, snapshot_id=record.snapshot_id, manifest=record.manifest, tree=tree)
             return await self._packing.run(job, Verified)
 
@@ -146,8 +148,8 @@ class Copies:
         return await self._packing.run(CollectJob(store=self.spec, grace_s=self._grace_s), Collected)
 
     @contextlib.asynccontextmanager
-    async def _reading(self, snapshot_id: str) -> AsyncIterator[Path]:
-        reading = self._layers.reading(snapshot_id)
+    async def _reading(self, name: str) -> AsyncIterator[Path]:
+        reading = self._layers.reading(name)
         tree = await asyncio.to_thread(reading.__enter__)
         try:
             yield tree
@@ -155,7 +157,7 @@ class Copies:
             await asyncio.shield(asyncio.to_thread(reading.__exit__, None, None, None))
 
     @contextlib.asynccontextmanager
-    async def _receiving(self, snapshot_id: str, size_bytes: int) -> AsyncIterator[Path]:
+    async def _receiving(self, sealed: str, size_bytes: int) -> AsyncIterator[Path]:
         """Where a tree is made that becomes a snapshot when the block ends well."""
         name = f"{RESTORING}{secrets.token_hex(10)}"
         try:
@@ -166,14 +168,14 @@ class Copies:
             yield layer / UPPER
             self._reached("filled")
             await asyncio.to_thread(self._layers.sync)
-            await asyncio.to_thread(self._layers.seal, name, snapshot_id)
+            await asyncio.to_thread(self._layers.seal, name, sealed)
             self._reached("sealed")
         finally:
             await asyncio.shield(asyncio.to_thread(self._layers.remove, name))
 
-    async def _sealed_size(self, snapshot_id: str) -> int:
+    async def _sealed_size(self, sealed: str) -> int:
         await asyncio.to_thread(self._layers.sync)
-        return await asyncio.to_thread(self._layers.size, snapshot_id, 0)
+        return await asyncio.to_thread(self._layers.size, sealed, 0)
 
 
 def _about(record: SnapshotRecord) -> About:

@@ -27,6 +27,7 @@ from hutch.host import drive_storage, storage
 from hutch.host.audit import AuditStore
 from hutch.host.authority import TrustStore
 from hutch.host.binaries import agent_path, gateway_path
+from hutch.host.conversion import Conversions
 from hutch.host.copies import Copies, store_spec
 from hutch.host.drive_storage import DriveStore
 from hutch.host.drives import Drives
@@ -169,7 +170,15 @@ async def _opened(settings: Settings, directory: Path, sockets: Sockets | None, 
     copies = Copies(
         store_spec(settings), layers, Packers(), grace_s=settings.blobs.grace_s, disk_bytes=settings.sandbox.disk_bytes
     )
-    snapshots = Snapshots(journal, layers, MemoryImages(directory / "memory"), copies)
+    conversions = Conversions(
+        choose.converting(settings, directory / "conversions", backends),
+        layers,
+        Packers(),
+        directory / "conversions",
+        names.cgroup_parent,
+        disk_bytes=settings.sandbox.disk_bytes,
+    )
+    snapshots = Snapshots(journal, layers, MemoryImages(directory / "memory"), copies, conversions)
     meter = TrafficMeter(gateway, journal)
     usage = Usage(journal, load_table(settings.billing.prices), settings.billing.window_s * 1000)
     usage.load()

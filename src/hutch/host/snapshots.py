@@ -14,8 +14,9 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -24,6 +25,7 @@ from hutch.blobs.jobs import Collected, Reached, Verified, nothing
 from hutch.clock import now_ms
 from hutch.errors import ConflictError, GoneError, HutchError
 from hutch.host import abilities
+from hutch.host.conversion import Conversions, name_of, names_of, snapshot_of
 from hutch.host.copies import Copies
 from hutch.host.journal import Journal, MachineEntry
 from hutch.host.memory import MemoryImages
@@ -36,6 +38,8 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE_S = 5.0
 LONGEST_PAUSE_S = 900.0
 COLLECT_EVERY_S = 3600.0
+HOPELESS = frozenset({"snapshot_unpackable", "isolation_unsupported"})
+"""Errors of a copy that the next try would have too."""
 
 Changed = Callable[[SnapshotRecord], Awaitable[None]]
 
@@ -44,17 +48,25 @@ class Snapshots:
     """Owner of every snapshot of one instance on this machine."""
 
     def __init__(
-        self, journal: Journal, layers: WritableLayers, memory: MemoryImages, copies: Copies, reached: Reached = nothing
+        self,
+        journal: Journal,
+        layers: WritableLayers,
+        memory: MemoryImages,
+        copies: Copies,
+        conversions: Conversions,
+        reached: Reached = nothing,
     ) -> None:
         self._journal = journal
         self._layers = layers
         self.memory = memory
         self._copies = copies
+        self._conversions = conversions
         self._reached = reached
         self._records: dict[str, SnapshotRecord] = {}
         self._leaving: dict[str, SnapshotRecord] = {}
         """Removed, and maybe still in the blob store."""
-        self._restores: dict[str, asyncio.Task[SnapshotRecord]] = {}
+        self._fetches: dict[str, asyncio.Task[None]] = {}
+        """What is being brought back or converted, by the name that it gets."""
         self._uploading: tuple[str, asyncio.Task[None]] | None = None
         self._hopeless: set[str] = set()
         """What can't be packed, and needs not be tried again."""
@@ -63,6 +75,7 @@ class Snapshots:
     async def recover(self, planned: set[str]) -> None:
         """Read what there is, carry removals through, and remove what nobody was told of; `planned` are being made."""
         await asyncio.to_thread(self._copies.sweep)
+        await asyncio.to_thread(self._conversions.sweep)
         removed = []
         for snapshot_id, (record, is_removed) in self._journal.snapshots().items():
             if is_removed:
@@ -71,14 +84,14 @@ class Snapshots:
                 self._records[snapshot_id] = record
         for record in removed:
             await self._remove(record)
-        there = await asyncio.to_thread(self._layers.snapshots)
+        there = {snapshot_of(name) for name in await asyncio.to_thread(self._layers.snapshots)}
         for snapshot_id in self._records.keys() - there:
             if self._records[snapshot_id].copy is not CopyState.STORED:
                 log.error("snapshot %s is in the journal and not in the store", snapshot_id)
         known = self._records.keys() | planned
         for snapshot_id in there - known:
             log.info("removing snapshot %s, which was not finished", snapshot_id)
-            await asyncio.to_thread(self._layers.remove_snapshot, snapshot_id)
+            await self._remove_files(snapshot_id)
         await asyncio.to_thread(self.memory.recover, known)
 
     def records(self) -> list[SnapshotRecord]:
@@ -91,12 +104,45 @@ class Snapshots:
             raise unknown(snapshot_id)
         return record
 
-    async def source(self, snapshot_id: str) -> Source:
-        """What a layer begins with; brought back from the blob store when it is not here. Raises `HutchError`."""
+    async def source(self, snapshot_id: str, *, disk: bool) -> Source:
+        """What a layer begins with, a disk or a tree; brought back from the blob store when it is not here, converted when it is
+        here in the other form. Raises `HutchError`."""
+        await self._fetched(snapshot_id, disk=disk)
         record = self.record(snapshot_id)
-        if not await asyncio.to_thread(self._layers.holds, snapshot_id):
-            record = await self._restored(record)
-        return Source(snapshot_id, record.size_bytes)
+        name = name_of(record, disk=disk)
+        if record.disk is disk:
+            return Source(name, record.size_bytes)
+        return Source(name, 0 if disk else await asyncio.to_thread(self._layers.size, name, 0))
+
+    async def _fetched(self, snapshot_id: str, *, disk: bool) -> None:
+        """Have a snapshot be here in one of its forms. Raises `HutchError`."""
+        record = self.record(snapshot_id)
+        name, other = name_of(record, disk=disk), name_of(record, disk=not disk)
+        if await asyncio.to_thread(self._layers.holds, name):
+            return
+        if disk or await asyncio.to_thread(self._layers.holds, other):
+            await self._once(name, lambda: self._convert(record, name, disk=disk))
+        else:
+            await self._once(name, lambda: self._restore(record, name))
+
+    async def _once(self, name: str, fetch: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Make a layer, once for all who wait for it."""
+        task = self._fetches.get(name)
+        if task is None:
+            task = self._fetches[name] = asyncio.get_running_loop().create_task(fetch())
+            task.add_done_callback(lambda _: self._fetches.pop(name, None))
+        await asyncio.shield(task)
+
+    async def _convert(self, record: SnapshotRecord, name: str, *, disk: bool) -> None:
+        await self._fetched(record.snapshot_id, disk=not disk)
+        try:
+            await self._conversions.convert(self.record(record.snapshot_id), disk=disk)
+        except FileNotFoundError as error:
+            raise unknown(record.snapshot_id) from error
+        self._reached("converted")
+        if record.snapshot_id not in self._records:
+            await asyncio.to_thread(self._layers.remove_snapshot, name)
+            raise unknown(record.snapshot_id)
 
     @staticmethod
     def plan(session: SessionRecord, entry: MachineEntry, method: SnapshotMethod) -> SnapshotRecord:
@@ -172,11 +218,10 @@ class Snapshots:
 
     @contextlib.asynccontextmanager
     async def reading(self, snapshot_id: str) -> AsyncIterator[Path]:
-        """The tree of a snapshot, brought back from the blob store when it is not here. Raises `HutchError`; `GoneError` at the
-        end if it was removed meanwhile, and what was read may not be all of it."""
-        abilities.check_files(self.record(snapshot_id))
-        await self.source(snapshot_id)
-        reading = self._layers.reading(snapshot_id)
+        """The tree of a snapshot, brought back from the blob store when it is not here, converted when it is a disk. Raises
+        `HutchError`; `GoneError` at the end if it was removed meanwhile, and what was read may not be all of it."""
+        await self._fetched(snapshot_id, disk=False)
+        reading = self._layers.reading(name_of(self.record(snapshot_id), disk=False))
         try:
             tree = await asyncio.to_thread(reading.__enter__)
         except FileNotFoundError as error:
@@ -202,7 +247,7 @@ class Snapshots:
         await self._remove(record)
 
     async def _remove(self, record: SnapshotRecord) -> None:
-        await asyncio.to_thread(self._layers.remove_snapshot, record.snapshot_id)
+        await self._remove_files(record.snapshot_id)
         await asyncio.to_thread(self.memory.remove, record.snapshot_id)
         self._reached("removed")
         if record.copy is CopyState.NONE:
@@ -210,6 +255,10 @@ class Snapshots:
         else:
             self._leaving[record.snapshot_id] = record
             self._due.set()
+
+    async def _remove_files(self, snapshot_id: str) -> None:
+        for name in names_of(snapshot_id):
+            await asyncio.to_thread(self._layers.remove_snapshot, name)
 
     # -- the blob store ----------------------------------------------------------------------------
 
@@ -240,7 +289,7 @@ class Snapshots:
         for snapshot_id in list(self._leaving):
             complete &= await self._take_out(snapshot_id)
         for snapshot_id, record in list(self._records.items()):
-            if record.disk or record.durable_at is None or record.copy is CopyState.STORED or snapshot_id in self._hopeless:
+            if record.durable_at is None or record.copy is CopyState.STORED or snapshot_id in self._hopeless:
                 continue
             await self._upload_alone(snapshot_id, changed)
             now = self._records.get(snapshot_id)
@@ -265,11 +314,13 @@ class Snapshots:
             return
         self._reached("packing")
         try:
-            stored = await self._copies.upload(self._records[snapshot_id])
+            await self._fetched(snapshot_id, disk=False)
+            record = self.record(snapshot_id)
+            stored = await self._copies.upload(record, name_of(record, disk=False))
         except (HutchError, OSError) as error:
             reason = error.message if isinstance(error, HutchError) else str(error)
             log.warning("snapshot %s could not be copied to the blob store: %s", snapshot_id, reason)
-            if isinstance(error, HutchError) and error.code == "snapshot_unpackable":
+            if isinstance(error, HutchError) and error.code in HOPELESS:
                 self._hopeless.add(snapshot_id)
             await self._change(snapshot_id, changed, store_error=reason)
             return
@@ -298,43 +349,36 @@ class Snapshots:
             log.info("collected %d chunks and %d manifests", collected.chunks, collected.manifests)
         return collected
 
-    async def _restored(self, record: SnapshotRecord) -> SnapshotRecord:
-        """Bring a snapshot back, once for all who wait for it."""
-        task = self._restores.get(record.snapshot_id)
-        if task is None:
-            task = asyncio.get_running_loop().create_task(self._restore(record))
-            self._restores[record.snapshot_id] = task
-            task.add_done_callback(lambda _: self._restores.pop(record.snapshot_id, None))
-        return await asyncio.shield(task)
-
-    async def _restore(self, record: SnapshotRecord) -> SnapshotRecord:
-        size = await self._copies.restore(record)
+    async def _restore(self, record: SnapshotRecord, name: str) -> None:
+        size = await self._copies.restore(record, name)
         self._reached("restored")
         if record.snapshot_id not in self._records:
-            await asyncio.to_thread(self._layers.remove_snapshot, record.snapshot_id)
+            await asyncio.to_thread(self._layers.remove_snapshot, name)
             raise unknown(record.snapshot_id)
-        # It shares nothing with others any more.
-        await self._change(record.snapshot_id, _nobody, size_bytes=size, inherited_bytes=0)
+        if not record.disk:
+            # It shares nothing with others any more.
+            await self._change(record.snapshot_id, _nobody, size_bytes=size, inherited_bytes=0)
         log.info("snapshot %s was restored from the blob store", record.snapshot_id)
-        return self.record(record.snapshot_id)
 
     async def verify(self, snapshot_id: str) -> Verified:
         """Check a snapshot's copy. Raises `HutchError`."""
-        return await self._copies.verify(self.record(snapshot_id))
+        record = self.record(snapshot_id)
+        return await self._copies.verify(record, name_of(record, disk=False))
 
     async def close(self) -> None:
-        """End what is being restored."""
-        for task in list(self._restores.values()):
+        """End what is being restored or converted."""
+        fetches = list(self._fetches.values())
+        for task in fetches:
             task.cancel()
-        await asyncio.gather(*self._restores.values(), return_exceptions=True)
+        await asyncio.gather(*fetches, return_exceptions=True)
 
     # -- archives ----------------------------------------------------------------------------------
 
     async def export(self, request: SnapshotExport, send: Send) -> None:
         """A snapshot as a tar. Raises `HutchError`."""
-        abilities.check_files(self.record(request.snapshot_id))
-        await self.source(request.snapshot_id)
-        await self._copies.export(self.record(request.snapshot_id), request, send)
+        await self._fetched(request.snapshot_id, disk=False)
+        record = self.record(request.snapshot_id)
+        await self._copies.export(record, name_of(record, disk=False), request, send)
 
     async def load(self, request: SnapshotImport, given: AsyncIterable[bytes], image_bytes: int) -> SnapshotRecord:
         """A new snapshot out of a tar. Raises `HutchError`, and nothing is left then."""

@@ -31,6 +31,7 @@ from hutch.host.audit import AuditStore
 from hutch.host.background import Background
 from hutch.host.claims import Claims
 from hutch.host.commands import Commands
+from hutch.host.conversion import names_of
 from hutch.host.drives import Drives
 from hutch.host.egress import Egress
 from hutch.host.ends import Ends
@@ -278,9 +279,10 @@ class Supervisor:
             raise UnavailableError(
                 "host_full", f"The host runs {self._settings.host.max_sessions} sandboxes, the most it may.", retry_after_s=5
             )
-        source = self.snapshots.record(spec.source_snapshot) if spec.source_snapshot is not None else None
+        if spec.source_snapshot is not None:
+            self.snapshots.record(spec.source_snapshot)
         isolation = self._machines.backends.named(spec.isolation)
-        abilities.check_start(isolation.traits, isolation.name, spec, source)
+        abilities.check_start(isolation.traits, isolation.name, spec)
         await self.metered.admit(spec)
         try:
             return await self._admitted(msgspec.structs.replace(spec, isolation=isolation.name), requested)
@@ -503,20 +505,18 @@ class Supervisor:
 
     async def remove_snapshot(self, snapshot_id: str) -> None:
         """Remove a snapshot; nothing happens when there is none. Acknowledged: it goes, whatever happens now."""
-        self.pool.forget(snapshot_id)
+        for name in names_of(snapshot_id):
+            self.pool.forget(name)
         await self.snapshots.remove(snapshot_id)
 
     async def load_snapshot(self, request: SnapshotImport, given: AsyncIterable[bytes]) -> SnapshotRecord:
         """A new snapshot out of a tar. Raises `HutchError`."""
-        default = self._machines.backends.default
-        abilities.check_import(default.traits, default.name)
         image = self.images.exact(request.image)
         return await self.snapshots.load(request, given, sum(layer.path.stat().st_size for layer in image.layers))
 
     async def build_image(self, request: ImageBuild) -> ImageRecord:
         """An image with one more layer, out of a snapshot. Raises `HutchError`."""
         snapshot = self.snapshots.record(request.snapshot_id)
-        abilities.check_files(snapshot)
         base = self.images.exact(snapshot.image)
         return await self.images.build(request, base, snapshot.size_bytes, self.snapshots.reading(snapshot.snapshot_id))
 

@@ -8,7 +8,9 @@ takes it only where the minimum leaves nothing else: what a host could do yester
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,6 +110,28 @@ def backends(settings: Settings, directory: Path) -> Backends:
         else:
             others.append(found.isolation)
     return Backends(default, tuple(others), refused)
+
+
+def converting(settings: Settings, directory: Path, backends: Backends) -> Callable[[], Qemu]:
+    """The virtual machines that convert files: those of a backend of the host, else others, emulated where KVM does not work.
+    Nothing is looked for before it is asked for. What is returned blocks, and raises `OSError` with what is missing."""
+
+    @functools.cache
+    def found() -> Qemu:
+        if "qemu" in backends:
+            backend = backends["qemu"]
+            assert isinstance(backend, Qemu)
+            return backend
+        qemu = Qemu(Guest(guest_path()), directory, backends.cgroups, Accelerator.TCG, settings.isolation.qemu)
+        qemu.require()
+        if settings.isolation.qemu_accelerator is QemuAccelerator.TCG:
+            return qemu
+        kvm = kvm_verdict(qemu)
+        if not kvm.usable and settings.isolation.qemu_accelerator is QemuAccelerator.KVM:
+            raise OSError(kvm.reason)
+        return qemu.using(Accelerator.KVM) if kvm.usable else qemu
+
+    return found
 
 
 def choose(settings: Settings, directory: Path) -> Isolation:

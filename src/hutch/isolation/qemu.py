@@ -152,6 +152,11 @@ class Qemu:
         """The same with another accelerator."""
         return Qemu(self.guest, self.directory, self.cgroups, accelerator, self.binary, self._disk_bytes, self.templates)
 
+    def require(self) -> None:
+        """Raises `OSError` with what is missing here, without starting anything."""
+        self.guest.require()
+        self._program()
+
     def probe(self) -> None:
         """Boot the guest's kernel until the agent answers. Raises `OSError` with the reason why that did not happen."""
         # Imported late: it drives this class.
@@ -482,8 +487,9 @@ def disk_size(room_bytes: int) -> int:
     return max(MIN_DISK_BYTES, (room_bytes - room_bytes // 64) // MIB * MIB)
 
 
-def make_disk(file: Path, size_bytes: int) -> None:
-    """An empty ext4 image; nothing happens where there is one. It is complete or not there."""
+def make_disk(file: Path, size_bytes: int, *more: str) -> None:
+    """An empty ext4 image, with `more` options of `mkfs.ext4`; nothing happens where there is one. It is complete or not
+    there."""
     if file.exists():
         return
     part = file.with_name(f".{file.name}.part")
@@ -496,7 +502,7 @@ def make_disk(file: Path, size_bytes: int) -> None:
         part.chmod(0o600)
         # Tables are zero already in a sparse file. The guest's kernel writes them when it wants to.
         options = ["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", "-m", "0", "-I", "256"]
-        kernel.run(["mkfs.ext4", "-q", "-F", *options, str(part)])
+        kernel.run(["mkfs.ext4", "-q", "-F", *options, *more, str(part)])
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)

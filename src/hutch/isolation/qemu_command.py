@@ -87,15 +87,24 @@ class VirtualMachine:
 
 def kernel_line(machine: VirtualMachine) -> str:
     """The kernel's command line. A panic or a restart ends QEMU, at once: nobody waits for a dead machine."""
-    words = ["console=ttyS0", "quiet", "loglevel=3", "panic=-1", "oops=panic", "reboot=t"]
-    if machine.tsc_khz:
-        words += [f"tsc_early_khz={machine.tsc_khz}", "tsc=reliable"]
-    words += ["hutch.vm=1", f"hutch.layers={len(machine.layers)}"]
+    words = [*_kernel_words(machine.tsc_khz), f"hutch.layers={len(machine.layers)}"]
     if machine.waits:
         words += ["hutch.wait=1"]
     elif machine.card is not None:
         words += [f"hutch.address={machine.card.address}/{LINK_PREFIX}", f"hutch.gateway={machine.card.gateway}"]
     return " ".join(words)
+
+
+def kernel_line_alone(tsc_khz: int | None) -> str:
+    """The same for a machine whose agent stays in the initramfs, and mounts nothing by itself."""
+    return " ".join([*_kernel_words(tsc_khz), "hutch.layers=0"])
+
+
+def _kernel_words(tsc_khz: int | None) -> list[str]:
+    words = ["console=ttyS0", "quiet", "loglevel=3", "panic=-1", "oops=panic", "reboot=t"]
+    if tsc_khz:
+        words += [f"tsc_early_khz={tsc_khz}", "tsc=reliable"]
+    return [*words, "hutch.vm=1"]
 
 
 def command(binary: str, machine: VirtualMachine, line: str | None = None) -> list[str]:

@@ -62,14 +62,16 @@ async def with_machine(
     vcpus: int = 1,
     cgroup: str = "",
     kernel_line: str | None = None,
+    layer: Path | None = None,
 ) -> T:
-    """Boot one machine, `use` it, and leave nothing of it. Raises `BootFailed` with what its console said."""
+    """Boot one machine, `use` it, and leave nothing of it; its disk is that of `layer`, or none that is kept. Raises `BootFailed`
+    with what its console said."""
     directory = Path(tempfile.mkdtemp(prefix="hutch-vm-", dir=parent))
     plan = MachinePlan(
         machine_id=machine_id(),
         directory=directory,
         lowers=lowers,
-        layer=directory,
+        layer=layer or directory,
         channel_dir=directory,
         agent=qemu.guest.initramfs,
         namespace=directory,
