@@ -8,6 +8,7 @@
 //! * `work`, `files`, `archive`, `tar`: file methods, in threads with the rights of the request's user
 //! * `system`: hostname, clock, entropy, limits
 //! * `conversion`: the files of a disk as a stream, and back
+//! * `drives`: disks of a virtual machine that are mounted where the host says
 //! * `vm`: from a virtual machine's initramfs to the sandbox's root; `bare`: a root that has nothing but the agent
 //! * `sys_unsafe`: the only `unsafe` code, with its reasons
 
@@ -17,6 +18,7 @@ mod bare;
 mod channel;
 mod command;
 mod conversion;
+mod drives;
 mod errors;
 mod files;
 mod identity;
