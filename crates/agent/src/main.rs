@@ -66,9 +66,14 @@ fn main() -> ExitCode {
     match arguments.as_slice() {
         [option] if option == "--version" => println!("hutch-agent {}", env!("CARGO_PKG_VERSION")),
         [option] if option == "--help" => print!("{HELP}"),
-        [option, path] if option == "--connect" => return run(Place::Unix(path.clone().into_vec()), None),
+        [option, path] if option == "--connect" => {
+            sys_unsafe::close_inherited_descriptors();
+            return run(Place::Unix(path.clone().into_vec()), None);
+        }
         // Words of its command line that a kernel does not know, such as `nomodule`, are init's arguments.
         _ if system::is_init() => {
+            // Before it opens its own.
+            sys_unsafe::close_inherited_descriptors();
             let (place, machine) = vm::enter();
             if run(place, Some(machine)) == ExitCode::FAILURE {
                 vm::end("the agent did not start");

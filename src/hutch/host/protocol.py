@@ -124,13 +124,15 @@ class DriveSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DriveRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A drive. `inherited_bytes` of it came with the drive that it is a copy of; `written`: somebody had it read-write."""
+    """A drive. `inherited_bytes` of it came with the drive that it is a copy of; `written`: somebody had it read-write; `disk`: it is
+    a virtual machine's disk and no tree."""
 
     drive_id: str
     size_bytes: int
     created_at: int
     inherited_bytes: int = 0
     written: bool = False
+    disk: bool = False
 
 
 class DriveRef(msgspec.Struct, frozen=True):

@@ -54,7 +54,7 @@ from hutch.isolation.firecracker_machine import TO_EVERYBODY, Limits, Plan, Prog
 from hutch.isolation.firecracker_process import CONSOLE_LOG, Launch, Monitor, last_words, start
 from hutch.isolation.kvm import DEVICE
 from hutch.isolation.protocol import LINK_PREFIX, BootFailed, MachinePlan, Traits
-from hutch.isolation.qemu import ADOPT_TIMEOUT_S, DISK_BYTES, GUEST_CGROUP, Guest, NotInThisRelease, disk_size, make_disk
+from hutch.isolation.qemu import ADOPT_TIMEOUT_S, DISK_BYTES, GUEST_CGROUP, Guest, disk_size, make_disk
 from hutch.isolation.qemu import DISK as DISK_FILE
 from hutch.settings import Settings
 
@@ -101,7 +101,6 @@ class Firecracker:
             writes_late=True,
             memory=False,
             live_copies=False,
-            drives=False,
             trees=False,
         )
         self._records = directory / "firecracker"
@@ -151,13 +150,12 @@ class Firecracker:
     def boot(self, plan: MachinePlan) -> Process:
         """Start Firecracker. Its agent connects to the channel, whose socket must have the trait `channel_mode`, when the guest
         has come that far, and again whenever the channel breaks."""
-        if plan.mounts:
-            raise NotInThisRelease("Virtual machines have no drives in this release.")
         jail = self._jail(plan.machine_id, plan.directory)
         monitor: Monitor | None = None
         try:
             make_disk(plan.layer / DISK_FILE, disk_size(plan.disk_bytes) if plan.disk_bytes else self._disk_bytes)
             disk = Placed(DISK, plan.layer / DISK_FILE, writable=True)
+            drives = tuple(Placed(f"drive{number}", mount.source, writable=True) for number, mount in enumerate(plan.mounts))
             images = tuple(Placed(f"layer{number}", image) for number, image in enumerate(plan.lowers))
             if plan.memory is None:
                 files = self._boot_files()
@@ -168,7 +166,7 @@ class Firecracker:
             launch = Launch(
                 jail,
                 plan.channel_dir,
-                (*files, *images, disk),
+                (*files, *images, disk, *drives),
                 plan.vcpus,
                 plan.memory_bytes,
                 self.cgroups,
@@ -193,6 +191,8 @@ class Firecracker:
 
     def _machine(self, plan: MachinePlan) -> VirtualMachine:
         layers = [Drive(f"layer{number}", f"layer{number}", read_only=True) for number in range(len(plan.lowers))]
+        # Behind the disk: the agent counts.
+        mounted = [Drive(f"drive{number}", f"drive{number}", read_only=False) for number in range(len(plan.mounts))]
         cards: tuple[Interface, ...] = ()
         if plan.address:
             cards = (Interface(tap.LINK, tap.NAME, tap.HARDWARE),)
@@ -202,7 +202,7 @@ class Firecracker:
             memory_bytes=plan.memory_bytes,
             kernel_line=kernel_line(self._files.arguments, len(plan.lowers), address=address, gateway=plan.nameserver),
             initramfs=True,
-            drives=(*layers, Drive(DISK, DISK, read_only=False)),
+            drives=(*layers, Drive(DISK, DISK, read_only=False), *mounted),
             interfaces=cards,
         )
 

@@ -22,7 +22,7 @@ import logging
 import os
 import shutil
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,6 @@ HANG_UP_TIMEOUT_S, ANSWER_TIMEOUT_S, EMPTY_TIMEOUT_S = 2.0, 30.0, 2.0
 PING_TIMEOUT_S, EMULATED_PING_TIMEOUT_S = 4.0, 30.0
 """Of a hundred programs that begin at once, each takes as long as ten to thirty do elsewhere; so does the agent in between."""
 BOOT_TIMEOUT_S, EMULATED_BOOT_TIMEOUT_S, ADOPT_TIMEOUT_S = 30.0, 120.0, 20.0
-
-
-class NotInThisRelease(BootFailed):
-    """A plan has something that this backend does not do yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +136,6 @@ class Qemu:
             guest_cgroup=GUEST_CGROUP,
             writes_late=True,
             begins=True,
-            drives=False,
             trees=False,
         )
         self._disk_bytes = disk_bytes
@@ -171,8 +166,6 @@ class Qemu:
 
         `kernel_line` replaces the kernel's command line: for those who ask what a broken one does.
         """
-        if plan.mounts:
-            raise NotInThisRelease("Virtual machines have no drives in this release.")
         try:
             self.guest.require()
             make_disk(plan.layer / DISK, disk_size(plan.disk_bytes) if plan.disk_bytes else self._disk_bytes)
@@ -218,7 +211,7 @@ class Qemu:
             return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
         files = tuple(told(file) for file in (Path(self._program()), self.guest.kernel, self.guest.initramfs))
-        return Kind(files, plan.vcpus, plan.memory_bytes, len(plan.lowers), bool(plan.address))
+        return Kind(files, plan.vcpus, plan.memory_bytes, len(plan.lowers), bool(plan.address), len(plan.mounts))
 
     # -- templates ---------------------------------------------------------------------------------
 
@@ -240,6 +233,7 @@ class Qemu:
             vcpus=plan.vcpus,
             memory_bytes=plan.memory_bytes,
             address=plan.address,
+            mounts=tuple(replace(mount, source=directory / f"drive{number}") for number, mount in enumerate(plan.mounts)),
         )
         process: Process | None = None
         with contextlib.ExitStack() as undo:
@@ -248,9 +242,10 @@ class Qemu:
             devices = qemu_template.file("hutch-devices")
             undo.callback(os.close, devices)
             try:
-                # Nobody looks at what is in it before it is another one.
-                with (directory / DISK).open("xb") as disk:
-                    disk.truncate(MIN_DISK_BYTES)
+                # Nobody looks at what is in them before they are others.
+                for file in (directory / DISK, *(mount.source for mount in own.mounts)):
+                    with file.open("xb") as disk:
+                        disk.truncate(MIN_DISK_BYTES)
                 process = self._start(own, Origin(memory=memory, waits=True))
                 asyncio.run(self._until_it_waits(directory))
                 with Monitor(directory / MONITOR, MONITOR_TIMEOUT_S) as asked:
@@ -308,6 +303,7 @@ class Qemu:
                 initramfs=descriptor(self.guest.initramfs),
                 layers=tuple(descriptor(image) for image in plan.lowers),
                 disk=descriptor(plan.layer / DISK, os.O_RDWR),
+                drives=tuple(descriptor(mount.source, os.O_RDWR | os.O_NOFOLLOW) for mount in plan.mounts),
                 channel=agent.fileno(),
                 monitor=monitor.fileno(),
                 tsc_khz=tsc.frequency_khz() if self.accelerator is Accelerator.TCG else None,
@@ -541,4 +537,4 @@ def _guest_threads(process: Process, asked: Monitor) -> list[int]:
     return threads
 
 
-__all__ = ["BootFailed", "Guest", "MonitorFailed", "NotInThisRelease", "Qemu", "last_words", "make_disk", "monitor"]
+__all__ = ["BootFailed", "Guest", "MonitorFailed", "Qemu", "last_words", "make_disk", "monitor"]

@@ -42,6 +42,7 @@ class Kind:
     memory_bytes: int
     layers: int
     card: bool
+    drives: int
 
 
 @dataclass(frozen=True, slots=True)
