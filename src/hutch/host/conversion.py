@@ -117,8 +117,8 @@ class Converter:
         )
 
     async def put_in(self, qemu: Qemu, name: str, tree: Path, layer: Path, size_bytes: int) -> None:
-        """Have a machine called `name` put the files of `tree`, which nobody writes to and has `size_bytes`, into the empty disk in
-        the directory `layer`. Raises `OSError`, and `HutchError`."""
+        """Have a machine called `name` put the files of `tree`, which nobody writes to and which has `size_bytes`, into the empty
+        disk in the directory `layer`. Raises `OSError`, and `HutchError`."""
 
         async def give(send: convert.Send) -> None:
             await self._packing.run(SendJob(tree=str(tree)), Done, send=send)

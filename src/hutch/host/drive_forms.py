@@ -1,5 +1,5 @@
-"""The files of a drive in the other form (`hutch.host.drive_storage`): a tree becomes a disk, or a disk a tree, by a machine that is
-started for that alone (`hutch.isolation.convert`).
+"""The files of a drive in the other form (`hutch.host.drive_storage`): a tree becomes a disk, or a disk a tree, by a machine that
+is started for that alone (`hutch.isolation.convert`).
 
     copy of the drive as of now ─▶ another view, with the same files ─▶ what a machine reads, or the drive itself
 """
@@ -34,7 +34,8 @@ class DriveForms:
         self._store = store
 
     async def convert(self, record: DriveRecord) -> None:
-        """Have a drive that nobody uses be there in the other form too. Raises `HutchError`, and `OSError`; nothing is left then."""
+        """Have a drive that nobody uses be there in the other form too. Raises `HutchError`, and `OSError`; nothing is left
+        then."""
         machine = _machine_name()
         source = name_of(f"{machine}-from", disk=record.disk)
         made = name_of(f"{machine}-made", disk=not record.disk)
@@ -46,7 +47,8 @@ class DriveForms:
             await asyncio.shield(asyncio.to_thread(self._store.remove_views, machine))
 
     async def view(self, record: DriveRecord, source: Path, view: str) -> Path:
-        """A view with the files of another one, `source`, which is in the form of the drive. Raises `HutchError`, and `OSError`."""
+        """A view with the files of another one, `source`, which is in the form of the drive. Raises `HutchError`, and
+        `OSError`."""
         return await self._make(record, source, view, _machine_name())
 
     async def _make(self, record: DriveRecord, source: Path, view: str, machine: str) -> Path:
@@ -78,10 +80,10 @@ def _moved_up(inner: Path) -> None:
         inside, outside = (os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW) for path in (inner, inner.parent))
         for descriptor in (inside, outside):
             opened.callback(os.close, descriptor)
-        for name in os.listdir(inside):
+        for name in os.listdir(inside):  # noqa: PTH208 - of what was opened
             os.rename(name, name, src_dir_fd=inside, dst_dir_fd=outside)
         found = os.fstat(inside)
-        os.rmdir(inner)
+        inner.rmdir()
         os.fchown(outside, found.st_uid, found.st_gid)
         os.fchmod(outside, stat.S_IMODE(found.st_mode))
         for attribute in os.listxattr(inside):

@@ -1,9 +1,9 @@
 """Where drives lie: file systems of their own, each bounded, beside the writable layers and in the same kind of store.
 
-A drive is in one of two forms: a *tree*, a directory of the host, or a *disk*, a file with an ext4 file system that the host formats
-while it is empty and never mounts, since guests write to it themselves. Stores know each form under a name of its own (`name_of`).
-A *view* is a copy of a drive as of one moment that nobody else writes to, made for one machine and named after it, so that it goes
-when the machine goes.
+A drive is in one of two forms: a *tree*, a directory of the host, or a *disk*, a file with an ext4 file system that the host
+formats while it is empty and never mounts, since guests write to it themselves. Stores know each form under a name of its own
+(`name_of`). A *view* is a copy of a drive as of one moment that nobody else writes to, made for one machine and named after it,
+so that it goes when the machine goes.
 
 * `BtrfsDrives`: a subvolume each, with a quota. Copies share data with what they were made of and take milliseconds, also
   while a guest writes.
@@ -80,8 +80,8 @@ class DriveStore(Protocol):
         """Nobody uses the drive any more."""
 
     def view(self, name: str, view: str) -> Path:
-        """A new copy for reading, of the same form. That of a disk may be written to: who mounts it has a journal to replay. Raises
-        `ConflictError` (`drive_attached`) as `copy` does."""
+        """A new copy for reading, of the same form. That of a disk may be written to: who mounts it has a journal to replay.
+        Raises `ConflictError` (`drive_attached`) as `copy` does."""
 
     def blank(self, view: str, size_bytes: int) -> Path:
         """A new view with nothing in it, of at most so many bytes. Raises `UnavailableError` (`disk_full`)."""

@@ -7,8 +7,8 @@
 Whoever writes to a drive has it alone; whoever reads sees a copy as of the session's start. Who has a drive is not written down
 beside: it is what the records of live sessions say, so that no claim outlives its session, and none is lost with this process.
 
-A drive is in the form of whoever wrote to it last: a tree, or a virtual machine's disk. Whoever writes next and takes the other one
-has it become that; whoever reads has a copy in the form that it takes. The journal says which one counts.
+A drive is in the form of whoever wrote to it last: a tree, or a virtual machine's disk. Whoever writes next and takes the other
+one has it become that; whoever reads has a copy in the form that it takes. The journal says which one counts.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ from hutch.host.authority import TrustStore
 from hutch.host.binaries import agent_path, gateway_path
 from hutch.host.conversion import Conversions, Converter
 from hutch.host.copies import Copies, store_spec
-from hutch.host.drive_storage import DriveStore
 from hutch.host.drive_forms import DriveForms
+from hutch.host.drive_storage import DriveStore
 from hutch.host.drives import Drives
 from hutch.host.egress import Egress
 from hutch.host.gateway import Gateway

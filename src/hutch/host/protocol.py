@@ -124,8 +124,8 @@ class DriveSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DriveRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A drive. `inherited_bytes` of it came with the drive that it is a copy of; `written`: somebody had it read-write; `disk`: it is
-    a virtual machine's disk and no tree."""
+    """A drive. `inherited_bytes` of it came with the drive that it is a copy of; `written`: somebody had it read-write; `disk`:
+    it is a virtual machine's disk and no tree."""
 
     drive_id: str
     size_bytes: int

@@ -43,11 +43,11 @@ class Card:
 class VirtualMachine:
     """What a machine is made of. All but the numbers of size are descriptors that QEMU inherits.
 
-    `layers` are EROFS images, the lowest first; `disk` is an ext4 image that no guest shares, and so are the `drives`; `channel` listens for the host, who
-    speaks with the agent there; `monitor` listens for QMP. `tsc_khz` is the rate of the host's time stamp counter, which
-    TCG needs. `waits`: its agent waits for the host before it mounts anything. `comes_in`: it becomes what the monitor tells it
-    to read, and runs when that says so. `memory` is a file that its memory is in: its own, or with `maps_privately` one that
-    nobody may write to.
+    `layers` are EROFS images, the lowest first; `disk` is an ext4 image that no guest shares, and so are the `drives`; `channel`
+    listens for the host, who speaks with the agent there; `monitor` listens for QMP. `tsc_khz` is the rate of the host's time
+    stamp counter, which TCG needs. `waits`: its agent waits for the host before it mounts anything. `comes_in`: it becomes what
+    the monitor tells it to read, and runs when that says so. `memory` is a file that its memory is in: its own, or with
+    `maps_privately` one that nobody may write to.
     """
 
     accelerator: Accelerator

@@ -42,7 +42,7 @@ class Kind:
     memory_bytes: int
     layers: int
     card: bool
-    drives: int
+    drives: int = 0
 
 
 @dataclass(frozen=True, slots=True)
