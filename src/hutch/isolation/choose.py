@@ -143,7 +143,12 @@ def choose(settings: Settings, directory: Path) -> Isolation:
             reasons.append(f"{backend.value}: weaker than isolation.minimum ({minimum.value})")
             continue
         found = probe(backend, settings, directory)
-        if found.isolation is not None:
+        # Those that sandboxes may name may be emulated.
+        if found.isolation is not None and not (wanted is Backend.AUTO and _emulates(found.isolation)):
             return found.isolation
         reasons.append(f"{backend.value}: {found.reason}")
     raise NoIsolation("No isolation backend can be used. " + "; ".join(reasons) + ".")
+
+
+def _emulates(isolation: Isolation) -> bool:
+    return isinstance(isolation, Qemu) and isolation.accelerator is Accelerator.TCG
