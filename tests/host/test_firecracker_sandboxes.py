@@ -16,11 +16,15 @@ import pytest
 
 from hutch.errors import ConflictError, UnavailableError
 from hutch.host import kernel
-from hutch.host.protocol import DriveMode, DriveMount, SessionStatus, SnapshotRequest
+from hutch.host.drive_storage import name_of
+from hutch.host.machine import Machine, Machines
+from hutch.host.protocol import DriveMode, SessionStatus, SnapshotRequest
 from hutch.host.service import Service
 from hutch.isolation import tap
+from hutch.isolation.protocol import PlannedMount
 from hutch.isolation.qemu import DISK, GUEST_CGROUP
 from tests.host.guest import Guest, guest, over, real_host, spec
+from tests.host.test_drives import at, drive
 from tests.isolation import fake_programs
 
 pytestmark = [pytest.mark.root, pytest.mark.sandbox, pytest.mark.timeout(180)]
@@ -94,10 +98,6 @@ async def test_a_sandbox_runs_is_found_again_and_its_files_outlive_it(no_leaks: 
             with pytest.raises(ConflictError) as refused:
                 await host.supervisor.snapshot(request)
             assert refused.value.code == code
-        mount = DriveMount(path="/data", drive_id="drive_1", mode=DriveMode.READ_WRITE)
-        with pytest.raises(ConflictError) as refused:
-            await host.supervisor.create(spec(mounts=[mount]))
-        assert refused.value.code == "isolation_unsupported"
         stopped = await box.stop()
         assert (stopped.status, stopped.stop_reason) == (SessionStatus.STOPPED, "stop")
         assert stopped.snapshot is not None
@@ -109,6 +109,45 @@ async def test_a_sandbox_runs_is_found_again_and_its_files_outlive_it(no_leaks: 
         machine.process.kill()
         record = await over(box)
         assert (record.status, record.stop_reason) == (SessionStatus.FAILED, "The sandbox failed: its sandbox process died.")
+
+
+async def test_drives_are_disks_that_its_agent_is_told_of(no_leaks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[PlannedMount, ...]] = []
+
+    async def mounted(_: Machine, mounts: tuple[PlannedMount, ...]) -> None:
+        # The stand-in's agent has no kernel to mount with.
+        told.append(mounts)
+
+    async with host_of_machines(no_leaks, end_all=False) as host:
+        drives = host.supervisor.drives
+        kept = await drive(host, 64 * MIB)
+        # What no agent mounts is no sandbox.
+        with pytest.raises(UnavailableError, match="drives could not be mounted: Invalid request: this is no virtual machine"):
+            await guest(host, mounts=[at("/data", kept)])
+        assert host._supervisor._machines.left_behind() == set()
+        monkeypatch.setattr(Machines, "_mount_drives", staticmethod(mounted))
+        box = await guest(host, mounts=[at("/data", kept)])
+        looking = await guest(host, mounts=[at("/seen", kept, DriveMode.SNAPSHOT)])
+        [[writes], [reads]] = told
+        assert (writes.path, writes.read_only, reads.path, reads.read_only) == ("/data", False, "/seen", True)
+        assert drives._store.names() == {name_of(kept, disk=True)}
+        for session, mount in ((box, writes), (looking, reads)):
+            machine = session.session.machine
+            assert machine is not None
+            [placed] = machine.directory.glob("jail/*/*/root/drive0")
+            assert placed.stat().st_ino == mount.source.stat().st_ino
+            assert mount.source.stat().st_uid == Path(f"/proc/{machine.process.pid}").stat().st_uid
+        sessions = box.session_id, looking.session_id
+    async with host_of_machines(no_leaks) as host:
+        drives = host.supervisor.drives
+        with pytest.raises(ConflictError, match=sessions[0]):
+            await guest(host, mounts=[at("/data", kept)])
+        for session_id in sessions:
+            await Guest(host.supervisor, session_id).stop()
+        await asyncio.gather(*host.supervisor.ends.removals)
+        assert drives.viewers() == set()
+        await drives.remove(kept)
+        assert drives._store.names() == set()
 
 
 async def test_a_sandbox_may_name_another_backend_than_its_neighbours(no_leaks: Path) -> None:

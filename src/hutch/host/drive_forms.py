@@ -80,9 +80,9 @@ def _moved_up(inner: Path) -> None:
         inside, outside = (os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW) for path in (inner, inner.parent))
         for descriptor in (inside, outside):
             opened.callback(os.close, descriptor)
+        found = os.fstat(inside)
         for name in os.listdir(inside):  # noqa: PTH208 - of what was opened
             os.rename(name, name, src_dir_fd=inside, dst_dir_fd=outside)
-        found = os.fstat(inside)
         inner.rmdir()
         os.fchown(outside, found.st_uid, found.st_gid)
         os.fchmod(outside, stat.S_IMODE(found.st_mode))
