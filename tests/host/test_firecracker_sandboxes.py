@@ -114,7 +114,7 @@ async def test_a_sandbox_runs_is_found_again_and_its_files_outlive_it(no_leaks: 
 async def test_drives_are_disks_that_its_agent_is_told_of(no_leaks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[PlannedMount, ...]] = []
 
-    async def mounted(_: Machine, mounts: tuple[PlannedMount, ...]) -> None:
+    async def mounted(_: Machines, __: Machine, mounts: tuple[PlannedMount, ...]) -> None:
         # The stand-in's agent has no kernel to mount with.
         told.append(mounts)
 
@@ -125,7 +125,7 @@ async def test_drives_are_disks_that_its_agent_is_told_of(no_leaks: Path, monkey
         with pytest.raises(UnavailableError, match="drives could not be mounted: Invalid request: this is no virtual machine"):
             await guest(host, mounts=[at("/data", kept)])
         assert host._supervisor._machines.left_behind() == set()
-        monkeypatch.setattr(Machines, "_mount_drives", staticmethod(mounted))
+        monkeypatch.setattr(Machines, "_mount_drives", mounted)
         box = await guest(host, mounts=[at("/data", kept)])
         looking = await guest(host, mounts=[at("/seen", kept, DriveMode.SNAPSHOT)])
         [[writes], [reads]] = told

@@ -64,12 +64,12 @@ impl Drives {
             let message = format!("The drive of {} can't be mounted: {failure}", shown(&wanted.path.0));
             ErrorMessage::new(500, "agent_error", &message)
         };
+        let root = rustix::fs::openat(CWD, "/", DIRECTORY, Mode::empty()).map_err(|error| failed(error.to_string()))?;
+        let point = mount_point(root, &wanted.path.0)?;
         let disk = vm::find_disk(self.disks, &name, self.first + number).map_err(&failed)?;
         let contents = self
             .contents(&name, &disk.to_string_lossy(), wanted)
             .map_err(|(what, error)| failed(format!("{what}: {error}")))?;
-        let root = rustix::fs::openat(CWD, "/", DIRECTORY, Mode::empty()).map_err(|error| failed(error.to_string()))?;
-        let point = mount_point(root, &wanted.path.0)?;
         bind(&contents, &point).map_err(|error| failed(error.to_string()))
     }
 

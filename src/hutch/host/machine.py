@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hutch.errors import BadRequestError, ConflictError, GoneError, HutchError, UnavailableError
+from hutch.errors import ConflictError, GoneError, HutchError, UnavailableError
 from hutch.host import authority, channel, kernel
 from hutch.host.authority import Authority, TrustStore
 from hutch.host.cgroups import Cgroups
@@ -377,8 +377,7 @@ class Machines:
             planned.append(PlannedMount(mount.path, path, read_only, owner))
         return tuple(planned)
 
-    @staticmethod
-    async def _mount_drives(machine: Machine, mounts: tuple[PlannedMount, ...]) -> None:
+    async def _mount_drives(self, machine: Machine, mounts: tuple[PlannedMount, ...]) -> None:
         """Have a machine's agent mount the disks of its drives. Raises `BadRequestError` (`invalid_mount_path`) where the guest's
         files have no place for one, else `BootFailed`."""
         params = {
@@ -386,12 +385,14 @@ class Machines:
         }
         try:
             await machine.call("drives.mount", params, timeout_s=MOUNTED_TIMEOUT_S)
-        except BadRequestError as error:
+        except HutchError as error:
             if error.code == "invalid_mount_path":
                 raise
-            raise BootFailed(f"The sandbox's drives could not be mounted: {error.message}") from error
-        except HutchError as error:
-            raise BootFailed(f"The sandbox's drives could not be mounted: {error.message}") from error
+            raise BootFailed(f"The sandbox's drives could not be mounted: {await self._why(machine, error)}") from error
+
+    async def _why(self, machine: Machine, error: HutchError) -> str:
+        """What a machine did not do what it was told for; it may have died of it."""
+        return await self.reason_of_death(machine, machine.died.result()) if machine.died.done() else error.message
 
     async def _begin(self, machine: Machine) -> None:
         """Have a machine be nobody else, whose memory may be that of others until now. Raises `BootFailed`."""
@@ -405,10 +406,7 @@ class Machines:
         try:
             await machine.call("machine.begin", params)
         except HutchError as error:
-            reason = error.message
-            if machine.died.done():
-                reason = await self.reason_of_death(machine, machine.died.result())
-            raise BootFailed(f"The sandbox did not begin: {reason}") from error
+            raise BootFailed(f"The sandbox did not begin: {await self._why(machine, error)}") from error
 
     async def _install_trust(self, machine: Machine, own: Authority) -> None:
         """Have the guest trust this host's roots and its own authority. A guest's file system may be older than its authority,
