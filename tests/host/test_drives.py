@@ -365,7 +365,7 @@ async def test_sigkill_of_the_host_while_a_guest_writes(no_leaks: Path) -> None:
 def ext4(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a host without btrfs."""
     which = shutil.which
-    monkeypatch.setattr(shutil, "which", lambda name, *more: None if name in ("mkfs.btrfs", "modprobe") else which(name, *more))
+    monkeypatch.setattr(shutil, "which", lambda name, **more: None if name in ("mkfs.btrfs", "modprobe") else which(name, **more))
 
 
 async def test_the_same_on_ext4_but_for_copies_of_what_is_in_use(no_leaks: Path, ext4: None) -> None:

@@ -72,7 +72,10 @@ async def test_a_drive_is_written_to_and_read_by_both_kinds_of_sandboxes(no_leak
         assert (await box.shell("echo later > /data/more")).exit_code == 0
         for seen in readers:
             assert (await seen.shell(LIST)).stdout == listed
-            assert b"Read-only" in (await seen.shell("cat /data/more; touch /data/x")).stderr
+            looked = await seen.shell("cat /data/more; touch /data/x")
+            assert looked.stdout == b"more\n"
+            assert b"Read-only" in looked.stderr
+        listed = (await box.shell(LIST)).stdout
         with pytest.raises(ConflictError, match=box.session_id):
             await guest(host, mounts=[at("/data", kept)])
         # Its memory can't be saved, as nowhere that there are drives.
