@@ -17,6 +17,7 @@ mod bare;
 mod channel;
 mod command;
 mod conversion;
+mod endings;
 mod errors;
 mod files;
 mod identity;
