@@ -10,6 +10,7 @@ import asyncio
 import io
 import os
 import signal
+import ssl
 import tarfile
 import threading
 import time
@@ -21,6 +22,7 @@ from typing import Any
 import pytest
 
 from hutch.errors import ConflictError, GoneError, HutchError, UnavailableError
+from hutch.host.authority import GUEST_ALIASES, GUEST_AUTHORITY, GUEST_BUNDLE, GUEST_JAVA_STORE
 from hutch.host.cgroups import Cgroups
 from hutch.host.conversion import CONVERTING, names_of
 from hutch.host.names import Names
@@ -209,8 +211,8 @@ async def test_machines_of_one_template_and_of_one_memory_are_different(no_leaks
         assert qemu.traits.live_copies
         assert qemu.templates is not None
         one, two = await guest(host, hostname="one", **small), await guest(host, hostname="two", **small)
-        [place] = qemu.templates._places.values()
-        assert place.template is not None
+        waits, mounted = qemu.templates._places.values()
+        place = next(place for place in (waits, mounted) if place.template is not None and place.template.disk is not None)
         found = [await identity(one), await identity(two)]
         counter = await one.start("python3", "-c", COUNTER)
         command_id = counter.record.command_id
@@ -249,17 +251,19 @@ async def test_machines_of_one_template_and_of_one_memory_are_different(no_leaks
             with pytest.raises(UnavailableError, match="could not be started: The virtual machine did not start"):
                 await guest(host, source_snapshot=saved.snapshot.snapshot_id, **small)
             assert host._supervisor._machines.left_behind() == machines
-        # So does a template's: it is made again, once told.
+        # So does a template's: it is made again, once told, and the machine begins with another one.
         caplog.clear()
-        before_template, place.template = place.template, Template(os.dup(place.template.memory), qemu_template.file("broken"))
-        os.write(place.template.devices, b"QEVM nonsense")
+        assert place.template is not None
+        useless = Template(os.dup(place.template.memory), qemu_template.file("broken"), qemu_template.file("disk", 15 * MIB))
+        before_template, place.template = place.template, useless
+        os.write(useless.devices, b"QEVM nonsense")
         before_template.close()
         three = await guest(host, **small)
         assert (await three.shell("echo boots")).stdout == b"boots\n"
         [warned] = [record.getMessage() for record in caplog.records if "template" in record.getMessage()]
         assert warned.startswith("a template did not work, and is made again: ")
-        [again] = qemu.templates._places.values()
-        assert again.template is None
+        left = [bool(kind.disk_bytes) for kind, one_of in qemu.templates._places.items() if one_of.template is not None]
+        assert left == [False]
         # What has begun needs neither.
         fork_id = forks[0].session_id
     async with host_of_machines(no_leaks) as host:
@@ -267,6 +271,42 @@ async def test_machines_of_one_template_and_of_one_memory_are_different(no_leaks
         assert adopted.record.status is SessionStatus.RUNNING
         assert adopted.commands.get(command_id).running
         assert (await adopted.shell("hostname")).stdout == b"fork-1\n"
+
+
+async def read(box: Guest, path: str) -> bytes:
+    return (await box.run("cat", path)).stdout
+
+
+async def test_the_second_of_an_image_begins_with_it_mounted(no_leaks: Path) -> None:
+    async with host_of_machines(no_leaks) as host:
+        machines = host._supervisor._machines
+        qemu = machines.backends.default
+        assert isinstance(qemu, Qemu)
+        assert qemu.templates is not None
+        boxes = []
+        for number, kinds in enumerate(([False], [False, True], [False, True]), 1):
+            box = await guest(host, memory_mb=512)
+            assert sorted(bool(kind.disk_bytes) for kind in qemu.templates._places) == kinds
+            assert (await box.shell(f"echo {number} > number")).exit_code == 0
+            boxes.append(box)
+        authorities = []
+        for box in boxes:
+            own = await read(box, GUEST_AUTHORITY)
+            assert own.startswith(b"-----BEGIN CERTIFICATE-----")
+            assert all([await read(box, alias) == own for alias in GUEST_ALIASES])
+            assert await read(box, GUEST_BUNDLE) == machines._trust.pem + own
+            store = machines._trust._java
+            assert await read(box, GUEST_JAVA_STORE) == store.head + store.ending(ssl.PEM_cert_to_DER_cert(own.decode()))
+            hostname = (await box.shell("hostname")).stdout.decode().strip()
+            assert f"127.0.1.1 {hostname}\n" in (await read(box, "/etc/hosts")).decode()
+            authorities.append(own)
+        assert len(set(authorities)) == len(boxes)
+        # Other memory, other disks: none of them wrote to another's or to the template's.
+        assert [await read(box, "number") for box in boxes] == [b"1\n", b"2\n", b"3\n"]
+        taken = await host.supervisor.snapshot(SnapshotRequest(session_id=boxes[2].session_id))
+        again = await guest(host, memory_mb=512, source_snapshot=taken.snapshot.snapshot_id)
+        assert await read(again, "number") == b"3\n"
+        assert await read(again, GUEST_AUTHORITY) not in authorities
 
 
 async def test_a_monitor_that_is_killed_while_its_memory_is_saved_leaves_nothing(

@@ -113,7 +113,7 @@ def test_one_that_can_not_be_made_is_not_tried_at_once(
             assert got is None
     assert calls == [1]
     assert [record.message for record in caplog.records] == [
-        "machines boot one by one for 60 s, since no template could be made: no kernel"
+        "machines begin without a template for 60 s, since none could be made: no kernel"
     ]
     monkeypatch.setattr(qemu_template, "REST_S", 0.0)
     with templates.using(other(2), make), templates.using(other(2), template) as got:
@@ -150,3 +150,23 @@ def test_the_longest_unused_goes_first(templates: Templates) -> None:
     with templates.using(kinds[1], again):
         pass
     assert made == [1]
+
+
+def test_a_kind_is_wanted_again_once_it_was_wanted(templates: Templates, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qemu_template, "MOST_ASKED", 2)
+    assert not templates.wanted_again(KIND)
+    assert templates.wanted_again(KIND)
+    assert not templates.wanted_again(other(1))
+    assert templates.wanted_again(KIND)
+    # The longest ago is forgotten.
+    assert not templates.wanted_again(other(2))
+    assert not templates.wanted_again(other(1))
+
+
+def test_a_template_with_a_disk_is_copied_and_closed_whole(templates: Templates) -> None:
+    made = Template(file("memory", 4096), file("devices"), file("disk", 4096))
+    os.write(made.disk or 0, b"files")
+    with templates.using(KIND, lambda: made) as got:
+        assert got is not None
+        assert got.disk is not None
+        assert os.pread(got.disk, 5, 0) == b"files"

@@ -69,7 +69,8 @@ def card(tmp_path: Path) -> Iterator[Card]:
         networks.open(None, set())
         try:
             network = networks.make()
-            descriptor = tap.attach(network.namespace_path, network.guest_address, network.host_address)
+            descriptor = tap.attach(network.namespace_path)
+            tap.join(network.namespace_path, network.guest_address, network.host_address)
             try:
                 made = Card(network, descriptor)
                 with made.arrived:
@@ -134,4 +135,4 @@ def test_the_host_answers_the_guest_and_nobody_else_does(card: Card) -> None:
 
 def test_a_namespace_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        tap.attach(tmp_path / "none", "100.64.0.6", "100.64.0.5")
+        tap.attach(tmp_path / "none")

@@ -20,6 +20,7 @@ from hutch.wire.connection import ConnectionClosed, Data, Message
 from hutch.wire.frames import Kind, encode_frame
 from tests.wire.agent import UID, Guest, expect, finish, guest
 
+BEGINNING: dict[str, Any] = {"network": None, "entropy": b"", "time_ns": 1, "boot_id": "0" * 36}
 pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can start programs as another user"),
@@ -338,7 +339,15 @@ async def test_archives_are_unpacked_or_refused_as_a_whole(agent: Guest) -> None
         ("entropy.add", {"data": bytes(5000)}),
         ("claim", {"hostname": "x"}),
         # It is process 1 of no machine.
-        ("machine.begin", {"network": None, "entropy": b"", "time_ns": 1, "boot_id": "0" * 36}),
+        ("machine.begin", BEGINNING),
+        (
+            "machine.begin",
+            {"entropy": b"", "time_ns": 1, "boot_id": "0" * 36, "endings": [{"path": b"a\0", "size": 0, "data": b""}]},
+        ),
+        (
+            "machine.begin",
+            {"entropy": b"", "time_ns": 1, "boot_id": "0" * 36, "endings": [{"path": b"a", "size": -1, "data": b""}]},
+        ),
         ("drives.mount", {"mounts": []}),
         ("drives.mount", {"mounts": [{"path": b"/a\0b", "read_only": False, "owner": None}]}),
         ("drives.mount", {"mounts": [{"path": b"/a", "read_only": False, "owner": [1]}]}),

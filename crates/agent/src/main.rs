@@ -19,6 +19,7 @@ mod channel;
 mod command;
 mod conversion;
 mod drives;
+mod endings;
 mod errors;
 mod files;
 mod identity;

@@ -171,6 +171,16 @@ pub(crate) struct MachineBegin {
     pub(crate) entropy: Bin,
     pub(crate) time_ns: i64,
     pub(crate) boot_id: String,
+    #[serde(default)]
+    pub(crate) endings: Vec<Ending>,
+}
+
+/// What comes last in a file that has `size` bytes before.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Ending {
+    pub(crate) path: Name,
+    pub(crate) size: u64,
+    pub(crate) data: Bin,
 }
 
 #[derive(Debug, Deserialize)]
@@ -214,6 +224,12 @@ pub(crate) enum Sink {
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Nothing {}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Begun {
+    /// Whether the endings are written.
+    pub(crate) ended: bool,
+}
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Started {

@@ -356,8 +356,15 @@ pub(crate) fn raise_loopback() {
     }
 }
 
-/// Give a network card its address and have all packets go to `gateway`.
-pub(crate) fn set_address(card: &str, address: Ipv4Addr, mask: Ipv4Addr, gateway: Ipv4Addr) -> io::Result<()> {
+/// Give a network card its address and have all packets go to `gateway`. With the last address of a card its routes go; `first_off`,
+/// also those that others may have made.
+pub(crate) fn set_address(
+    card: &str,
+    address: Ipv4Addr,
+    mask: Ipv4Addr,
+    gateway: Ipv4Addr,
+    first_off: bool,
+) -> io::Result<()> {
     let inet = |address: Ipv4Addr| {
         let mut data = [0; 14];
         // After the port.
@@ -387,9 +394,10 @@ pub(crate) fn set_address(card: &str, address: Ipv4Addr, mask: Ipv4Addr, gateway
         for (place, byte) in request.ifr_name.iter_mut().zip(card.bytes().take(libc::IFNAMSIZ - 1)) {
             *place = byte as c_char;
         }
-        // So that no route of a former address stays.
-        request.ifr_ifru.ifru_flags = 0;
-        checked(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request))?;
+        if first_off {
+            request.ifr_ifru.ifru_flags = 0;
+            checked(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request))?;
+        }
         request.ifr_ifru.ifru_addr = inet(address);
         checked(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFADDR, &raw const request))?;
         request.ifr_ifru.ifru_netmask = inet(mask);

@@ -92,6 +92,8 @@ pub(crate) struct Beginning<'a> {
     pub(crate) entropy: &'a [u8],
     pub(crate) time_ns: i64,
     pub(crate) boot_id: &'a str,
+    /// Nothing of a sandbox has run in it.
+    pub(crate) is_new: bool,
 }
 
 /// A virtual machine, of which the agent is process 1.
@@ -126,7 +128,9 @@ impl Machine {
             finish_root();
         }
         set_boot_id(beginning.boot_id).map_err(|error| format!("{BOOT_ID} can't be set: {error}"))?;
-        network.as_ref().map_or(Ok(()), set_up)
+        network
+            .as_ref()
+            .map_or(Ok(()), |network| set_up(network, beginning.is_new))
     }
 
     /// Where drives are mounted; `None` while there is nothing to mount them in.
@@ -188,7 +192,7 @@ fn prepare() -> Result<(Place, Machine), Failure> {
     if !waits {
         finish_root();
         if let Some(network) = &wanted.network {
-            set_up(network)?;
+            set_up(network, true)?;
         }
     }
     let place = match wanted.vsock {
@@ -455,13 +459,14 @@ fn finish_root() {
     sys_unsafe::raise_loopback();
 }
 
-fn set_up(network: &Network) -> Result<(), Failure> {
+/// Have the card be `network`'s. One that only we have used needs not be switched off for that, which takes its time.
+fn set_up(network: &Network, is_new: bool) -> Result<(), Failure> {
     let card = format!("/sys/class/net/{CARD}");
     awaited("network card", || {
         Path::new(&card).exists().then(|| PathBuf::from(&card))
     })?;
     let mask = Ipv4Addr::from(u32::MAX << (32 - network.prefix));
-    sys_unsafe::set_address(CARD, network.address, mask, network.gateway)
+    sys_unsafe::set_address(CARD, network.address, mask, network.gateway, !is_new)
         .map_err(|error| format!("{CARD} can't have the address {}: {error}", network.address))?;
     // An image that has no /etc resolves no names.
     let _ = set_resolver(network.gateway);

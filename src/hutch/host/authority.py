@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import NameOID
 
 from hutch.host.java_store import JavaStore
+from hutch.isolation.beginning import Ending
 
 HOST_BUNDLES = (
     Path("/etc/ssl/certs/ca-certificates.crt"),
@@ -38,6 +39,7 @@ GUEST_ALIASES = (
 """Where else programs written for the vendor's sandboxes look for the authority."""
 GUEST_JAVA_STORE = "/etc/ssl/certs/java/cacerts"
 """Where the JDKs of Debian and Ubuntu look by themselves."""
+GUEST_HOSTS = "/etc/hosts"
 VARIABLES = (
     "AWS_CA_BUNDLE",
     "CARGO_HTTP_CAINFO",
@@ -135,11 +137,21 @@ class TrustStore:
         self.pem = b"\n".join(text.rstrip() for text in texts) + b"\n"
         self._java = JavaStore(_certificates(self.pem))
 
-    def archive(self, authority: Authority) -> bytes:
-        """A tar of what a guest must have to trust these roots and its own authority."""
-        files = {GUEST_BUNDLE: self.pem + authority.certificate_pem}
-        files |= dict.fromkeys((GUEST_AUTHORITY, *GUEST_ALIASES), authority.certificate_pem)
-        files[GUEST_JAVA_STORE] = self._java.with_authority(ssl.PEM_cert_to_DER_cert(authority.certificate_pem.decode("ascii")))
+    def endings(self, authority: Authority) -> list[Ending]:
+        """What files that are as `archive` has them without an authority have to end with."""
+        certificate = authority.certificate_pem
+        last = self._java.ending(ssl.PEM_cert_to_DER_cert(certificate.decode("ascii")))
+        ends = {GUEST_JAVA_STORE: last}
+        return [Ending(path, len(base), ends.get(path, certificate)) for path, base in self._files().items()]
+
+    def archive(self, authority: Authority | None) -> bytes:
+        """A tar of what a guest must have to trust these roots and its own authority; without one, what all guests have of it."""
+        files = self._files()
+        if authority is None:
+            # Each guest writes its own, in place.
+            files[GUEST_HOSTS] = b"127.0.0.1 localhost\n"
+        for ending in self.endings(authority) if authority is not None else ():
+            files[ending.path] += ending.data
         packed = io.BytesIO()
         with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for path, content in files.items():
@@ -147,6 +159,15 @@ class TrustStore:
                 entry.size, entry.mode = len(content), 0o644
                 tar.addfile(entry, io.BytesIO(content))
         return packed.getvalue()
+
+    def _files(self) -> dict[str, bytes]:
+        """Without an authority, which comes last in each."""
+        return {
+            GUEST_BUNDLE: self.pem,
+            GUEST_AUTHORITY: b"",
+            **dict.fromkeys(GUEST_ALIASES, b""),
+            GUEST_JAVA_STORE: self._java.head,
+        }
 
 
 def _certificates(pem: bytes) -> list[bytes]:

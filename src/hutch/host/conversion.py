@@ -26,7 +26,8 @@ from hutch.host.packing import Packing
 from hutch.host.protocol import SnapshotRecord
 from hutch.host.storage import UPPER, Source, WritableLayers
 from hutch.isolation import convert
-from hutch.isolation.qemu import DISK, Qemu, disk_size, make_disk
+from hutch.isolation.qemu import Qemu
+from hutch.isolation.qemu_disk import DISK, disk_size, make_disk
 
 log = logging.getLogger(__name__)
 

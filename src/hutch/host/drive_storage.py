@@ -26,7 +26,7 @@ from typing import Protocol
 from hutch.errors import ConflictError
 from hutch.host import kernel
 from hutch.host.storage import MIN_LAYER_BYTES, BtrfsLayers, Ext4Layers, WritableLayers, check_room, copy_image, format_ext4
-from hutch.isolation.qemu import DISK, disk_size, make_disk
+from hutch.isolation.qemu_disk import DISK, disk_size, make_disk
 
 MIN_DRIVE_BYTES = 1024 * 1024
 """Less would not hold what a file system needs for itself."""

@@ -22,16 +22,16 @@ class JavaStore:
 
     def __init__(self, certificates: Sequence[bytes]) -> None:
         entries = [_entry(f"root-{number}", certificate) for number, certificate in enumerate(certificates)]
-        self._head = struct.pack("!III", _MAGIC, _VERSION, len(entries) + 1) + b"".join(entries)
+        self.head = struct.pack("!III", _MAGIC, _VERSION, len(entries) + 1) + b"".join(entries)
         # A guest's store must not depend on when it was made, and this digest of most of it is made once.
-        self._digest = hashlib.sha1(OPENS_WITH.encode("utf-16-be") + _WHITENING + self._head, usedforsecurity=False)
+        self._digest = hashlib.sha1(OPENS_WITH.encode("utf-16-be") + _WHITENING + self.head, usedforsecurity=False)
 
-    def with_authority(self, certificate: bytes) -> bytes:
-        """The file with these certificates and one more."""
+    def ending(self, certificate: bytes) -> bytes:
+        """What follows `head` in the file with these certificates and one more."""
         last = _entry("hutch", certificate)
         digest = self._digest.copy()
         digest.update(last)
-        return self._head + last + digest.digest()
+        return last + digest.digest()
 
 
 def _entry(alias: str, certificate: bytes) -> bytes:

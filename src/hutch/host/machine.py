@@ -15,15 +15,14 @@ import os
 import secrets
 import shutil
 import time
-import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hutch.errors import ConflictError, GoneError, HutchError, UnavailableError
-from hutch.host import authority, channel, kernel
+from hutch.host import authority, channel, kernel, preparing
 from hutch.host.authority import Authority, TrustStore
 from hutch.host.cgroups import Cgroups
 from hutch.host.drives import Attachment, Drives
@@ -37,7 +36,8 @@ from hutch.host.protocol import DriveMode
 from hutch.host.storage import Source, WritableLayers
 from hutch.images import Image
 from hutch.isolation.backends import Backends
-from hutch.isolation.protocol import LINK_PREFIX, BootFailed, Isolation, MachinePlan, PlannedMount, Traits
+from hutch.isolation.beginning import METHOD, Ending, beginning
+from hutch.isolation.protocol import BootFailed, Isolation, MachinePlan, PlannedMount, Traits
 from hutch.wire import Connection, Stream
 from hutch.wire.connection import ConnectionClosed
 
@@ -333,6 +333,7 @@ class Machines:
                 mounts=mounts,
                 address=network.guest_address,
                 disk_bytes=0 if traits.trees else await self._blocking(self._layers.room, identifier),
+                prepare=self._prepare,
             )
             if admit is not None:
                 await admit(network)
@@ -350,11 +351,13 @@ class Machines:
             machine.inherited_bytes = source.size_bytes if source is not None else 0
             undo.callback(machine.unwatch)
             machine.watch()
-            if traits.begins:
-                await self._begin(machine)
+            # Its files may be those of a template.
+            new = source is None and memory is None
+            ended = traits.begins and await self._begin(machine, self._trust.endings(own) if new else ())
             if mounts and not traits.trees:
                 await self._mount_drives(machine, mounts)
-            await self._install_trust(machine, own)
+            if not ended:
+                await self._install_trust(machine, own)
             undo.pop_all()
             return machine
 
@@ -394,17 +397,12 @@ class Machines:
         """What a machine did not do what it was told for; it may have died of it."""
         return await self.reason_of_death(machine, machine.died.result()) if machine.died.done() else error.message
 
-    async def _begin(self, machine: Machine) -> None:
-        """Have a machine be nobody else, whose memory may be that of others until now. Raises `BootFailed`."""
-        network = machine.network
-        params = {
-            "network": {"address": f"{network.guest_address}/{LINK_PREFIX}", "gateway": network.host_address},
-            "entropy": os.urandom(64),
-            "time_ns": time.time_ns(),
-            "boot_id": str(uuid.uuid4()),
-        }
+    async def _begin(self, machine: Machine, endings: Sequence[Ending]) -> bool:
+        """Have a machine be nobody else, whose memory may be that of others until now, and say whether its files were such that
+        all endings are written. Raises `BootFailed`."""
+        params = beginning(machine.network.guest_address, machine.network.host_address, endings)
         try:
-            await machine.call("machine.begin", params)
+            return (await machine.call(METHOD, params)).get("ended") is True
         except HutchError as error:
             raise BootFailed(f"The sandbox did not begin: {await self._why(machine, error)}") from error
 
@@ -412,15 +410,13 @@ class Machines:
         """Have the guest trust this host's roots and its own authority. A guest's file system may be older than its authority,
         so this is done at every boot."""
         archive = await self._blocking(self._trust.archive, own)
-        params = {"cwd": b"/", "user": "root", "gzip": False, "max_bytes": len(archive) * 2, "max_files": 64}
-        stream = await machine.open("archive.write", params)
-        try:
-            with gone_when_closed():
-                await stream.send_data(archive, 0)
-                stream.send_end()
-            await machine.answer(stream.reply())
-        finally:
-            stream.cancel()
+        stream = await machine.open(*preparing.writing(archive))
+        with gone_when_closed():
+            await preparing.written(stream, archive, machine.answer)
+
+    async def _prepare(self, connection: Connection) -> None:
+        """The same for what others begin with, who have an authority each."""
+        await preparing.prepare(connection, self._trust.archive(None))
 
     @staticmethod
     async def _connect(traits: Traits, directory: Path, token: str, timeout_s: float, *, boots: bool = False) -> Connection:

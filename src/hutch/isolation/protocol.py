@@ -6,12 +6,14 @@ it by the `Process` whose death is the machine's death. The agent inside connect
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from hutch.host.cgroups import Cgroups
 from hutch.host.kernel import Process
+from hutch.wire import Connection
 
 LINK_PREFIX = 30
 """A sandbox's link has two ends (`hutch.host.network`)."""
@@ -38,6 +40,7 @@ class MachinePlan:
     `memory`, a directory that `checkpoint` wrote, it goes on where that machine was, over the files of the same moment.
     `address` is the guest's own in `namespace`, the host's end of whose link is `nameserver`; without one there is no network.
     `disk_bytes` is what may be written to `layer`, where the backend has to say that beforehand; 0: as it likes.
+    `prepare` is asked of an agent that many machines begin as, once its files are there: what is the same in all of them.
     """
 
     machine_id: str
@@ -55,6 +58,7 @@ class MachinePlan:
     mounts: tuple[PlannedMount, ...] = ()
     address: str = ""
     disk_bytes: int = 0
+    prepare: Callable[[Connection], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ A machine boots, or begins with a template (`qemu_template.py`), or goes on from
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import hashlib
@@ -22,21 +21,24 @@ import logging
 import os
 import shutil
 import threading
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hutch.host import channel, kernel
+from hutch.host import kernel
 from hutch.host.cgroups import Cgroups
 from hutch.host.channel import MONITOR_SOCKET_NAME
 from hutch.host.kernel import Process
-from hutch.host.names import machine_id as new_machine_id
-from hutch.isolation import console_log, jail, limits, processor, qemu_memory, qemu_template, tap, tsc
+from hutch.isolation import console_log, jail, limits, processor, qemu_memory, tap, tsc
 from hutch.isolation.kvm import DEVICE
 from hutch.isolation.protocol import BootFailed, MachinePlan, Traits
 from hutch.isolation.qemu_command import MIB, Accelerator, Card, VirtualMachine, command
+from hutch.isolation.qemu_disk import DISK, copy_disk, disk_size, make_disk
+from hutch.isolation.qemu_making import Maker
 from hutch.isolation.qemu_pages import Mapping, mapping
-from hutch.isolation.qemu_template import Kind, Template, Templates
+from hutch.isolation.qemu_template import Kind, Origin, Template, Templates
 from hutch.isolation.qmp import Monitor, MonitorFailed
 from hutch.wire.sockets import bind_unix
 
@@ -44,12 +46,10 @@ log = logging.getLogger(__name__)
 
 BINARY = "qemu-system-x86_64"
 KERNEL, INITRAMFS, PROBE_ROOT = "vmlinuz", "initramfs", "probe.erofs"
-DISK = "disk.ext4"
 MONITOR = "qmp.sock"
 CONSOLE_LOG = "console.log"
 LAST_WORDS_BYTES = 1500
 DISK_BYTES = 8 * 1024 * MIB
-MIN_DISK_BYTES = 15 * MIB
 START_TIMEOUT_S = 20.0
 MONITOR_TIMEOUT_S = 10.0
 DEATH_TIMEOUT_S = 10.0
@@ -60,7 +60,6 @@ FIRST_UID = 0x6000_0000
 """Users that no system has; a machine's is this and 28 bits of its id."""
 GUEST_CGROUP = "guest"
 JAIL = "jail"
-HANG_UP_TIMEOUT_S, ANSWER_TIMEOUT_S, EMPTY_TIMEOUT_S = 2.0, 30.0, 2.0
 PING_TIMEOUT_S, EMULATED_PING_TIMEOUT_S = 4.0, 30.0
 """Of a hundred programs that begin at once, each takes as long as ten to thirty do elsewhere; so does the agent in between."""
 BOOT_TIMEOUT_S, EMULATED_BOOT_TIMEOUT_S, ADOPT_TIMEOUT_S = 30.0, 120.0, 20.0
@@ -90,19 +89,6 @@ class Guest:
         for file in (self.kernel, self.initramfs, self.probe_root):
             if not file.is_file():
                 raise FileNotFoundError(f"The guest's kernel is not complete: there is no {file}. Run `make setup`.")
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """What a machine's memory begins with, beside a boot: `memory` is a file for it, its own or, if `sealed`, that of others;
-    `state` is what is read before it runs; `line` is another kernel's command line. `waits`: it is to be a template.
-    """
-
-    line: str | None = None
-    memory: int | None = None
-    sealed: bool = False
-    state: int | None = None
-    waits: bool = False
 
 
 class Qemu:
@@ -168,16 +154,22 @@ class Qemu:
         """
         try:
             self.guest.require()
-            make_disk(plan.layer / DISK, disk_size(plan.disk_bytes) if plan.disk_bytes else self._disk_bytes)
             if plan.memory is not None:
+                self._make_disk(plan)
                 return self._restored(plan, plan.memory / qemu_memory.STATE)
-            if self.templates is not None and kernel_line is None:
-                process = self._cloned(plan, self.templates)
-                if process is not None:
-                    return process
+            process = self._begun(plan, self.templates) if self.templates is not None and kernel_line is None else None
+            if process is not None:
+                return process
+            self._make_disk(plan)
             return self._start(plan, Origin(kernel_line))
         except (OSError, ValueError) as error:
             raise BootFailed(f"The virtual machine did not start: {error}{last_words(plan.directory)}") from error
+
+    def _make_disk(self, plan: MachinePlan) -> None:
+        make_disk(plan.layer / DISK, self._disk_size(plan))
+
+    def _disk_size(self, plan: MachinePlan) -> int:
+        return disk_size(plan.disk_bytes) if plan.disk_bytes else self._disk_bytes
 
     def _restored(self, plan: MachinePlan, file: Path) -> Process:
         state = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -188,13 +180,40 @@ class Qemu:
         finally:
             os.close(state)
 
-    def _cloned(self, plan: MachinePlan, templates: Templates) -> Process | None:
+    # -- templates ---------------------------------------------------------------------------------
+
+    def _begun(self, plan: MachinePlan, templates: Templates) -> Process | None:
         """A machine that begins with a template; None when it has to boot."""
-        kind = self._kind(plan)
-        with templates.using(kind, lambda: self._template(plan)) as template:
+        maker = self._maker()
+        waits = self._kind(plan)
+
+        def wait() -> Template:
+            return maker.waiting(plan)
+
+        def mount() -> Template:
+            with templates.using(waits, wait) as base:
+                if base is None:
+                    raise OSError("there is none that waits, which it goes on from")
+                return maker.mounted(plan, base, self._disk_size(plan))
+
+        # A disk keeps the size that its driver found, so one with drives mounts its own disk too.
+        if not plan.mounts and not (plan.layer / DISK).exists():
+            mounted = self._kind(plan, self._disk_size(plan))
+            # Most images that are new are used once.
+            if templates.wanted_again(mounted) and (process := self._cloned(plan, templates, mounted, mount)) is not None:
+                return process
+        return self._cloned(plan, templates, waits, wait)
+
+    def _cloned(self, plan: MachinePlan, templates: Templates, kind: Kind, make: Callable[[], Template]) -> Process | None:
+        disk = plan.layer / DISK
+        with templates.using(kind, make) as template:
             if template is None:
                 return None
             try:
+                if template.disk is not None:
+                    copy_disk(template.disk, disk)
+                else:
+                    self._make_disk(plan)
                 state = template.reading()
                 try:
                     return self._start(plan, Origin(memory=template.memory, sealed=True, state=state))
@@ -202,77 +221,42 @@ class Qemu:
                     os.close(state)
             except OSError as error:
                 log.warning("a template did not work, and is made again: %s%s", error, last_words(plan.directory))
+                if template.disk is not None:
+                    # Whoever wrote to it had it mounted, and nobody else may.
+                    disk.unlink(missing_ok=True)
         templates.throw_away(kind)
         return None
 
-    def _kind(self, plan: MachinePlan) -> Kind:
+    def _kind(self, plan: MachinePlan, disk_bytes: int = 0) -> Kind:
         def told(file: Path) -> tuple[int, ...]:
             found = file.stat()
             return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
-        files = tuple(told(file) for file in (Path(self._program()), self.guest.kernel, self.guest.initramfs))
-        return Kind(files, plan.vcpus, plan.memory_bytes, len(plan.lowers), bool(plan.address), len(plan.mounts))
-
-    # -- templates ---------------------------------------------------------------------------------
-
-    def _template(self, plan: MachinePlan) -> Template:
-        """Boot a machine like that of `plan` until its agent waits, and keep what it has in memory. Raises `OSError`."""
-        identifier = new_machine_id()
-        directory = self._making / identifier
-        directory.mkdir(parents=True, mode=0o700)
-        own = MachinePlan(
-            machine_id=identifier,
-            directory=directory,
-            lowers=(self.guest.probe_root,) * len(plan.lowers),
-            layer=directory,
-            channel_dir=directory,
-            agent=plan.agent,
-            namespace=plan.namespace,
-            nameserver=plan.nameserver,
-            cgroup=str(Path(plan.cgroup).with_name(identifier)) if plan.cgroup else "",
+        files = [Path(self._program()), self.guest.kernel, self.guest.initramfs, *(plan.lowers if disk_bytes else ())]
+        return Kind(
+            files=tuple(told(file) for file in files),
             vcpus=plan.vcpus,
             memory_bytes=plan.memory_bytes,
-            address=plan.address,
-            mounts=tuple(replace(mount, source=directory / f"drive{number}") for number, mount in enumerate(plan.mounts)),
+            layers=len(plan.lowers),
+            card=bool(plan.address),
+            disk_bytes=disk_bytes,
+            drives=len(plan.mounts),
         )
-        process: Process | None = None
-        with contextlib.ExitStack() as undo:
-            memory = qemu_template.file("hutch-template", plan.memory_bytes)
-            undo.callback(os.close, memory)
-            devices = qemu_template.file("hutch-devices")
-            undo.callback(os.close, devices)
-            try:
-                # Nobody looks at what is in them before they are others.
-                for file in (directory / DISK, *(mount.source for mount in own.mounts)):
-                    with file.open("xb") as disk:
-                        disk.truncate(MIN_DISK_BYTES)
-                process = self._start(own, Origin(memory=memory, waits=True))
-                asyncio.run(self._until_it_waits(directory))
-                with Monitor(directory / MONITOR, MONITOR_TIMEOUT_S) as asked:
-                    qemu_memory.stand_still(asked)
-                    qemu_memory.write(asked, devices, without_memory=True)
-            except OSError as error:
-                raise OSError(f"{error}{last_words(directory)}") from error
-            finally:
-                self.remove(identifier, directory, process)
-                if own.cgroup:
-                    self.cgroups.kill_all(own.cgroup, EMPTY_TIMEOUT_S)
-                    self.cgroups.remove(own.cgroup, EMPTY_TIMEOUT_S)
-                shutil.rmtree(directory, ignore_errors=True)
-            for descriptor in (memory, devices):
-                qemu_template.seal(descriptor)
-            undo.pop_all()
-        return Template(memory, devices)
 
-    async def _until_it_waits(self, directory: Path) -> None:
-        connection = await channel.reach_agent(directory, "", self.traits.boot_timeout_s)
-        try:
-            await connection.ping(ANSWER_TIMEOUT_S)
-            await connection.hang_up(HANG_UP_TIMEOUT_S)
-        except TimeoutError as error:
-            raise OSError("the agent of a template does not answer") from error
-        finally:
-            connection.close("the template is made")
+    def _maker(self) -> Maker:
+        return Maker(
+            directory=self._making,
+            cgroups=self.cgroups,
+            probe_root=self.guest.probe_root,
+            boot_timeout_s=self.traits.boot_timeout_s,
+            start=self._start,
+            monitor=monitor,
+            end=self._end_of_template,
+        )
+
+    def _end_of_template(self, machine_id: str, directory: Path, process: Process | None) -> str:
+        self.remove(machine_id, directory, process)
+        return last_words(directory)
 
     # -- start -------------------------------------------------------------------------------------
 
@@ -295,6 +279,7 @@ class Qemu:
             monitor.listen(1)
             agent = opened.enter_context(bind_unix(plan.channel_dir / MONITOR_SOCKET_NAME))
             agent.listen(1)
+            card, joined = _card(plan, opened, alone=origin.waits)
             machine = VirtualMachine(
                 accelerator=self.accelerator,
                 vcpus=plan.vcpus,
@@ -307,7 +292,7 @@ class Qemu:
                 channel=agent.fileno(),
                 monitor=monitor.fileno(),
                 tsc_khz=tsc.frequency_khz() if self.accelerator is Accelerator.TCG else None,
-                card=_card(plan, opened, alone=origin.waits),
+                card=card,
                 waits=origin.waits,
                 comes_in=origin.state is not None,
                 memory=origin.memory,
@@ -339,13 +324,15 @@ class Qemu:
         try:
             process = kernel.process(child.pid)
             self._record(plan, process)
+            if joined is not None:
+                joined.result()
             with Monitor(plan.directory / MONITOR, START_TIMEOUT_S) as asked:
                 if plan.cgroup:
                     self.cgroups.set_apart(plan.cgroup, GUEST_CGROUP, _guest_threads(process, asked))
                 else:
                     asked.status()
                 if origin.state is not None:
-                    qemu_memory.read(asked, origin.state, without_memory=origin.sealed)
+                    qemu_memory.read(asked, origin.state, without_memory=origin.memory is not None)
                     asked.ask("cont")
         except OSError:
             child.kill()
@@ -478,32 +465,6 @@ class Qemu:
             shutil.rmtree(directory, ignore_errors=True)
 
 
-def disk_size(room_bytes: int) -> int:
-    """The size of a disk whose file may hold so much: what its own file system needs for that is room too."""
-    return max(MIN_DISK_BYTES, (room_bytes - room_bytes // 64) // MIB * MIB)
-
-
-def make_disk(file: Path, size_bytes: int, *more: str) -> None:
-    """An empty ext4 image, with `more` options of `mkfs.ext4`; nothing happens where there is one. It is complete or not
-    there."""
-    if file.exists():
-        return
-    part = file.with_name(f".{file.name}.part")
-    part.unlink(missing_ok=True)
-    try:
-        with part.open("xb") as made:
-            # Or what a guest writes again and again would be held many times.
-            kernel.write_in_place(made.fileno())
-            made.truncate(size_bytes)
-        part.chmod(0o600)
-        # Tables are zero already in a sparse file. The guest's kernel writes them when it wants to.
-        options = ["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", "-m", "0", "-I", "256"]
-        kernel.run(["mkfs.ext4", "-q", "-F", *options, *more, str(part)])
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def last_words(directory: Path) -> str:
     """What a machine's console and QEMU said last, for the end of a message; empty where they said nothing."""
     with contextlib.suppress(OSError):
@@ -517,13 +478,18 @@ def monitor(directory: Path) -> Monitor:
     return Monitor(directory / MONITOR, MONITOR_TIMEOUT_S)
 
 
-def _card(plan: MachinePlan, opened: contextlib.ExitStack, *, alone: bool) -> Card | None:
-    """The network card of a machine, if it has one; `alone` on a link that leads nowhere."""
+def _card(plan: MachinePlan, opened: contextlib.ExitStack, *, alone: bool) -> tuple[Card | None, Future[None] | None]:
+    """The network card of a machine, if it has one, and what joins it with its link meanwhile; `alone` on one that leads
+    nowhere."""
     if not plan.address:
-        return None
-    descriptor = tap.alone() if alone else tap.attach(plan.namespace, plan.address, plan.nameserver)
+        return None, None
+    descriptor = tap.alone() if alone else tap.attach(plan.namespace)
     opened.callback(os.close, descriptor)
-    return Card(descriptor, tap.HARDWARE, plan.address, plan.nameserver)
+    card = Card(descriptor, tap.HARDWARE, plan.address, plan.nameserver)
+    if alone:
+        return card, None
+    joining = opened.enter_context(ThreadPoolExecutor(1, thread_name_prefix=f"tap-{plan.machine_id}"))
+    return card, joining.submit(tap.join, plan.namespace, plan.address, plan.nameserver)
 
 
 def _guest_threads(process: Process, asked: Monitor) -> list[int]:
@@ -537,4 +503,14 @@ def _guest_threads(process: Process, asked: Monitor) -> list[int]:
     return threads
 
 
-__all__ = ["BootFailed", "Guest", "MonitorFailed", "Qemu", "last_words", "make_disk", "monitor"]
+__all__ = [
+    "DISK",
+    "BootFailed",
+    "Guest",
+    "MonitorFailed",
+    "Qemu",
+    "disk_size",
+    "last_words",
+    "make_disk",
+    "monitor",
+]

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hutch.isolation import sparse
 from hutch.isolation.qemu_command import MEMORY
 
 PAGE_BYTES = 4096
@@ -95,20 +96,8 @@ class Stream:
         blocks = struct.pack(">Q", memory_bytes | _SIZE) + _NAME + struct.pack(">Q", memory_bytes)
         self._write(_HEAD + _CONFIGURATION + bytes([_START]) + section + blocks + self._over())
         self._write(bytes([_END]) + _SECTION)
-        place = 0
-        while place < memory_bytes:
-            try:
-                place = os.lseek(file, place, os.SEEK_DATA) // PAGE_BYTES * PAGE_BYTES
-                end = min(os.lseek(file, place, os.SEEK_HOLE), memory_bytes)
-            except OSError:
-                # There is only a hole up to its end.
-                return
-            while place < end:
-                block = os.pread(file, min(_BLOCK_PAGES * PAGE_BYTES, end - place), place)
-                if not block:
-                    return
-                self._pages(place, block, zeros=False)
-                place += len(block)
+        for place, block in sparse.blocks(file, memory_bytes):
+            self._pages(place, block, zeros=False)
 
     def own(self, mapped: Mapping) -> None:
         """The pages that a machine, which stands still, has of its own."""

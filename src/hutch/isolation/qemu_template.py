@@ -27,6 +27,8 @@ MOST = 8
 """Templates at a time: each holds what a kernel and the agent need, some tens of MiB."""
 MOST_WAITING = 4
 """Who wait for one template, its maker among them: each keeps one of the host's threads meanwhile. More boot by themselves."""
+MOST_ASKED = 64
+"""Of how many kinds it is known that somebody wanted one."""
 REST_S = 60.0
 """How long nobody tries again to make one that could not be made."""
 _F_ADD_SEALS, _SEAL_ALL = 1033, 0x1 | 0x2 | 0x4 | 0x8
@@ -35,22 +37,28 @@ _SEAL_TRIES, _SEAL_PAUSE_S = 100, 0.02
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What makes two machines begin alike. `files` tells QEMU, kernel and initramfs from others of their names."""
+    """What makes two machines begin alike. `files` tells QEMU, kernel and initramfs from others of their names.
+
+    With `disk_bytes` it is one that has its images, whose files are among `files` then, and a new disk of that size mounted; else
+    one that waits.
+    """
 
     files: tuple[tuple[int, ...], ...]
     vcpus: int
     memory_bytes: int
     layers: int
     card: bool
+    disk_bytes: int = 0
     drives: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """Descriptors of the two files, and how to get a new one of the devices', to be read from its beginning."""
+    """Descriptors: of memory, of devices, and of the disk that was mounted, if one was."""
 
     memory: int
     devices: int
+    disk: int | None = None
 
     def reading(self) -> int:
         """A descriptor of the devices, at their beginning. The caller closes it. Raises `OSError`."""
@@ -58,16 +66,34 @@ class Template:
 
     def copy(self) -> Template:
         """The same with descriptors of its own. Raises `OSError`."""
-        memory = os.dup(self.memory)
-        try:
-            return Template(memory, os.dup(self.devices))
-        except BaseException:
-            os.close(memory)
-            raise
+        with contextlib.ExitStack() as undo:
+            copies = []
+            for descriptor in self._descriptors:
+                copies.append(os.dup(descriptor))
+                undo.callback(os.close, copies[-1])
+            undo.pop_all()
+        return Template(*copies)
 
     def close(self) -> None:
-        for descriptor in (self.memory, self.devices):
+        for descriptor in self._descriptors:
             os.close(descriptor)
+
+    @property
+    def _descriptors(self) -> tuple[int, ...]:
+        return (self.memory, self.devices) if self.disk is None else (self.memory, self.devices, self.disk)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a machine's memory begins with, beside a boot: `memory` is a file for it, its own or, if `sealed`, that of others;
+    `state` is what is read before it runs; `line` is another kernel's command line. `waits`: it is to be a template.
+    """
+
+    line: str | None = None
+    memory: int | None = None
+    sealed: bool = False
+    state: int | None = None
+    waits: bool = False
 
 
 def file(name: str, size_bytes: int = 0) -> int:
@@ -112,6 +138,7 @@ class Templates:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._places: dict[Kind, _Place] = {}
+        self._asked: dict[Kind, None] = {}
 
     @contextlib.contextmanager
     def using(self, kind: Kind, make: Callable[[], Template]) -> Iterator[Template | None]:
@@ -122,6 +149,16 @@ class Templates:
         finally:
             if template is not None:
                 template.close()
+
+    def wanted_again(self, kind: Kind) -> bool:
+        """Whether a kind was asked for before, and not long ago."""
+        with self._lock:
+            again = kind in self._asked
+            self._asked.pop(kind, None)
+            self._asked[kind] = None
+            if len(self._asked) > MOST_ASKED:
+                del self._asked[next(iter(self._asked))]
+            return again
 
     def _take(self, kind: Kind, make: Callable[[], Template]) -> Template | None:
         with self._lock:
@@ -146,7 +183,7 @@ class Templates:
             place.template = make()
         except OSError as error:
             place.rests_until = time.monotonic() + REST_S
-            log.warning("machines boot one by one for %.0f s, since no template could be made: %s", REST_S, error)
+            log.warning("machines begin without a template for %.0f s, since none could be made: %s", REST_S, error)
 
     def _forget_unused(self) -> None:
         unused = sorted(self._places, key=lambda kind: self._places[kind].used)[:-MOST]

@@ -13,7 +13,6 @@ name, as the user that owns it; that one ends with the namespace.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from hutch.host import kernel
@@ -44,16 +43,9 @@ HARDWARE = "02:48:00:00:00:01"
 """Every card's, locally administered: each is alone on its link, and memory that many machines begin with has it."""
 
 
-def attach(namespace: Path, guest: str, host: str) -> int:
-    """A tap's descriptor, joined to the namespace's link. `guest` and `host` are the addresses of the link's two ends. Blocks.
-    Raises `OSError`."""
-    descriptor = kernel.open_tap(namespace, NAME)
-    try:
-        _join(namespace, guest, host)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
+def attach(namespace: Path) -> int:
+    """The descriptor of a tap in a namespace; no frame passes before it is joined. Blocks. Raises `OSError`."""
+    return kernel.open_tap(namespace, NAME)
 
 
 def give(namespace: Path, guest: str, host: str, user: int) -> None:
@@ -61,14 +53,16 @@ def give(namespace: Path, guest: str, host: str, user: int) -> None:
     Raises `OSError`."""
     owner = ["user", str(user), "group", str(user)]
     kernel.run([*_inside(namespace), "ip", "tuntap", "add", "dev", NAME, "mode", "tap", *owner, "vnet_hdr"])
-    _join(namespace, guest, host)
+    join(namespace, guest, host)
 
 
-def _join(namespace: Path, guest: str, host: str) -> None:
-    # The addresses are the guest's.
-    kernel.run([*_inside(namespace), "ip", "-batch", "-"], stdin=f"addr flush dev {LINK}\nlink set {NAME} up\n")
+def join(namespace: Path, guest: str, host: str) -> None:
+    """Let frames pass between the namespace's tap and its link, whose two ends have the addresses `guest` and `host`. Blocks.
+    Raises `OSError`."""
     rules = _RULES.format(tap=NAME, link=LINK, guest=guest, host=host, hardware=HARDWARE)
     kernel.run([*_inside(namespace), "nft", "-f", "-"], stdin=rules)
+    # Last: a guest may run already. The addresses are its own.
+    kernel.run([*_inside(namespace), "ip", "-batch", "-"], stdin=f"addr flush dev {LINK}\nlink set {NAME} up\n")
 
 
 def _inside(namespace: Path) -> list[str]:

@@ -6,11 +6,12 @@ use super::Agent;
 use super::shutdown::SyncDisks;
 use crate::archive::WriteArchive;
 use crate::drives::{self, MountDrives};
+use crate::endings;
 use crate::errors::{bad_request, system_failure};
 use crate::files::{MakeDirectory, ReadFile, Stat, WriteFile};
 use crate::identity::Identity;
 use crate::requests::{
-    ArchiveWrite, Claim, ClockSet, DrivesMount, EntropyAdd, FileMkdir, FilePath, FileWrite, MachineBegin, Name,
+    ArchiveWrite, Begun, Claim, ClockSet, DrivesMount, EntropyAdd, FileMkdir, FilePath, FileWrite, MachineBegin, Name,
     UserName, nothing, parse,
 };
 use crate::system;
@@ -119,13 +120,16 @@ impl Agent {
             entropy: &request.entropy.0,
             time_ns: request.time_ns,
             boot_id: &request.boot_id,
+            is_new: self.identity.token.is_empty(),
         };
         machine.begin(&beginning).map_err(|failure| {
             let message = format!("The machine can't begin: {failure}");
             ErrorMessage::new(500, "agent_error", &message)
         })?;
         self.boot = system::boot_id();
-        self.finish(stream, &nothing());
+        let ended = !request.endings.is_empty()
+            && endings::write(&request.endings).map_err(|error| system_failure("A file can't be ended", error))?;
+        self.finish(stream, &hutch_wire::encode(&Begun { ended }));
         Ok(())
     }
 
