@@ -14,6 +14,7 @@ from hutch.errors import BadRequestError, ConflictError, GoneError, HutchError, 
 from hutch.host.protocol import Forget, SessionEvent, SessionStatus
 from hutch.host.service import Service
 from hutch.host.supervisor import KEEP_LOGS_MS, KEEP_RECORDS_MS
+from hutch.isolation import choose, kvm
 from tests.host.guest import Guest, finished, guest, real_host, spec
 
 pytestmark = [pytest.mark.root, pytest.mark.sandbox]
@@ -176,6 +177,23 @@ async def test_a_boot_that_fails_leaves_nothing(host: Service, monkeypatch: pyte
         await guest(host)
     assert failed.value.code == "sandbox_start_failed"
     assert await asyncio.to_thread(host.supervisor._machines.left_behind) == set()
+
+
+async def test_sandboxes_run_on_where_auto_takes_another_backend_for_new_ones(
+    no_leaks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with real_host(no_leaks, end_all=False, isolation__backend="gvisor") as service:
+        box = await guest(service)
+        assert (await box.shell("echo kept > file")).exit_code == 0
+    # As with hardware virtualization.
+    monkeypatch.setattr(choose, "kvm_verdict", lambda _: kvm.Verdict(True, "as the test says"))
+    async with real_host(no_leaks, isolation__backend="auto") as service:
+        assert service.supervisor._machines.backends.names == ("qemu",)
+        again = Guest(service.supervisor, box.session_id)
+        assert (await again.shell("cat file")).stdout == b"kept\n"
+        with pytest.raises(ConflictError, match="offers it to none"):
+            await guest(service, isolation="gvisor")
+        assert (await again.stop()).status is SessionStatus.STOPPED
 
 
 async def test_live_sessions_are_adopted_with_their_commands(no_leaks: Path) -> None:

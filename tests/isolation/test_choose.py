@@ -98,6 +98,20 @@ def test_what_is_weaker_than_the_minimum_or_not_offered_is_refused_to_every_sand
             found.named(name)
 
 
+def test_what_runs_under_another_one_runs_on_where_auto_changes_its_mind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usable_kvm(monkeypatch, usable=True)
+    found = choose.backends(settings(), tmp_path, frozenset({"gvisor", "qemu"}))
+    assert (found.default.name, found.names) == ("qemu", ("qemu",))
+    assert found["gvisor"].name == "gvisor"
+    # Nothing begins there.
+    with pytest.raises(ConflictError, match="the operator offers it to none"):
+        found.named("gvisor")
+    # Nothing weaker than the minimum, and nothing beside what is named.
+    for flags in ({"minimum": "qemu"}, {"backend": "qemu"}):
+        assert "gvisor" not in choose.backends(settings(**flags), tmp_path, frozenset({"gvisor"}))
+    assert "gvisor" not in choose.backends(settings(), tmp_path)
+
+
 def test_a_runsc_that_does_not_work_is_refused_with_what_it_said(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho the platform is broken >&2\nexit 1\n")

@@ -42,6 +42,7 @@ from hutch.host.memory import MemoryImages
 from hutch.host.names import Names
 from hutch.host.network import Networks
 from hutch.host.packing import Packers
+from hutch.host.protocol import LIVE
 from hutch.host.service import HELLO, Service
 from hutch.host.snapshots import Snapshots
 from hutch.host.supervisor import Supervisor
@@ -138,7 +139,8 @@ async def _opened(settings: Settings, directory: Path, sockets: Sockets | None, 
     kept = Supervisor.machines_to_keep(journal)
     stored_block = journal.meta("address_block")
     executor = ThreadPoolExecutor(THREADS, thread_name_prefix="host")
-    backends = await asyncio.to_thread(choose.backends, settings, directory)
+    running = frozenset(record.isolation for _, record, _ in journal.sessions() if record.status in LIVE)
+    backends = await asyncio.to_thread(choose.backends, settings, directory, running)
     layers = await asyncio.to_thread(storage.choose, directory / "layers")
     await asyncio.to_thread(layers.open)
     drive_store = drive_storage.beside(layers)

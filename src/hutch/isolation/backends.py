@@ -12,13 +12,21 @@ from hutch.isolation.protocol import Isolation
 
 class Backends:
     """`default` is for sandboxes that name none, `others` may be named; `refused` says of further ones why they can't be used.
+    Under those that are `kept` nothing begins any more, but what runs there is known.
 
     Backends know of nothing but their own machines, so what is removed is removed from each.
     """
 
-    def __init__(self, default: Isolation, others: tuple[Isolation, ...] = (), refused: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        default: Isolation,
+        others: tuple[Isolation, ...] = (),
+        refused: Mapping[str, str] | None = None,
+        kept: tuple[Isolation, ...] = (),
+    ) -> None:
         self.default = default
-        self._found = {backend.name: backend for backend in (default, *others)}
+        self._offered = {backend.name: backend for backend in (default, *others)}
+        self._found = {backend.name: backend for backend in kept} | self._offered
         self._refused = dict(refused or {})
 
     def __contains__(self, name: str) -> bool:
@@ -29,8 +37,8 @@ class Backends:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The default one first."""
-        return tuple(self._found)
+        """Those that sandboxes begin under, the default one first."""
+        return tuple(self._offered)
 
     @property
     def cgroups(self) -> Cgroups:
@@ -39,7 +47,7 @@ class Backends:
     def named(self, name: str) -> Isolation:
         """The backend of a sandbox that asks for `name`; empty: the default one. Raises `ConflictError`
         (`isolation_unsupported`)."""
-        found = self.default if not name else self._found.get(name)
+        found = self.default if not name else self._offered.get(name)
         if found is None:
             reason = self._refused.get(name, "the operator offers it to none (isolation.also)")
             raise ConflictError(

@@ -91,8 +91,9 @@ def _probe_qemu(settings: Settings, directory: Path) -> Probe:
     return Probe(Backend.QEMU, qemu if emulated.usable else None, reason)
 
 
-def backends(settings: Settings, directory: Path) -> Backends:
-    """The backend to use, and those that a sandbox may name beside it. Raises `NoIsolation` where there is not even the first."""
+def backends(settings: Settings, directory: Path, running: frozenset[str] = frozenset()) -> Backends:
+    """The backend to use, and those that a sandbox may name beside it. Where `auto` took another one before, sandboxes that are
+    `running` under that one run on. Raises `NoIsolation` where there is not even the first."""
     default = choose(settings, directory)
     others, refused = [], {}
     for name in dict.fromkeys(settings.isolation.also):
@@ -107,7 +108,17 @@ def backends(settings: Settings, directory: Path) -> Backends:
             refused[name.value] = found.reason
         else:
             others.append(found.isolation)
-    return Backends(default, tuple(others), refused)
+    elsewhere = running - {default.name, *(other.name for other in others), *refused}
+    return Backends(default, tuple(others), refused, _kept(settings, directory, elsewhere))
+
+
+def _kept(settings: Settings, directory: Path, running: frozenset[str]) -> tuple[Isolation, ...]:
+    if settings.isolation.backend is not Backend.AUTO:
+        return ()
+    minimum = STRENGTH[settings.isolation.minimum]
+    wanted = [name for name in MinimumIsolation if name.value in running and STRENGTH[name] >= minimum]
+    probes = [probe(Backend(name.value), settings, directory) for name in wanted]
+    return tuple(found.isolation for found in probes if found.isolation is not None)
 
 
 def converting(settings: Settings, directory: Path, backends: Backends) -> Callable[[], Qemu]:
