@@ -59,6 +59,9 @@ FIELDS = {
     "/network-interfaces/": {"iface_id", "host_dev_name", "guest_mac", "mtu", "rx_rate_limiter", "tx_rate_limiter"},
     "/vsock": {"guest_cid", "uds_path", "vsock_id"},
     "/entropy": {"rate_limiter"},
+    "/balloon": {
+        "amount_mib", "deflate_on_oom", "stats_polling_interval_s", "free_page_hinting", "free_page_reporting",
+    },
     "/actions": {"action_type"},
     "/vm": {"state"},
     "/snapshot/create": {"snapshot_type", "snapshot_path", "mem_file_path"},
@@ -356,13 +359,7 @@ class Vmm:
                 if name in body:
                     _readable(body[name], f"The {name} file cannot be opened")
         elif path.startswith("/drives/"):
-            if path != f"/drives/{body['drive_id']}":
-                raise Refused("The id from the path does not match the id from the body!")
-            flags = os.O_RDONLY if body.get("is_read_only") else os.O_RDWR
-            _readable(body["path_on_host"], "Unable to create the virtio block device: backing file", flags)
-            if body["is_root_device"] and any(drive["is_root_device"] for drive in self.config["drives"].values()):
-                raise Refused("A root block device already exists!")
-            self.config["drives"][body["drive_id"]] = body
+            self._attach(path, body)
             return
         elif path.startswith("/network-interfaces/"):
             self.taps.append(_open_tap(body["host_dev_name"]))
@@ -371,9 +368,23 @@ class Vmm:
         elif path == "/vsock":
             if body["guest_cid"] < 3:
                 raise Refused("guest_cid: invalid value")
+        elif path == "/balloon":
+            if "free_page_reporting" in body and _numbers(self.behaviour.version) < (1, 14):
+                raise Refused("An error occurred when deserializing the json body of a request: unknown field.")
+            if body["amount_mib"] > self.config["/machine-config"]["mem_size_mib"]:
+                raise Refused("Target amount is too large.")
         elif path != "/entropy":
             raise Refused(f"Invalid request method and/or path: PUT {path}.")
         self.config[path] = body
+
+    def _attach(self, path: str, body: dict[str, Any]) -> None:
+        if path != f"/drives/{body['drive_id']}":
+            raise Refused("The id from the path does not match the id from the body!")
+        flags = os.O_RDONLY if body.get("is_read_only") else os.O_RDWR
+        _readable(body["path_on_host"], "Unable to create the virtio block device: backing file", flags)
+        if body["is_root_device"] and any(drive["is_root_device"] for drive in self.config["drives"].values()):
+            raise Refused("A root block device already exists!")
+        self.config["drives"][body["drive_id"]] = body
 
     def _act(self, action: str) -> dict[str, Any]:
         if action != "InstanceStart":

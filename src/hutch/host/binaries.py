@@ -9,6 +9,7 @@ from hutch.settings import Settings
 
 AGENT = "hutch-agent"
 GATEWAY = "hutch-net"
+DISCARD = "hutch-discard.so"
 
 
 def agent_path(_settings: Settings) -> Path:
@@ -19,6 +20,14 @@ def agent_path(_settings: Settings) -> Path:
 def gateway_path(_settings: Settings) -> Path:
     """The gateway. Raises `FileNotFoundError` naming every place that was looked at."""
     return _find(GATEWAY, "gateway")
+
+
+def discard_path() -> Path | None:
+    """What QEMU calls to give memory back (`crates/discard`); None where it is not built, and machines keep what they have."""
+    try:
+        return _find(DISCARD, "library that gives memory back")
+    except FileNotFoundError:
+        return None
 
 
 def guest_path() -> Path:

@@ -40,6 +40,7 @@ from hutch.isolation.firecracker_config import (
     KERNEL,
     MEMORY,
     MIB,
+    SINCE_FREE_PAGES,
     STATE,
     Drive,
     Interface,
@@ -204,6 +205,7 @@ class Firecracker:
             initramfs=True,
             drives=(*layers, Drive(DISK, DISK, read_only=False)),
             interfaces=cards,
+            gives_back=self.programs.version >= SINCE_FREE_PAGES,
         )
 
     def _jail(self, machine_id: str, directory: Path) -> Jail:

@@ -28,13 +28,14 @@ from pathlib import Path
 from typing import Any
 
 from hutch.host import kernel
+from hutch.host.binaries import discard_path
 from hutch.host.cgroups import Cgroups
 from hutch.host.channel import MONITOR_SOCKET_NAME
 from hutch.host.kernel import Process
 from hutch.isolation import console_log, jail, limits, processor, qemu_memory, tap, tsc
 from hutch.isolation.kvm import DEVICE
 from hutch.isolation.protocol import BootFailed, MachinePlan, Traits
-from hutch.isolation.qemu_command import MIB, Accelerator, Card, VirtualMachine, command
+from hutch.isolation.qemu_command import BALLOON, MIB, Accelerator, Card, VirtualMachine, command
 from hutch.isolation.qemu_disk import DISK, copy_disk, disk_size, make_disk
 from hutch.isolation.qemu_making import Maker
 from hutch.isolation.qemu_pages import Mapping, mapping
@@ -133,6 +134,7 @@ class Qemu:
         self._records = directory / "qemu"
         self._making = directory / "qemu-templates"
         self.templates = templates
+        self._discard = discard_path()
 
     def using(self, accelerator: Accelerator) -> Qemu:
         """The same with another accelerator."""
@@ -296,6 +298,7 @@ class Qemu:
                 comes_in=origin.state is not None,
                 memory=origin.memory,
                 maps_privately=origin.sealed,
+                discards=descriptor(self._discard) if self._discard is not None else None,
             )
             root = plan.directory / JAIL
             root.mkdir(mode=0o700, exist_ok=True)
@@ -415,6 +418,7 @@ class Qemu:
     def fingerprint(self) -> str:
         binary = shutil.which(self.binary, path=kernel.command_environment()["PATH"])
         found = hashlib.sha256(self.accelerator.encode() + processor.model())
+        found.update(b"" if self._discard is None else BALLOON.encode())
         for file in (Path(binary) if binary else None, self.guest.kernel, self.guest.initramfs):
             found.update(hashlib.sha256(file.read_bytes() if file else b"").digest())
         return found.hexdigest()
