@@ -1,5 +1,5 @@
 """The native programs, from this checkout's Rust sources: the guest agent, the gateway, the policy engine for Python, and what
-QEMU calls to give memory back."""
+QEMU calls in place of functions of the C library."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ GATEWAY = Program(
     built="release/hutch-net",
     link=".hutch/bin/hutch-net",
 )
-DISCARD = Program(
-    name="discard",
-    package="hutch-discard",
-    crates=("discard",),
-    built="release/libhutch_discard.so",
-    link=".hutch/bin/hutch-discard.so",
+PRELOAD = Program(
+    name="preload",
+    package="hutch-preload",
+    crates=("preload",),
+    built="release/libhutch_preload.so",
+    link=".hutch/bin/hutch-preload.so",
 )
-PROGRAMS = (AGENT, ENGINE, GATEWAY, DISCARD)
+PROGRAMS = (AGENT, ENGINE, GATEWAY, PRELOAD)
 
 
 def target_dir() -> Path:

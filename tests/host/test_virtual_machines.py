@@ -258,6 +258,14 @@ async def counted(box: Guest, command_id: str, count: int) -> list[list[str]]:
     return [line.split() for line in text.decode().splitlines()[:count]]
 
 
+def digests(directory: Path) -> dict[str, str]:
+    found = {}
+    for entry in directory.iterdir():
+        with entry.open("rb") as file:
+            found[entry.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
 async def test_machines_of_one_template_and_of_one_memory_are_different(no_leaks: Path, caplog: pytest.LogCaptureFixture) -> None:
     small = {"memory_mb": 512}
     async with host_of_machines(no_leaks, end_all=False) as host:
@@ -294,18 +302,41 @@ async def test_machines_of_one_template_and_of_one_memory_are_different(no_leaks
         assert len({printed[-1][1] for printed in own}) == 3
         for fork in forks:
             assert (await fork.shell("cat file")).stdout == b"of the moment\n"
-        # A state that is none starts nothing, and leaves nothing.
-        state = host.supervisor.snapshots.memory.load(saved.snapshot.snapshot_id)
+        # One that goes on from memory is saved by its own pages too, and changes nothing of what it went on from.
+        memory = host.supervisor.snapshots.memory
+        state = memory.load(saved.snapshot.snapshot_id)
         assert state is not None
-        file = state.image / qemu_memory.STATE
-        whole = file.read_bytes()
+        whole = digests(state.image)
+        assert set(whole) == {qemu_memory.MEMORY, qemu_memory.DEVICES}
+        assert (state.image / qemu_memory.MEMORY).stat().st_size == 512 * MIB
+        again = await host.supervisor.snapshot(SnapshotRequest(session_id=forks[1].session_id, keep_running=True, memory=True))
+        theirs = memory.load(again.snapshot.snapshot_id)
+        assert theirs is not None
+        assert {file.name for file in theirs.image.iterdir()} == set(whole)
+        last = await guest(host, source_snapshot=again.snapshot.snapshot_id, hostname="last", **small)
+        printed = await counted(last, command_id, len(await counted(forks[1], command_id, 60)) + 20)
+        assert [int(line[0]) for line in printed] == list(range(1, len(printed) + 1))
+        assert digests(state.image) == whole
+        await host.supervisor.snapshots.remove(again.snapshot.snapshot_id)
+        assert (await last.shell("cat file")).stdout == b"of the moment\n"
+        # Files that are none start nothing, and leave nothing.
         machines = host._supervisor._machines.left_behind()
-        for broken, size in ((whole[: len(whole) // 2], None), (b"", None), (b"nonsense" * 1000, None), (whole, 1200 * MIB)):
+        devices = (state.image / qemu_memory.DEVICES).read_bytes()
+        for name, broken, size in (
+            (qemu_memory.DEVICES, devices[: len(devices) // 2], None),
+            (qemu_memory.DEVICES, b"", None),
+            (qemu_memory.DEVICES, b"nonsense" * 1000, None),
+            (qemu_memory.DEVICES, devices, 1200 * MIB),
+            (qemu_memory.MEMORY, b"", 511 * MIB),
+        ):
+            file = state.image / name
+            file.rename(state.image / "aside")
             file.write_bytes(broken)
             if size is not None:
                 os.truncate(file, size)
             with pytest.raises(UnavailableError, match="could not be started: The virtual machine did not start"):
                 await guest(host, source_snapshot=saved.snapshot.snapshot_id, **small)
+            (state.image / "aside").rename(file)
             assert host._supervisor._machines.left_behind() == machines
         # So does a template's: it is made again, once told, and the machine begins with another one.
         caplog.clear()
@@ -327,6 +358,11 @@ async def test_machines_of_one_template_and_of_one_memory_are_different(no_leaks
         assert adopted.record.status is SessionStatus.RUNNING
         assert adopted.commands.get(command_id).running
         assert (await adopted.shell("hostname")).stdout == b"fork-1\n"
+        # And is saved by another host as it is by its own.
+        later = await host.supervisor.snapshot(SnapshotRequest(session_id=fork_id, keep_running=True, memory=True))
+        theirs = host.supervisor.snapshots.memory.load(later.snapshot.snapshot_id)
+        assert theirs is not None
+        assert (theirs.image / qemu_memory.MEMORY).exists()
 
 
 async def read(box: Guest, path: str) -> bytes:

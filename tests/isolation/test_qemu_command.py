@@ -44,7 +44,7 @@ def test_no_device_beyond_need() -> None:
 
 def test_what_a_guest_frees_is_given_back_where_the_library_for_it_is_there() -> None:
     assert command("qemu", MACHINE)[0] == "qemu"
-    machine = dataclasses.replace(MACHINE, discards=12)
+    machine = dataclasses.replace(MACHINE, preload=12)
     words = command("qemu", machine)
     assert words[:3] == ["env", "LD_PRELOAD=/proc/self/fd/12", "qemu"]
     assert machine.descriptors[-1] == 12

@@ -9,7 +9,7 @@ from hutch.settings import Settings
 
 AGENT = "hutch-agent"
 GATEWAY = "hutch-net"
-DISCARD = "hutch-discard.so"
+PRELOAD = "hutch-preload.so"
 
 
 def agent_path(_settings: Settings) -> Path:
@@ -22,12 +22,9 @@ def gateway_path(_settings: Settings) -> Path:
     return _find(GATEWAY, "gateway")
 
 
-def discard_path() -> Path | None:
-    """What QEMU calls to give memory back (`crates/discard`); None where it is not built, and machines keep what they have."""
-    try:
-        return _find(DISCARD, "library that gives memory back")
-    except FileNotFoundError:
-        return None
+def preload_path() -> Path:
+    """What QEMU calls in place of functions of the C library (`crates/preload`). Raises `FileNotFoundError` as above."""
+    return _find(PRELOAD, "library for QEMU")
 
 
 def guest_path() -> Path:

@@ -50,7 +50,8 @@ class VirtualMachine:
     speaks with the agent there; `monitor` listens for QMP. `tsc_khz` is the rate of the host's time stamp counter, which
     TCG needs. `waits`: its agent waits for the host before it mounts anything. `comes_in`: it becomes what the monitor tells it
     to read, and runs when that says so. `memory` is a file that its memory is in: its own, or with `maps_privately` one that
-    nobody may write to. With `discards`, the library `crates/discard`, what the guest frees goes back to the host.
+    nobody may write to. With `preload`, the library `crates/preload`, what the guest frees goes back to the host, and such a
+    file may be one that it only reads.
     """
 
     accelerator: Accelerator
@@ -68,7 +69,7 @@ class VirtualMachine:
     comes_in: bool = False
     memory: int | None = None
     maps_privately: bool = False
-    discards: int | None = None
+    preload: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.vcpus <= 32:
@@ -86,8 +87,8 @@ class VirtualMachine:
     def descriptors(self) -> tuple[int, ...]:
         tap = () if self.card is None else (self.card.tap,)
         memory = () if self.memory is None else (self.memory,)
-        discards = () if self.discards is None else (self.discards,)
-        return (self.kernel, self.initramfs, *self.layers, self.disk, self.channel, self.monitor, *tap, *memory, *discards)
+        preload = () if self.preload is None else (self.preload,)
+        return (self.kernel, self.initramfs, *self.layers, self.disk, self.channel, self.monitor, *tap, *memory, *preload)
 
 
 def kernel_line(machine: VirtualMachine) -> str:
@@ -114,7 +115,7 @@ def _kernel_words(tsc_khz: int | None) -> list[str]:
 
 def command(binary: str, machine: VirtualMachine, line: str | None = None) -> list[str]:
     """The program and its arguments. `line` replaces the kernel's command line. The console is standard output."""
-    words = [] if machine.discards is None else ["env", f"LD_PRELOAD=/proc/self/fd/{machine.discards}"]
+    words = [] if machine.preload is None else ["env", f"LD_PRELOAD=/proc/self/fd/{machine.preload}"]
     words += [binary, "-name", "hutch", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-sandbox", SECCOMP]
     words += [
         "-machine",
@@ -137,7 +138,7 @@ def command(binary: str, machine: VirtualMachine, line: str | None = None) -> li
     words += ["-chardev", f"socket,id=channel,fd={machine.channel},server=on,wait=off"]
     words += ["-device", "virtserialport,chardev=channel,name=hutch,nr=1"]
     words += ["-device", "virtio-rng-device"]
-    if machine.discards is not None:
+    if machine.preload is not None:
         words += ["-device", BALLOON]
     if machine.card is not None:
         words += ["-netdev", f"tap,id=link,fd={machine.card.tap}"]
