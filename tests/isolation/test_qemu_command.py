@@ -42,6 +42,16 @@ def test_no_device_beyond_need() -> None:
     assert after(words, "-sandbox") == ["on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
 
 
+def test_what_a_guest_frees_is_given_back_where_the_library_for_it_is_there() -> None:
+    assert command("qemu", MACHINE)[0] == "qemu"
+    machine = dataclasses.replace(MACHINE, preload=12)
+    words = command("qemu", machine)
+    assert words[:3] == ["env", "LD_PRELOAD=/proc/self/fd/12", "qemu"]
+    assert machine.descriptors[-1] == 12
+    # Without `page-poison` a guest that expects zeros in what it freed reports nothing.
+    assert "virtio-balloon-device,free-page-reporting=on,page-poison=off" in after(words, "-device")
+
+
 def test_the_network_card_is_a_descriptor() -> None:
     assert after(command("qemu", MACHINE), "-netdev") == []
     machine = dataclasses.replace(MACHINE, card=Card(10, "02:48:64:40:00:06", "100.64.0.6", "100.64.0.5"))

@@ -69,7 +69,7 @@ class Traits:
     `writes_late`: what was written is with the host only once the agent was told to. `begins`: its agent has to be told what the
     machine is (`machine.begin`), since its memory may be that of another one. `memory`, `live_copies`, `drives`: whether
     memory is saved, files are copied while it runs, drives are mounted. `trees`: whether the host sees files in a layer and not
-    a disk.
+    a disk. `whole_memory`: what is saved takes as much room as the machine has memory, for a moment at least, whatever it holds.
     """
 
     listens: bool = False
@@ -84,6 +84,7 @@ class Traits:
     live_copies: bool = True
     drives: bool = True
     trees: bool = True
+    whole_memory: bool = False
 
 
 class BootFailed(OSError):
