@@ -42,7 +42,7 @@ test: setup-test lint  ## Every test, the long campaigns with small counts
 test-all: export HUTCH_CAMPAIGN := full
 test-all: test  ## Every test, the long campaigns in full, the host's own on virtual machines too
 	$(SUDO) env HUTCH_ISOLATION=qemu $(PYTHON) -m pytest -n 1 --timeout 600 \
-		tests/host/test_supervisor.py tests/host/test_snapshots.py tests/host/test_memory.py
+		tests/host/test_supervisor.py tests/host/test_snapshots.py tests/host/test_memory.py tests/host/test_drives.py
 
 serve: setup  ## A server on this machine, its state in .hutch/data
 	$(SUDO) .venv/bin/hutch serve --data-dir $(or $(HUTCH_SERVER__DATA_DIR),.hutch/data)

@@ -117,8 +117,8 @@ def start_server(
     ready_file.unlink(missing_ok=True)
     command = [sys.executable, "-m", "hutch", "serve", "--data-dir", str(data_dir), "--listen", "127.0.0.1:0"]
     own = {key: value for key, value in os.environ.items() if not key.startswith("HUTCH_") or key == "HUTCH_CACHE_DIR"}
-    if backend := os.environ.get("HUTCH_ISOLATION"):
-        own["HUTCH_ISOLATION__BACKEND"] = backend
+    # `auto` would have other sandboxes on other machines.
+    own["HUTCH_ISOLATION__BACKEND"] = os.environ.get("HUTCH_ISOLATION", "gvisor")
     with open(log, "ab") as output:
         process = subprocess.Popen(
             [*command, "--ready-file", str(ready_file), *flags],

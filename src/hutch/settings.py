@@ -238,7 +238,7 @@ class IsolationSettings(Section):
     """How sandboxes are kept apart from the machine and from each other."""
 
     backend: Backend = Field(
-        Backend.AUTO, description="Isolation backend; `auto` takes the strongest one that a probe boots and that lacks nothing."
+        Backend.AUTO, description="Isolation backend; `auto` takes the strongest one that a probe boots, and emulates nothing."
     )
     minimum: MinimumIsolation = Field(
         MinimumIsolation.GVISOR, description="Weakest backend that `auto` may take, and that a sandbox may be created under."

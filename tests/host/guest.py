@@ -96,8 +96,9 @@ async def finished(command: Command) -> Ran:
 
 
 def host_settings(data_dir: Path, **flags: object) -> Settings:
-    """Settings of a host without a pool, unless `section__key` says otherwise; under the backend that `HUTCH_ISOLATION` names."""
-    backend = os.environ.get("HUTCH_ISOLATION", "auto")
+    """Settings of a host without a pool, unless `section__key` says otherwise; under the backend that `HUTCH_ISOLATION` names,
+    without it gVisor on every machine."""
+    backend = os.environ.get("HUTCH_ISOLATION", "gvisor")
     given = {"server.data_dir": data_dir, "pool.size": 0, "isolation.backend": backend} | {
         name.replace("__", "."): value for name, value in flags.items()
     }

@@ -24,7 +24,9 @@ class HostProcess:
     def __init__(self, data_dir: Path, **settings: str) -> None:
         self.data_dir = data_dir
         self.log = data_dir.parent / "host.log"
-        self._settings = {f"HUTCH_{key.upper()}": value for key, value in settings.items()}
+        # `auto` would have other sandboxes on other machines.
+        self._settings = {"HUTCH_ISOLATION__BACKEND": os.environ.get("HUTCH_ISOLATION", "gvisor")}
+        self._settings |= {f"HUTCH_{key.upper()}": value for key, value in settings.items()}
         self._process: subprocess.Popen[bytes] | None = None
         self.client = HostClient(data_dir / "run" / "host.sock")
 

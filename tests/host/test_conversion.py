@@ -16,7 +16,7 @@ import pytest
 from hutch.errors import ConflictError
 from hutch.host.binaries import guest_path
 from hutch.host.cgroups import Cgroups
-from hutch.host.conversion import Conversions, name_of, names_of, snapshot_of
+from hutch.host.conversion import Conversions, Converter, name_of, names_of, snapshot_of
 from hutch.host.packing import Packers
 from hutch.host.protocol import SnapshotMethod, SnapshotRecord
 from hutch.host.storage import BtrfsLayers, Ext4Layers, WritableLayers
@@ -50,7 +50,7 @@ class Place:
         guest = Guest(guest_path())
         guest.require()
         qemu = Qemu(guest, self.directory, self.cgroups, Accelerator.TCG)
-        self.conversions = Conversions(lambda: qemu, layers, Packers(), self.directory, CGROUP, disk_bytes=600 * MIB)
+        self.conversions = Conversions(Converter(lambda: qemu, Packers(), self.directory, CGROUP), layers, disk_bytes=600 * MIB)
 
     def sealed(self, name: str, fill: Callable[[Path], None]) -> None:
         layer = self.layers.create(f"layer-{name}", 600 * MIB)

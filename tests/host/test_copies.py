@@ -23,7 +23,7 @@ from hutch.blobs.jobs import AnyJob, Done, ImportJob, StoreJob, StoreSpec
 from hutch.blobs.packer import run
 from hutch.blobs.store import BlobStore
 from hutch.errors import BadRequestError, ConflictError, GoneError, HutchError, UnavailableError
-from hutch.host.conversion import Conversions
+from hutch.host.conversion import Conversions, Converter
 from hutch.host.copies import Copies, store_spec
 from hutch.host.journal import Journal
 from hutch.host.memory import MemoryImages
@@ -94,9 +94,8 @@ class Instance:
         mortal: Any = Mortal(layers, self._is_dead)
         copies = Copies(self.spec, mortal, packing, grace_s=0, disk_bytes=64 * MIB, reached=self._reached)
         journal: Any = Mortal(self.journal, self._is_dead)
-        conversions = Conversions(
-            no_machines, mortal, packing, directory / "conversions", "/hutch-test-copies", disk_bytes=64 * MIB
-        )
+        converter = Converter(no_machines, packing, directory / "conversions", "/hutch-test-copies")
+        conversions = Conversions(converter, mortal, disk_bytes=64 * MIB)
         self.snapshots = Snapshots(journal, mortal, MemoryImages(directory / "memory"), copies, conversions, self._reached)
         self.told: list[SnapshotRecord] = []
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from hutch.errors import ConflictError, UnavailableError
 from hutch.host import drive_storage, kernel, storage
-from hutch.host.drive_storage import UNFINISHED, DriveStore, Ext4Drives
+from hutch.host.drive_storage import UNFINISHED, DriveStore, Ext4Drives, name_of
 from hutch.host.storage import BtrfsLayers, Ext4Layers, WritableLayers
 from tests.host.test_storage import MIB, fill
 
@@ -124,12 +126,13 @@ def test_a_copy_needs_nothing_of_what_it_came_from(store: Store) -> None:
     drives.detach("two")
 
 
+@pytest.mark.parametrize("disk", [False, True], ids=["tree", "disk"])
 @pytest.mark.parametrize("step", ["create", "copy"])
-def test_one_that_was_not_finished_is_not_there(store: Store, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    drives = store.drives
-    drives.create("one", SIZE)
+def test_one_that_was_not_finished_is_not_there(store: Store, monkeypatch: pytest.MonkeyPatch, step: str, disk: bool) -> None:
+    drives, one, new = store.drives, name_of("one", disk=disk), name_of("new", disk=disk)
+    drives.create(one, SIZE)
     # A process that ends here runs nothing that would tidy up.
-    for module, name in ((kernel, "btrfs_delete_subvolume"), (Path, "unlink")):
+    for module, name in ((kernel, "btrfs_delete_subvolume"), (Path, "unlink"), (shutil, "rmtree")):
         monkeypatch.setattr(module, name, lambda *_, **__: None)
 
     def die(*_: object) -> None:
@@ -137,14 +140,35 @@ def test_one_that_was_not_finished_is_not_there(store: Store, monkeypatch: pytes
 
     monkeypatch.setattr(Path, "rename", die)
     with pytest.raises(InterruptedError):
-        drives.create("new", SIZE) if step == "create" else drives.copy("one", "new", SIZE)
+        drives.create(new, SIZE) if step == "create" else drives.copy(one, new, SIZE)
     monkeypatch.undo()
     assert list(store.directory.parent.rglob(f"{UNFINISHED}*")) != []
     store.close()
     store.open()
-    assert store.drives.names() == {"one"}
+    assert store.drives.names() == {one}
     assert list(store.directory.parent.rglob(f"{UNFINISHED}*")) == []
-    store.drives.create("new", SIZE)
+    store.drives.create(new, SIZE)
+
+
+def test_a_disk_is_a_file_of_its_size_and_holds_what_is_written(store: Store) -> None:
+    drives = store.drives
+    drives.create("one.disk", SIZE)
+    file = drives.attach("one.disk", SIZE, 0)
+    assert SIZE - SIZE // 32 <= file.stat().st_size <= SIZE
+    before = drives.used("one.disk", 0)
+    assert before < 8 * MIB
+    # All of it may be written again while others see what was there.
+    for number in range(2):
+        if drives.copies_in_use:
+            drives.view("one.disk", f"m1-{number}.disk")
+        with file.open("r+b") as disk:
+            disk.seek(16 * MIB)
+            disk.write(os.urandom(40 * MIB))
+            os.fsync(disk.fileno())
+    store.layers.sync()
+    assert before + 40 * MIB <= drives.used("one.disk", 0) <= SIZE
+    drives.detach("one.disk")
+    drives.remove_views("m1")
 
 
 def test_a_nearly_full_host_refuses_new_drives(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

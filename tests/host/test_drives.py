@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from tests.host.process import HostProcess
 from tests.host.test_storage import MIB
 
 pytestmark = pytest.mark.root
+ON_MACHINES = os.environ.get("HUTCH_ISOLATION") == "qemu"
+WRITTEN = "sync" if ON_MACHINES else "true"
+"""What has to be done for what was written to outlive a sandbox that is killed."""
 
 
 async def drive(host: Service, size_bytes: int = 256 * MIB, source: str | None = None) -> str:
@@ -189,7 +193,7 @@ async def test_what_was_written_outlives_sandbox_and_host(no_leaks: Path) -> Non
     async with real_host(no_leaks, end_all=False) as service:
         kept = await drive(service)
         box = await writer(service, kept)
-        await box.shell("head -c 3000000 /dev/urandom > /data/f; sha256sum /data/f > /data/sum")
+        await box.shell(f"head -c 3000000 /dev/urandom > /data/f; sha256sum /data/f > /data/sum; {WRITTEN}")
         entry = box.session.entry
         assert entry is not None
     # Nothing of them runs any more, and nobody stopped it.
@@ -222,6 +226,7 @@ async def test_a_claim_survives_its_host_and_not_its_session(no_leaks: Path) -> 
         assert service.supervisor.drives._store.viewers() == set()
 
 
+BOOTED = "hutch.isolation.qemu:Qemu.boot" if ON_MACHINES else "hutch.isolation.gvisor:Gvisor.boot"
 STORE, JOURNAL, MACHINES = "hutch.host.drive_storage:BtrfsDrives", "hutch.host.journal:Journal", "hutch.host.machine:Machines"
 
 
@@ -253,7 +258,7 @@ async def check_and_remove(service: Service, drive_id: str) -> None:
     [
         ("before", f"{MACHINES}._mounts"),
         ("after", f"{MACHINES}._mounts"),
-        ("after", "hutch.isolation.gvisor:Gvisor.boot"),
+        ("after", BOOTED),
         ("before", f"{JOURNAL}.put_session"),
         ("after", f"{JOURNAL}.put_session"),
     ],
@@ -360,7 +365,7 @@ async def test_sigkill_of_the_host_while_a_guest_writes(no_leaks: Path) -> None:
 def ext4(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a host without btrfs."""
     which = shutil.which
-    monkeypatch.setattr(shutil, "which", lambda name, *more: None if name in ("mkfs.btrfs", "modprobe") else which(name, *more))
+    monkeypatch.setattr(shutil, "which", lambda name, **more: None if name in ("mkfs.btrfs", "modprobe") else which(name, **more))
 
 
 async def test_the_same_on_ext4_but_for_copies_of_what_is_in_use(no_leaks: Path, ext4: None) -> None:

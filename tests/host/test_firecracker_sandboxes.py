@@ -19,14 +19,17 @@ import pytest
 
 from hutch.errors import ConflictError, UnavailableError
 from hutch.host import kernel
-from hutch.host.machine import SUSPENDED_MARK
-from hutch.host.protocol import DriveMode, DriveMount, SessionStatus, SnapshotRecord, SnapshotRequest
+from hutch.host.drive_storage import name_of
+from hutch.host.machine import SUSPENDED_MARK, Machine, Machines
+from hutch.host.protocol import DriveMode, SessionStatus, SnapshotRecord, SnapshotRequest
 from hutch.host.service import Service
 from hutch.isolation import tap
 from hutch.isolation.firecracker_config import MEMORY, STATE
 from hutch.isolation.firecracker_process import CONSOLE_LOG
+from hutch.isolation.protocol import PlannedMount
 from hutch.isolation.qemu import DISK, GUEST_CGROUP
 from tests.host.guest import Guest, finished, guest, over, real_host, spec
+from tests.host.test_drives import at, drive
 from tests.isolation import fake_firecracker, fake_programs
 
 pytestmark = [pytest.mark.root, pytest.mark.sandbox, pytest.mark.timeout(180)]
@@ -98,10 +101,6 @@ async def test_a_sandbox_runs_is_found_again_and_its_files_outlive_it(no_leaks: 
         assert box.record.status is SessionStatus.RUNNING
         assert box.commands.get(command_id).running
         assert (await box.shell("cat file; echo second >> file")).stdout == b"first\n"
-        mount = DriveMount(path="/data", drive_id="drive_1", mode=DriveMode.READ_WRITE)
-        with pytest.raises(ConflictError) as refused:
-            await host.supervisor.create(spec(mounts=[mount]))
-        assert refused.value.code == "isolation_unsupported"
         stopped = await box.stop()
         assert (stopped.status, stopped.stop_reason) == (SessionStatus.STOPPED, "stop")
         assert stopped.snapshot is not None
@@ -113,6 +112,45 @@ async def test_a_sandbox_runs_is_found_again_and_its_files_outlive_it(no_leaks: 
         machine.process.kill()
         record = await over(box)
         assert (record.status, record.stop_reason) == (SessionStatus.FAILED, "The sandbox failed: its sandbox process died.")
+
+
+async def test_drives_are_disks_that_its_agent_is_told_of(no_leaks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[PlannedMount, ...]] = []
+
+    async def mounted(_: Machines, __: Machine, mounts: tuple[PlannedMount, ...]) -> None:
+        # The stand-in's agent has no kernel to mount with.
+        told.append(mounts)
+
+    async with host_of_machines(no_leaks, end_all=False) as host:
+        drives = host.supervisor.drives
+        kept = await drive(host, 64 * MIB)
+        # What no agent mounts is no sandbox.
+        with pytest.raises(UnavailableError, match="drives could not be mounted: Invalid request: this is no virtual machine"):
+            await guest(host, mounts=[at("/data", kept)])
+        assert host._supervisor._machines.left_behind() == set()
+        monkeypatch.setattr(Machines, "_mount_drives", mounted)
+        box = await guest(host, mounts=[at("/data", kept)])
+        looking = await guest(host, mounts=[at("/seen", kept, DriveMode.SNAPSHOT)])
+        [[writes], [reads]] = told
+        assert (writes.path, writes.read_only, reads.path, reads.read_only) == ("/data", False, "/seen", True)
+        assert drives._store.names() == {name_of(kept, disk=True)}
+        for session, mount in ((box, writes), (looking, reads)):
+            machine = session.session.machine
+            assert machine is not None
+            [placed] = machine.directory.glob("jail/*/*/root/drive0")
+            assert placed.stat().st_ino == mount.source.stat().st_ino
+            assert mount.source.stat().st_uid == Path(f"/proc/{machine.process.pid}").stat().st_uid
+        sessions = box.session_id, looking.session_id
+    async with host_of_machines(no_leaks) as host:
+        drives = host.supervisor.drives
+        with pytest.raises(ConflictError, match=sessions[0]):
+            await guest(host, mounts=[at("/data", kept)])
+        for session_id in sessions:
+            await Guest(host.supervisor, session_id).stop()
+        await asyncio.gather(*host.supervisor.ends.removals)
+        assert drives.viewers() == set()
+        await drives.remove(kept)
+        assert drives._store.names() == set()
 
 
 async def test_a_sandbox_may_name_another_backend_than_its_neighbours(no_leaks: Path) -> None:
@@ -128,10 +166,6 @@ async def test_a_sandbox_may_name_another_backend_than_its_neighbours(no_leaks: 
         plain, machine = (Guest(host.supervisor, session_id) for session_id in sessions)
         for box in (plain, machine):
             assert (await box.shell("cat file")).stdout == b"kept\n"
-        # What each can do is its own.
-        mount = DriveMount(path="/data", drive_id="drive_1", mode=DriveMode.READ_WRITE)
-        with pytest.raises(ConflictError, match=r"firecracker.*can't mount drives"):
-            await host.supervisor.create(spec(isolation="firecracker", mounts=[mount]))
         for box, disk in ((plain, False), (machine, True)):
             taken = await host.supervisor.snapshot(SnapshotRequest(session_id=box.session_id, keep_running=True))
             assert taken.snapshot.disk is disk

@@ -30,8 +30,6 @@ from hutch.host.conversion import CONVERTING, names_of
 from hutch.host.names import Names
 from hutch.host.protocol import (
     CopyState,
-    DriveMode,
-    DriveMount,
     ImageBuild,
     SessionRecord,
     SessionStatus,
@@ -535,13 +533,3 @@ async def test_a_host_that_dies_while_it_converts_leaves_nothing(no_leaks: Path)
     # What was begun is begun again, by whoever asks again.
     assert (await host.client.call("session.create", second, SessionRecord)).status is SessionStatus.RUNNING
     await host.stop()
-
-
-async def test_what_it_does_not_do_is_refused_before_anything_is_made(no_leaks: Path) -> None:
-    async with host_of_machines(no_leaks) as host:
-        mount = DriveMount(path="/data", drive_id="drive_1", mode=DriveMode.READ_WRITE)
-        with pytest.raises(ConflictError) as refused:
-            await host.supervisor.create(spec(mounts=[mount]))
-        assert refused.value.code == "isolation_unsupported"
-        assert host.supervisor.records() == []
-        assert host._supervisor._machines.left_behind() == set()

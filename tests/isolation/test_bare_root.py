@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from hutch.errors import BadRequestError, InternalError
+from hutch.host import kernel
 from hutch.host.binaries import guest_path
 from hutch.host.cgroups import Cgroups
 from hutch.host.debug_firecracker import execute
 from hutch.isolation import tsc
-from hutch.isolation.qemu import INITRAMFS, KERNEL, PROBE_ROOT, Guest, Qemu
+from hutch.isolation.protocol import PlannedMount
+from hutch.isolation.qemu import INITRAMFS, KERNEL, PROBE_ROOT, Guest, Qemu, make_disk
 from hutch.isolation.qemu_command import MIB, Accelerator
 from hutch.isolation.qemu_probe import Booted, with_machine
 from hutch.wire.connection import Data
@@ -113,13 +116,35 @@ def test_disks_without_serial_numbers_are_told_by_their_order(tmp_path: Path) ->
     qemu = Qemu(guest, tmp_path / "state", Cgroups.detect(), Accelerator.TCG, disk_bytes=64 * MIB)
     words = f"console=ttyS0 quiet panic=-1 reboot=t tsc_early_khz={tsc.frequency_khz()} tsc=reliable"
 
+    drives = tuple(PlannedMount(path, tmp_path / path[1:2], read_only=path == "/run/b") for path in ("/a/deep", "/run/b"))
+    for drive in drives:
+        make_disk(drive.source, 16 * MIB)
+    # One that is read has been written to.
+    kernel.run(["debugfs", "-w", "-R", "mkdir u", str(drives[1].source)])
+
     async def mounts(booted: Booted) -> bytes:
+        call = booted.connection.call
+        told = [{"path": drive.path.encode(), "read_only": drive.read_only, "owner": [1, 2]} for drive in drives]
+        for path in (b"relative", b"/", b"/../etc", b"/srv/./b", b"/proc/self/fd", b"/dev/stdin/x", b"/run/\xff" + b"n" * 300):
+            with pytest.raises((BadRequestError, InternalError), match="can be mounted at"):
+                await call("drives.mount", {"mounts": [told[0] | {"path": path}]})
+        assert await call("drives.mount", {"mounts": told}) == {}
+        # Only once, and no more than there are.
+        for again in (told, told * 2):
+            with pytest.raises(InternalError, match="drive of /a/deep can't be mounted"):
+                await call("drives.mount", {"mounts": again})
+        owned = await call("file.stat", {"path": b"/a/deep", "user": "root"})
+        assert (owned["uid"], owned["gid"], owned["mode"] & 0o7777) == (1, 2, 0o755)
         stream = booted.connection.open("file.read", {"path": b"/proc/mounts", "user": "root"})
         stream.send_end()
         await stream.reply()
         return b"".join([item.data async for item in stream if isinstance(item, Data)])
 
     line = f"{words} hutch.vm=1 hutch.layers=1 hutch.disks=order"
-    found = asyncio.run(with_machine(qemu, (guest.probe_root,), mounts, deadline_s=DEADLINE_S, parent=tmp_path, kernel_line=line))
+    found = asyncio.run(
+        with_machine(qemu, (guest.probe_root,), mounts, deadline_s=DEADLINE_S, parent=tmp_path, kernel_line=line, mounts=drives)
+    )
+    assert b"\n/dev/vdc /a/deep ext4 rw,nosuid,nodev,relatime,discard" in found
+    assert b"\n/dev/vdd /run/b ext4 ro,nosuid,nodev,relatime" in found
     assert b"overlay / overlay rw" in found
     assert b"lowerdir=/layers/0,upperdir=/disk/u" in found

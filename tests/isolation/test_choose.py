@@ -8,20 +8,16 @@ import pytest
 
 from hutch.errors import ConflictError
 from hutch.isolation import choose, kvm
-from hutch.isolation.choose import NoIsolation
+from hutch.isolation.choose import NoIsolation, Probe
 from hutch.isolation.qemu import Qemu
 from hutch.isolation.qemu_command import Accelerator
-from hutch.settings import Settings, load
+from hutch.settings import Backend, Settings, load
 
 pytestmark = pytest.mark.root
 
 
 def settings(**flags: object) -> Settings:
     return load(None, environment={}, flags={f"isolation.{name}": value for name, value in flags.items()})
-
-
-def test_auto_takes_what_a_probe_boots(tmp_path: Path) -> None:
-    assert choose.choose(settings(), tmp_path).name == "gvisor"
 
 
 def test_a_named_backend_is_never_replaced(tmp_path: Path) -> None:
@@ -48,13 +44,25 @@ def test_emulation_is_used_only_where_it_is_named(tmp_path: Path, monkeypatch: p
         assert chosen.accelerator is Accelerator.TCG
 
 
-def test_auto_takes_virtual_machines_where_the_minimum_asks_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usable_kvm(monkeypatch, usable=True)
-    # They lack what gVisor has.
+def test_auto_takes_the_strongest_that_a_probe_boots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usable_kvm(monkeypatch, usable=False)
     assert choose.choose(settings(), tmp_path).name == "gvisor"
-    chosen = choose.choose(settings(minimum="qemu"), tmp_path)
-    assert isinstance(chosen, Qemu)
-    assert chosen.accelerator is Accelerator.KVM
+    # An emulated machine, which others may name, is none for `auto`.
+    found = choose.backends(settings(also="qemu"), tmp_path)
+    assert found.names == ("gvisor", "qemu")
+    usable_kvm(monkeypatch, usable=True)
+    for flags in ({}, {"minimum": "qemu"}, {"qemu_accelerator": "kvm"}, {"also": "qemu"}):
+        chosen = choose.choose(settings(**flags), tmp_path)
+        assert isinstance(chosen, Qemu)
+        assert chosen.accelerator is Accelerator.KVM
+    # It emulates nothing.
+    assert choose.choose(settings(qemu_accelerator="tcg"), tmp_path).name == "gvisor"
+    machines = found.default
+    monkeypatch.setattr(choose, "_probe_firecracker", lambda *_: Probe(Backend.FIRECRACKER, machines, "as the test says"))
+    assert choose.choose(settings(), tmp_path) is machines
+    assert choose.choose(settings(minimum="firecracker"), tmp_path) is machines
+    assert isinstance(choose.choose(settings(backend="qemu"), tmp_path), Qemu)
+    assert choose.choose(settings(backend="gvisor"), tmp_path).name == "gvisor"
 
 
 @pytest.mark.parametrize("minimum", ["qemu", "firecracker"])

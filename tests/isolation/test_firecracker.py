@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from hutch.isolation.firecracker_api import FirecrackerFailed
 from hutch.isolation.firecracker_binary import NotUsable
 from hutch.isolation.firecracker_config import MIB
 from hutch.isolation.protocol import BootFailed, Isolation, MachinePlan, PlannedMount
-from hutch.isolation.qemu import NotInThisRelease
 from hutch.settings import Backend, Settings, load
 from hutch.wire import Connection
 from tests.isolation import fake_programs
@@ -199,9 +199,34 @@ def test_what_does_not_start_says_why(host: Host, tmp_path: Path) -> None:
         host.backend.boot(plan)
     with pytest.raises(FirecrackerFailed, match="There is no machine m123"):
         host.backend.suspend("m123")
-    drive = PlannedMount("/data", tmp_path, read_only=False)
-    with pytest.raises(NotInThisRelease, match="no drives"):
-        host.backend.boot(MachinePlan(**{**{name: getattr(plan, name) for name in plan.__slots__}, "mounts": (drive,)}))
+    plan = host.plan()
+    drive = PlannedMount("/data", tmp_path / "none", read_only=False)
+    with pytest.raises(BootFailed, match=r"did not start: .*none"):
+        host.backend.boot(replace(plan, mounts=(drive,)))
+
+
+def test_drives_are_disks_in_their_order_behind_its_own(host: Host, tmp_path: Path) -> None:
+    async def run() -> None:
+        files = [tmp_path / name for name in ("one", "two")]
+        for file in files:
+            file.write_bytes(bytes(MIB))
+            file.chmod(0o600)
+        mounts = (PlannedMount("/data", files[0], read_only=False), PlannedMount("/seen", files[1], read_only=True))
+        plan = replace(host.plan(), mounts=mounts)
+        machine = host.backend._machine(plan)
+        assert [(drive.name, drive.read_only) for drive in machine.drives] == [
+            ("layer0", True), ("disk", False), ("drive0", False), ("drive1", False),
+        ]  # fmt: skip
+        process, connection = await host.boot(plan)
+        # The machine's own user has opened them, and nobody else may.
+        jail = host.backend._jail(plan.machine_id, plan.directory)
+        for number, file in enumerate(files):
+            assert (file.stat().st_uid, file.stat().st_mode & 0o777) == (jail.uid, 0o600)
+            assert Path(f"/proc/{process.pid}/root/drive{number}").stat().st_ino == file.stat().st_ino
+        await connection.ping(10)
+        connection.close("done")
+
+    asyncio.run(run())
 
 
 def test_a_build_without_a_filter_of_system_calls_runs_no_sandbox(host: Host) -> None:

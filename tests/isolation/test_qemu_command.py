@@ -30,6 +30,18 @@ def test_only_the_disk_is_written() -> None:
     assert ["read-only=on" in drive for drive in drives] == [True, True, False]
 
 
+def test_drives_are_disks_behind_its_own() -> None:
+    machine = dataclasses.replace(MACHINE, drives=(20, 21))
+    words = command("qemu", machine)
+    assert after(words, "-add-fd")[2:] == ["fd=7,set=3", "fd=20,set=4", "fd=21,set=5"]
+    assert set(machine.descriptors) == {*MACHINE.descriptors, 20, 21}
+    assert [device for device in after(words, "-device") if device.startswith("virtio-blk")][2:] == [
+        f"virtio-blk-device,drive={name},serial={name},werror=report,rerror=report" for name in ("disk", "drive0", "drive1")
+    ]
+    # Those who read have a journal to replay, in their own copy.
+    assert ["read-only=on" in drive for drive in after(words, "-blockdev")] == [True, True, False, False, False]
+
+
 def test_no_device_beyond_need() -> None:
     words = command("qemu", MACHINE)
     assert {"-nodefaults", "-no-user-config", "-no-reboot"} <= set(words)
@@ -111,8 +123,9 @@ def test_the_accelerator_is_the_one_that_was_asked_for() -> None:
         ({"vcpus": 33}, "1 to 32 processors"),
         ({"memory_bytes": 32 * MIB}, "at least 64"),
         ({"memory_bytes": 100 * MIB + 1}, "whole MiB"),
-        ({"layers": ()}, "1 to 24 images"),
-        ({"layers": tuple(range(25))}, "1 to 24 images"),
+        ({"layers": ()}, "1 to 23 images"),
+        ({"layers": tuple(range(24))}, "1 to 23 images"),
+        ({"drives": tuple(range(5))}, "at most 4 drives, not 5"),
         ({"tsc_khz": None}, "time stamp counter"),
     ],
 )

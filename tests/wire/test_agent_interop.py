@@ -348,6 +348,10 @@ async def test_archives_are_unpacked_or_refused_as_a_whole(agent: Guest) -> None
             "machine.begin",
             {"entropy": b"", "time_ns": 1, "boot_id": "0" * 36, "endings": [{"path": b"a", "size": -1, "data": b""}]},
         ),
+        ("drives.mount", {"mounts": []}),
+        ("drives.mount", {"mounts": [{"path": b"/a\0b", "read_only": False, "owner": None}]}),
+        ("drives.mount", {"mounts": [{"path": b"/a", "read_only": False, "owner": [1]}]}),
+        ("drives.mount", {"mounts": [{"path": b"/a", "read_only": False, "owner": None}] * 1000}),
         ("shutdown", {"grace_ms": -1}),
     ],
 )

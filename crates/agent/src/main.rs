@@ -8,6 +8,7 @@
 //! * `work`, `files`, `archive`, `tar`: file methods, in threads with the rights of the request's user
 //! * `system`: hostname, clock, entropy, limits
 //! * `conversion`: the files of a disk as a stream, and back
+//! * `drives`: disks of a virtual machine that are mounted where the host says
 //! * `vm`: from a virtual machine's initramfs to the sandbox's root; `bare`: a root that has nothing but the agent
 //! * `sys_unsafe`: the only `unsafe` code, with its reasons
 
@@ -17,6 +18,7 @@ mod bare;
 mod channel;
 mod command;
 mod conversion;
+mod drives;
 mod endings;
 mod errors;
 mod files;
@@ -65,9 +67,14 @@ fn main() -> ExitCode {
     match arguments.as_slice() {
         [option] if option == "--version" => println!("hutch-agent {}", env!("CARGO_PKG_VERSION")),
         [option] if option == "--help" => print!("{HELP}"),
-        [option, path] if option == "--connect" => return run(Place::Unix(path.clone().into_vec()), None),
+        [option, path] if option == "--connect" => {
+            sys_unsafe::close_inherited_descriptors();
+            return run(Place::Unix(path.clone().into_vec()), None);
+        }
         // Words of its command line that a kernel does not know, such as `nomodule`, are init's arguments.
         _ if system::is_init() => {
+            // Before it opens its own.
+            sys_unsafe::close_inherited_descriptors();
             let (place, machine) = vm::enter();
             if run(place, Some(machine)) == ExitCode::FAILURE {
                 vm::end("the agent did not start");

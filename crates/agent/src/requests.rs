@@ -190,6 +190,19 @@ pub(crate) struct MachineNetwork {
 }
 
 #[derive(Debug, Deserialize)]
+pub(crate) struct DrivesMount {
+    pub(crate) mounts: Vec<DriveMount>,
+}
+
+/// A drive, in the order of their disks. `owner`: whom its directory is to belong to from now on.
+#[derive(Debug, Deserialize)]
+pub(crate) struct DriveMount {
+    pub(crate) path: Name,
+    pub(crate) read_only: bool,
+    pub(crate) owner: Option<(u32, u32)>,
+}
+
+#[derive(Debug, Deserialize)]
 pub(crate) struct Shutdown {
     pub(crate) grace_ms: u64,
 }

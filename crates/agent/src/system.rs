@@ -18,7 +18,6 @@ const MAX_COMPLAINTS: u32 = 20;
 
 /// Prepare this process; what the guest's kernel does not have is left out.
 pub(crate) fn prepare_process() {
-    sys_unsafe::close_inherited_descriptors();
     sys_unsafe::use_little_memory();
     // No process of the guest but root's may trace us or read our memory.
     let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);

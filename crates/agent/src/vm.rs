@@ -2,7 +2,7 @@
 //!
 //! The kernel's command line says what the host attached: `hutch.vm=1`, `hutch.layers=N` (images, found by the serial
 //! numbers `layer0`, the lowest, to `layerN-1`) and the disk with the serial number `disk`, formatted by the host before
-//! any guest wrote to it. `hutch.vsock=PORT` moves the channel from the port named `hutch` to that port of the host.
+//! any guest wrote to it. Further disks are drives (`drive0`, `drive1` …; `drives`), mounted when the host says where. `hutch.vsock=PORT` moves the channel from the port named `hutch` to that port of the host.
 //! `hutch.address=A/P` and `hutch.gateway=G` are the first network card's, and G is asked for names too.
 //! `hutch.disks=order` is for monitors whose disks have no serial numbers of the host's choosing: images and disk are then
 //! the first, second … in the order in which they were attached. With `hutch.layers=0` there is no overlay: the root that the
@@ -17,6 +17,7 @@ use std::ffi::{CStr, CString};
 use std::fs;
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -29,6 +30,7 @@ use rustix::system::RebootCommand;
 
 use crate::bare;
 use crate::channel::Place;
+use crate::drives::{self, Drives};
 use crate::{sys_unsafe, system};
 
 /// A device appears when its driver has looked at it; under emulation that takes a moment.
@@ -72,7 +74,7 @@ struct Network {
 
 /// How disks are told from each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Disks {
+pub(crate) enum Disks {
     /// By their serial numbers.
     Serial,
     /// By the order in which they were attached.
@@ -97,8 +99,13 @@ pub(crate) struct Beginning<'a> {
 /// A virtual machine, of which the agent is process 1.
 #[derive(Debug)]
 pub(crate) struct Machine {
-    /// What is still to be mounted.
-    waits: Option<(usize, Disks)>,
+    /// The images below the sandbox's root, none where it has a root of its own, and how their disks are found.
+    layers: usize,
+    disks: Disks,
+    /// Whether the root is still to be mounted.
+    waits: bool,
+    /// Where file systems of drives are mounted, out of sight; there where a root is put together.
+    hidden: Option<OwnedFd>,
 }
 
 impl Machine {
@@ -113,17 +120,30 @@ impl Machine {
         // First: what is mounted draws numbers.
         system::add_entropy(beginning.entropy);
         let _ = system::set_clock(beginning.time_ns);
-        if let Some((layers, disks)) = self.waits {
+        if self.waits {
             load_modules(|_| true)?;
-            mount_root(layers, disks)?;
+            mount_root(self.layers, self.disks)?;
             switch_root()?;
-            self.waits = None;
+            self.waits = false;
             finish_root();
         }
         set_boot_id(beginning.boot_id).map_err(|error| format!("{BOOT_ID} can't be set: {error}"))?;
         network
             .as_ref()
             .map_or(Ok(()), |network| set_up(network, beginning.is_new))
+    }
+
+    /// Where drives are mounted; `None` while there is nothing to mount them in.
+    pub(crate) fn drives(&self) -> io::Result<Option<Drives>> {
+        let Some(hidden) = self.hidden.as_ref().filter(|_| !self.waits) else {
+            return Ok(None);
+        };
+        Ok(Some(Drives {
+            hidden: hidden.try_clone()?,
+            disks: self.disks,
+            // Behind the images and the sandbox's own disk.
+            first: self.layers + 1,
+        }))
     }
 }
 
@@ -163,6 +183,7 @@ fn prepare() -> Result<(Place, Machine), Failure> {
     }
     bare::ensure_devices()?;
     let waits = wanted.waits && wanted.layers > 0;
+    let hidden = if wanted.layers > 0 { Some(hidden()?) } else { None };
     load_modules(|name| !(waits && name.starts_with(DISK_DRIVERS)))?;
     if wanted.layers > 0 && !waits {
         mount_root(wanted.layers, wanted.disks)?;
@@ -181,8 +202,20 @@ fn prepare() -> Result<(Place, Machine), Failure> {
         }
         None => Place::Port(find_port()?),
     };
-    let waits = waits.then_some((wanted.layers, wanted.disks));
-    Ok((place, Machine { waits }))
+    let machine = Machine {
+        layers: wanted.layers,
+        disks: wanted.disks,
+        waits,
+        hidden,
+    };
+    Ok((place, machine))
+}
+
+/// A directory that stays in the initramfs when the sandbox's root takes its place.
+fn hidden() -> Result<OwnedFd, Failure> {
+    directory(drives::HIDDEN)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(drives::HIDDEN, flags, Mode::empty()).map_err(|error| format!("{}: {error}", drives::HIDDEN))
 }
 
 /// Refuse a kernel without vsock, which could only try to connect for ever.
@@ -306,7 +339,7 @@ fn device(class: &str, attribute: &str, value: &str) -> Option<PathBuf> {
 }
 
 /// The disk called `serial`, which is the one at `place`, from 0, in the order of attachment.
-fn find_disk(disks: Disks, serial: &str, place: usize) -> Result<PathBuf, Failure> {
+pub(crate) fn find_disk(disks: Disks, serial: &str, place: usize) -> Result<PathBuf, Failure> {
     match disks {
         Disks::Serial => awaited(&format!("disk with the serial number {serial}"), || {
             device("/sys/block", "serial", serial)

@@ -5,17 +5,11 @@
 from __future__ import annotations
 
 from hutch.errors import ConflictError
-from hutch.host.protocol import SessionSpec, SnapshotRequest
+from hutch.host.protocol import SnapshotRequest
 from hutch.isolation.protocol import Traits
 
 DISKS = frozenset({"qemu", "firecracker"})
 """Backends whose sandboxes keep their files in a disk that the host does not open, and whose snapshots are such disks."""
-
-
-def check_start(traits: Traits, name: str, spec: SessionSpec) -> None:
-    """Whether a session can begin under the backend `name`. Raises `ConflictError`."""
-    if spec.mounts and not traits.drives:
-        raise _unsupported(f"Sandboxes of this host ({name}) can't mount drives. Leave `mounts` out.")
 
 
 def check_snapshot(traits: Traits, name: str, request: SnapshotRequest) -> None:

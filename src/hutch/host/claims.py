@@ -81,7 +81,7 @@ class Claims:
             machine = await self._machines.boot(kind, contents, admit)
         except OSError as error:
             log.error("a sandbox did not start: %s", error)
-            raise _not_started(error) from error
+            raise not_started(error) from error
         self._background.spawn(self._networks.refill())
         return machine
 
@@ -157,10 +157,11 @@ class Claims:
             if isinstance(error, FileNotFoundError):
                 raise snapshots.unknown(spec.source_snapshot) from error
             if isinstance(error, OSError):
-                raise _not_started(error) from error
+                raise not_started(error) from error
             raise
         return machine
 
 
-def _not_started(error: OSError) -> UnavailableError:
+def not_started(error: OSError) -> UnavailableError:
+    """What whoever wanted a session is told."""
     return UnavailableError("sandbox_start_failed", f"The sandbox could not be started: {error}", retry_after_s=1)

@@ -26,7 +26,8 @@ from hutch.host.packing import Packing
 from hutch.host.protocol import SnapshotRecord
 from hutch.host.storage import UPPER, Source, WritableLayers
 from hutch.isolation import convert
-from hutch.isolation.qemu import DISK, Qemu, disk_size, make_disk
+from hutch.isolation.qemu import Qemu
+from hutch.isolation.qemu_disk import DISK, disk_size, make_disk
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ CONVERTING = "converting-"
 MAX_FILES = 4_000_000
 """More than a disk of 64 GiB has as it is formatted."""
 SLACK_BYTES = 64 * 1024 * 1024
+UNPACKABLE = "snapshot_unpackable"
 AT_ONCE = 2
 """Each takes a processor for itself, and somebody may wait for one while snapshots are copied."""
 
@@ -60,44 +62,38 @@ def names_of(snapshot_id: str) -> tuple[str, ...]:
     return (snapshot_id, snapshot_id + TREE, snapshot_id + AS_DISK)
 
 
-class Conversions:
-    """Makes the other form of snapshots. `directory` is for the machines that do it, `cgroup` the parent of theirs."""
+class Converter:
+    """Starts the machines that convert, a few at once. `directory` is for them, `cgroup` the parent of theirs."""
 
-    def __init__(
-        self, find_qemu: FindQemu, layers: WritableLayers, packing: Packing, directory: Path, cgroup: str, *, disk_bytes: int
-    ) -> None:
+    def __init__(self, find_qemu: FindQemu, packing: Packing, directory: Path, cgroup: str) -> None:
         self._find_qemu = find_qemu
-        self._layers = layers
         self._packing = packing
         self._directory = directory
         self._cgroup = cgroup
-        self._disk_bytes = disk_bytes
         self._gate = asyncio.Semaphore(AT_ONCE)
 
     def sweep(self) -> None:
         """Remove what a conversion left that died with its host; its machine and its layers are found by their names. Blocks."""
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    async def convert(self, record: SnapshotRecord, *, disk: bool) -> None:
-        """Have a snapshot that is here in one form be here in the other one, a disk or a tree. Raises `HutchError`, and
-        `FileNotFoundError` when it is in none, or was removed meanwhile; nothing is left then."""
+    @contextlib.asynccontextmanager
+    async def machine(self, about: str, unpackable: str) -> AsyncIterator[Qemu]:
+        """Machines for one conversion, and its errors in the caller's words: `about` what can't be converted, with the code
+        `unpackable` where that is the files' fault. Raises `HutchError`, and `FileNotFoundError`."""
         async with self._gate:
             qemu = await self._qemu()
             await asyncio.to_thread(self._directory.mkdir, mode=0o700, parents=True, exist_ok=True)
-            source, name = name_of(record, disk=not disk), name_of(record, disk=disk)
-            log.info("snapshot %s becomes a %s", record.snapshot_id, "disk" if disk else "tree")
             try:
-                if disk:
-                    size = await asyncio.to_thread(self._layers.size, source, 0 if record.disk else record.inherited_bytes)
-                    await self._to_disk(qemu, source, name, size)
-                else:
-                    await self._to_tree(qemu, source, name, await asyncio.to_thread(self._layers.blocks, source))
+                yield qemu
             except FileNotFoundError:
                 raise
             except convert.ConversionFailed as error:
-                raise ConflictError("snapshot_unpackable", f"{_about(record)}: {error}.") from error
+                raise ConflictError(unpackable, f"{about}: {error}.") from error
+            except ConflictError as error:
+                # What a packer said, who knows of snapshots alone.
+                raise ConflictError(unpackable if error.code == UNPACKABLE else error.code, error.message) from error
             except OSError as error:
-                raise UnavailableError("conversion_failed", f"{_about(record)}: {error}", retry_after_s=10) from error
+                raise UnavailableError("conversion_failed", f"{about}: {error}", retry_after_s=10) from error
 
     async def _qemu(self) -> Qemu:
         try:
@@ -108,21 +104,63 @@ class Conversions:
                 f"Files of virtual machines and of other sandboxes are converted by a virtual machine, which needs QEMU: {error}",
             ) from error
 
+    async def take_out(self, qemu: Qemu, name: str, copy: Path, tree: Path) -> None:
+        """Have a machine called `name` send the files of the disk in the directory `copy`, which become `tree`; that is not there
+        yet. Raises `OSError`, and `HutchError`."""
+        disk = await asyncio.to_thread((copy / DISK).stat)
+        job = ReceiveJob(tree=str(tree), max_bytes=disk.st_size, max_files=MAX_FILES)
+
+        async def keep(sent: AsyncIterator[bytes]) -> None:
+            await self._packing.run(job, Done, sent)
+
+        await convert.take_out(
+            qemu, copy, keep, size_bytes=disk.st_blocks * 512, parent=self._directory, cgroup=f"{self._cgroup}/{name}"
+        )
+
+    async def put_in(self, qemu: Qemu, name: str, tree: Path, layer: Path, size_bytes: int) -> None:
+        """Have a machine called `name` put the files of `tree`, which nobody writes to and which has `size_bytes`, into the empty
+        disk in the directory `layer`. Raises `OSError`, and `HutchError`."""
+
+        async def give(send: convert.Send) -> None:
+            await self._packing.run(SendJob(tree=str(tree)), Done, send=send)
+
+        await convert.put_in(qemu, layer, give, size_bytes=size_bytes, parent=self._directory, cgroup=f"{self._cgroup}/{name}")
+
+
+class Conversions:
+    """Makes the other form of snapshots."""
+
+    def __init__(self, converter: Converter, layers: WritableLayers, *, disk_bytes: int) -> None:
+        self._converter = converter
+        self._layers = layers
+        self._disk_bytes = disk_bytes
+
+    def sweep(self) -> None:
+        """Remove what a conversion left that died with its host. Blocks."""
+        self._converter.sweep()
+
+    async def convert(self, record: SnapshotRecord, *, disk: bool) -> None:
+        """Have a snapshot that is here in one form be here in the other one, a disk or a tree. Raises `HutchError`, and
+        `FileNotFoundError` when it is in none, or was removed meanwhile; nothing is left then."""
+        about = f"The files of snapshot '{record.snapshot_id}' can't be converted"
+        async with self._converter.machine(about, UNPACKABLE) as qemu:
+            source, name = name_of(record, disk=not disk), name_of(record, disk=disk)
+            log.info("snapshot %s becomes a %s", record.snapshot_id, "disk" if disk else "tree")
+            if disk:
+                size = await asyncio.to_thread(self._layers.size, source, 0 if record.disk else record.inherited_bytes)
+                await self._to_disk(qemu, source, name, size)
+            else:
+                await self._to_tree(qemu, source, name, await asyncio.to_thread(self._layers.blocks, source))
+
     async def _to_tree(self, qemu: Qemu, source: str, name: str, size_bytes: int) -> None:
-        async with self._layer(2 * size_bytes + SLACK_BYTES, Source(source, 0)) as (copied, copy):
-            disk = await asyncio.to_thread((copy / DISK).stat)
-            async with self._layer(max(self._disk_bytes, 2 * size_bytes + SLACK_BYTES)) as (made, layer):
-                # The tree brings its own; what is here is ours, and only what a new layer has.
-                await asyncio.to_thread(kernel.run, ["rm", "-rf", "--", str(layer / UPPER)])
-                job = ReceiveJob(tree=str(layer / UPPER), max_bytes=disk.st_size, max_files=MAX_FILES)
-
-                async def keep(sent: AsyncIterator[bytes]) -> None:
-                    await self._packing.run(job, Done, sent)
-
-                await convert.take_out(
-                    qemu, copy, keep, size_bytes=size_bytes, parent=self._directory, cgroup=f"{self._cgroup}/{copied}"
-                )
-                await self._seal(made, name)
+        async with (
+            self._layer(2 * size_bytes + SLACK_BYTES, Source(source, 0)) as (copied, copy),
+            self._layer(max(self._disk_bytes, 2 * size_bytes + SLACK_BYTES)) as (made, layer),
+        ):
+            # The tree brings its own; what is here is ours, and only what a new layer has.
+            await asyncio.to_thread(kernel.run, ["rm", "-rf", "--", str(layer / UPPER)])
+            await self._converter.take_out(qemu, copied, copy, layer / UPPER)
+            await self._seal(made, name)
 
     async def _to_disk(self, qemu: Qemu, source: str, name: str, size_bytes: int) -> None:
         async with self._layer(max(self._disk_bytes, 2 * size_bytes + SLACK_BYTES)) as (made, layer):
@@ -132,13 +170,7 @@ class Conversions:
             reading = self._layers.reading(source)
             tree = await asyncio.to_thread(reading.__enter__)
             try:
-
-                async def give(send: convert.Send) -> None:
-                    await self._packing.run(SendJob(tree=str(tree)), Done, send=send)
-
-                await convert.put_in(
-                    qemu, layer, give, size_bytes=size_bytes, parent=self._directory, cgroup=f"{self._cgroup}/{made}"
-                )
+                await self._converter.put_in(qemu, made, tree, layer, size_bytes)
             finally:
                 await asyncio.shield(asyncio.to_thread(reading.__exit__, None, None, None))
             await self._seal(made, name)
@@ -155,7 +187,3 @@ class Conversions:
             yield name, await asyncio.to_thread(self._layers.create, name, size_bytes, source)
         finally:
             await asyncio.shield(asyncio.to_thread(self._layers.remove, name))
-
-
-def _about(record: SnapshotRecord) -> str:
-    return f"The files of snapshot '{record.snapshot_id}' can't be converted"

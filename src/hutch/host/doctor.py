@@ -158,9 +158,11 @@ def _backends(settings: Settings, directory: Path) -> list[Check]:
     needed = wanted is Backend.QEMU and settings.isolation.qemu_accelerator is QemuAccelerator.KVM
     ok = True if verdict.usable else (False if needed else None)
     checks = [Check("kvm", ok, verdict.reason if verdict.usable else f"not usable: {verdict.reason}", KVM_HINT if needed else "")]
+    stronger = False
     for backend in choose.STRONGEST_FIRST:
         probe = _probed(backend, settings, directory)
-        needed = wanted is backend or (wanted is Backend.AUTO and backend is Backend.GVISOR)
+        needed = wanted is backend or (wanted is Backend.AUTO and backend is Backend.GVISOR and not stronger)
+        stronger = stronger or probe.isolation is not None
         ok = True if probe.isolation is not None else (False if needed else None)
         checks.append(Check(f"isolation {backend.value}", ok, probe.reason, HINTS.get(backend, "")))
     hint = "Set isolation.backend and isolation.minimum to what works."
@@ -168,14 +170,24 @@ def _backends(settings: Settings, directory: Path) -> list[Check]:
 
 
 def _probed(backend: Backend, settings: Settings, directory: Path) -> choose.Probe:
-    if backend is not Backend.FIRECRACKER or not settings.server.data_dir.is_dir():
+    if backend is not Backend.FIRECRACKER:
         return choose.probe(backend, settings, directory)
-    # Where its machines would be: temporary directories are often mounted without devices, which a jail needs.
+    with _place_of_jails(settings, directory) as place:
+        return choose.probe(backend, settings, place)
+
+
+@contextlib.contextmanager
+def _place_of_jails(settings: Settings, directory: Path) -> Iterator[Path]:
+    """Where machines would be: temporary directories are often mounted without devices, which Firecracker's jail needs."""
+    if settings.isolation.firecracker.binary is None or not settings.server.data_dir.is_dir():
+        yield directory
+        return
     with tempfile.TemporaryDirectory(prefix=".doctor-", dir=settings.server.data_dir) as name:
-        return choose.probe(backend, settings, Path(name))
+        yield Path(name)
 
 
 def _chosen(settings: Settings, directory: Path) -> str:
-    chosen = choose.choose(settings, directory)
-    shutil.rmtree(directory / "runsc", ignore_errors=True)
+    with _place_of_jails(settings, directory) as place:
+        chosen = choose.choose(settings, place)
+        shutil.rmtree(place / "runsc", ignore_errors=True)
     return f"{chosen.name} is used (configured: {settings.isolation.backend.value}, minimum: {settings.isolation.minimum.value})"

@@ -21,7 +21,7 @@ from hutch.host.ingress import Ingress
 from hutch.host.machine import Machine, Machines
 from hutch.host.metered import Metered
 from hutch.host.network import Networks
-from hutch.host.protocol import SessionRecord, SessionStatus, SnapshotMethod, SnapshotRecord
+from hutch.host.protocol import DriveMode, SessionRecord, SessionStatus, SnapshotMethod, SnapshotRecord
 from hutch.host.sessions import Session, Sessions
 from hutch.host.snapshots import Snapshots
 from hutch.host.traffic import TrafficMeter
@@ -102,7 +102,7 @@ class Ends:
             await self._sessions.write_end(session, status=SessionStatus.STOPPING, requested_stop_at=now_ms(), stop_reason=reason)
         if planned is not None:
             await self._sessions.write_end(session, status=SessionStatus.SNAPSHOTTING, snapshot=planned)
-        if planned is not None:
+        if planned is not None or any(mount.mode is DriveMode.READ_WRITE for mount in session.record.mounts):
             await self._machines.write_down(machine)
         left = await self._machines.end(machine)
         passed = await self._meter.end(session.record.session_id, machine.network)

@@ -25,8 +25,7 @@ from hutch.errors import ConflictError, GoneError, HutchError, UnavailableError
 from hutch.host import authority, channel, kernel, preparing
 from hutch.host.authority import Authority, TrustStore
 from hutch.host.cgroups import Cgroups
-from hutch.host.drive_storage import DriveStore
-from hutch.host.drives import Attachment
+from hutch.host.drives import Attachment, Drives
 from hutch.host.gateway import Gateway
 from hutch.host.journal import MachineEntry
 from hutch.host.kernel import Process
@@ -57,6 +56,8 @@ PROCESS_DIED = "its sandbox process died"
 SUSPENDED_MARK = "suspended"
 EMPTY_TIMEOUT_S = 2.0
 WRITTEN_TIMEOUT_S = 60.0
+MOUNTED_TIMEOUT_S = 60.0
+"""A file system that was not unmounted has a journal to replay."""
 LAST_WORDS_S = 0.2
 """What a machine said last is read by a thread of its own."""
 
@@ -201,12 +202,18 @@ class Machine:
                 "over.",
             ) from error
 
-    async def call(self, method: str, params: object, kind: type[T] = dict[str, Any]) -> T:  # type: ignore[assignment]
+    async def call(
+        self,
+        method: str,
+        params: object,
+        kind: type[T] = dict[str, Any],  # type: ignore[assignment]
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> T:
         """A request without a body, and its reply."""
         stream = await self.open(method, params)
         stream.send_end()
         try:
-            return await self.answer(stream.reply(kind))
+            return await self.answer(stream.reply(kind), timeout_s)
         finally:
             stream.cancel()
 
@@ -260,7 +267,7 @@ class Machines:
         names: Names,
         backends: Backends,
         layers: WritableLayers,
-        drives: DriveStore,
+        drives: Drives,
         networks: Networks,
         agent: Path,
         executor: Executor,
@@ -309,7 +316,7 @@ class Machines:
             layer = await self._blocking(self._layers.create, identifier, kind.disk_bytes, begins)
             directory = self._directory / identifier
             await self._blocking(self._make_directory, directory)
-            mounts = await self._blocking(self._mounts, identifier, contents.attachments, kind.image)
+            mounts = await self._mounts(identifier, contents.attachments, kind.image, disk=not traits.trees)
             plan = MachinePlan(
                 machine_id=identifier,
                 directory=directory,
@@ -346,26 +353,49 @@ class Machines:
             machine.watch()
             # Its files may be those of a template.
             new = source is None and memory is None
-            if not (traits.begins and await self._begin(machine, self._trust.endings(own) if new else ())):
+            ended = traits.begins and await self._begin(machine, self._trust.endings(own) if new else ())
+            if mounts and not traits.trees:
+                await self._mount_drives(machine, mounts)
+            if not ended:
                 await self._install_trust(machine, own)
             undo.pop_all()
             return machine
 
-    def _mounts(self, identifier: str, attachments: tuple[Attachment, ...], image: Image) -> tuple[PlannedMount, ...]:
+    async def _mounts(
+        self, identifier: str, attachments: tuple[Attachment, ...], image: Image, *, disk: bool
+    ) -> tuple[PlannedMount, ...]:
         """Make a machine's drives ready. A new one belongs to the user that commands run as."""
         planned = []
         for number, attachment in enumerate(attachments):
-            mount = attachment.mount
+            mount, owner = attachment.mount, None
             read_only = mount.mode is DriveMode.SNAPSHOT
             if read_only:
-                path = self._drives.view(mount.drive_id, f"{identifier}-{number}")
+                path = await self._drives.view(attachment, f"{identifier}-{number}", disk=disk)
             else:
-                path = self._drives.attach(mount.drive_id, attachment.size_bytes, attachment.inherited_bytes)
+                path = await self._drives.attach(attachment, disk=disk)
             if attachment.is_new:
-                os.chown(path, image.config.uid, image.config.gid)
-                path.chmod(0o755)
-            planned.append(PlannedMount(mount.path, path, read_only))
+                owner = (image.config.uid, image.config.gid)
+                if not disk:
+                    await self._blocking(_give_to, path, owner)
+            planned.append(PlannedMount(mount.path, path, read_only, owner))
         return tuple(planned)
+
+    async def _mount_drives(self, machine: Machine, mounts: tuple[PlannedMount, ...]) -> None:
+        """Have a machine's agent mount the disks of its drives. Raises `BadRequestError` (`invalid_mount_path`) where the guest's
+        files have no place for one, else `BootFailed`."""
+        params = {
+            "mounts": [{"path": os.fsencode(mount.path), "read_only": mount.read_only, "owner": mount.owner} for mount in mounts]
+        }
+        try:
+            await machine.call("drives.mount", params, timeout_s=MOUNTED_TIMEOUT_S)
+        except HutchError as error:
+            if error.code == "invalid_mount_path":
+                raise
+            raise BootFailed(f"The sandbox's drives could not be mounted: {await self._why(machine, error)}") from error
+
+    async def _why(self, machine: Machine, error: HutchError) -> str:
+        """What a machine did not do what it was told for; it may have died of it."""
+        return await self.reason_of_death(machine, machine.died.result()) if machine.died.done() else error.message
 
     async def _begin(self, machine: Machine, endings: Sequence[Ending]) -> bool:
         """Have a machine be nobody else, whose memory may be that of others until now, and say whether its files were such that
@@ -374,10 +404,7 @@ class Machines:
         try:
             return (await machine.call(METHOD, params)).get("ended") is True
         except HutchError as error:
-            reason = error.message
-            if machine.died.done():
-                reason = await self.reason_of_death(machine, machine.died.result())
-            raise BootFailed(f"The sandbox did not begin: {reason}") from error
+            raise BootFailed(f"The sandbox did not begin: {await self._why(machine, error)}") from error
 
     async def _install_trust(self, machine: Machine, own: Authority) -> None:
         """Have the guest trust this host's roots and its own authority. A guest's file system may be older than its authority,
@@ -666,6 +693,11 @@ class Machines:
         found = {entry.name for entry in self._directory.iterdir()} if self._directory.is_dir() else set()
         found |= self.backends.machines() | self._layers.names() | self._drives.viewers()
         return found | self.cgroups.children(self._names.cgroup_parent)
+
+
+def _give_to(directory: Path, owner: tuple[int, int]) -> None:
+    os.chown(directory, *owner)
+    directory.chmod(0o755)
 
 
 def _guest_cgroup(isolation: Isolation, cgroup: str) -> str:

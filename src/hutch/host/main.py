@@ -27,8 +27,9 @@ from hutch.host import drive_storage, storage
 from hutch.host.audit import AuditStore
 from hutch.host.authority import TrustStore
 from hutch.host.binaries import agent_path, gateway_path
-from hutch.host.conversion import Conversions
+from hutch.host.conversion import Conversions, Converter
 from hutch.host.copies import Copies, store_spec
+from hutch.host.drive_forms import DriveForms
 from hutch.host.drive_storage import DriveStore
 from hutch.host.drives import Drives
 from hutch.host.egress import Egress
@@ -151,12 +152,19 @@ async def _opened(settings: Settings, directory: Path, sockets: Sockets | None, 
     gateway = Gateway(settings, directory / "gateway", networks, gateway_path(settings), trust, audit.store, audit.position)
     egress = Egress(gateway, journal, directory / "secrets.key")
     egress.load()
+    converter = Converter(
+        choose.converting(settings, directory / "conversions", backends),
+        Packers(),
+        directory / "conversions",
+        names.cgroup_parent,
+    )
+    drives = Drives(journal, drive_store, DriveForms(converter, drive_store))
     machines = Machines(
         directory / "machines",
         names,
         backends,
         layers,
-        drive_store,
+        drives,
         networks,
         agent_path(settings),
         executor,
@@ -170,19 +178,11 @@ async def _opened(settings: Settings, directory: Path, sockets: Sockets | None, 
     copies = Copies(
         store_spec(settings), layers, Packers(), grace_s=settings.blobs.grace_s, disk_bytes=settings.sandbox.disk_bytes
     )
-    conversions = Conversions(
-        choose.converting(settings, directory / "conversions", backends),
-        layers,
-        Packers(),
-        directory / "conversions",
-        names.cgroup_parent,
-        disk_bytes=settings.sandbox.disk_bytes,
-    )
+    conversions = Conversions(converter, layers, disk_bytes=settings.sandbox.disk_bytes)
     snapshots = Snapshots(journal, layers, MemoryImages(directory / "memory"), copies, conversions)
     meter = TrafficMeter(gateway, journal)
     usage = Usage(journal, load_table(settings.billing.prices), settings.billing.window_s * 1000)
     usage.load()
-    drives = Drives(journal, drive_store)
     ingress = Ingress(settings, directory / "ingress", networks, gateway_path(settings), sockets)
     supervisor = Supervisor(
         settings,

@@ -53,8 +53,8 @@ Methods over `hutch.wire` (client = control plane):
 `session.create` and `session.network` may be larger than a frame (`Connection.call_large`), up to `MAX_LARGE_BYTES`.
 
 Errors: 404 `session_not_found`, `command_not_found`, `image_not_found`, `not_found` (a drive); 409 `image_in_use`,
-`drive_attached`, `drive_not_initialized`; 410 `snapshot_not_found`, `sandbox_stopped`; those of the agent protocol;
-503 `host_full`; 402 `budget_exceeded` (session.create).
+`drive_attached`, `drive_not_initialized`, `drive_unpackable`; 410 `snapshot_not_found`, `sandbox_stopped`; those of the agent
+protocol; 503 `host_full`; 402 `budget_exceeded` (session.create).
 """
 
 from __future__ import annotations
@@ -124,13 +124,15 @@ class DriveSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DriveRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A drive. `inherited_bytes` of it came with the drive that it is a copy of; `written`: somebody had it read-write."""
+    """A drive. `inherited_bytes` of it came with the drive that it is a copy of; `written`: somebody had it read-write; `disk`:
+    it is a virtual machine's disk and no tree."""
 
     drive_id: str
     size_bytes: int
     created_at: int
     inherited_bytes: int = 0
     written: bool = False
+    disk: bool = False
 
 
 class DriveRef(msgspec.Struct, frozen=True):

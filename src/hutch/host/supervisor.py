@@ -26,13 +26,12 @@ import msgspec
 
 from hutch.clock import now_ms
 from hutch.errors import BadRequestError, ConflictError, HutchError, UnavailableError
-from hutch.host import abilities
 from hutch.host.audit import AuditStore
 from hutch.host.background import Background
-from hutch.host.claims import Claims
+from hutch.host.claims import Claims, not_started
 from hutch.host.commands import Commands
 from hutch.host.conversion import names_of
-from hutch.host.drives import Drives
+from hutch.host.drives import Attachment, Drives
 from hutch.host.egress import Egress
 from hutch.host.ends import Ends
 from hutch.host.gateway import Gateway
@@ -110,6 +109,7 @@ class Supervisor:
         self.audit = audit
         self.snapshots = snapshots
         self.drives = drives
+        drives.write_so_far = self._write_so_far
         self.ingress = ingress
         self._meter = meter
         self._logs = settings.host_dir / "logs"
@@ -282,7 +282,6 @@ class Supervisor:
         if spec.source_snapshot is not None:
             self.snapshots.record(spec.source_snapshot)
         isolation = self._machines.backends.named(spec.isolation)
-        abilities.check_start(isolation.traits, isolation.name, spec)
         await self.metered.admit(spec)
         try:
             return await self._admitted(msgspec.structs.replace(spec, isolation=isolation.name), requested)
@@ -297,6 +296,8 @@ class Supervisor:
         attachments = self.drives.claim(spec.session_id, spec.mounts)
         try:
             with self.images.held(image.digest):
+                disk = not self._machines.traits(spec.isolation).trees
+                attachments = await self._in_form(attachments, disk=disk)
                 if memory is None:
                     machine = await self.claims.claimed(kind, spec, attachments)
                 else:
@@ -308,6 +309,18 @@ class Supervisor:
         if memory is not None:
             await self._saving.inherit(self._sessions.get(spec.session_id), memory)
         return record
+
+    async def _in_form(self, attachments: tuple[Attachment, ...], *, disk: bool) -> tuple[Attachment, ...]:
+        try:
+            return await self.drives.in_form(attachments, disk=disk)
+        except OSError as error:
+            raise not_started(error) from error
+
+    async def _write_so_far(self, session_id: str) -> None:
+        """Have the files of a session be with the host, if it runs."""
+        session = self._sessions.find(session_id)
+        if session is not None and session.machine is not None:
+            await self._machines.write_so_far(session.machine)
 
     async def _run(self, spec: SessionSpec, requested: int, image: Image, machine: Machine) -> SessionRecord:
         """Make a claimed machine a running session."""

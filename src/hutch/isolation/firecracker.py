@@ -55,7 +55,7 @@ from hutch.isolation.firecracker_machine import TO_EVERYBODY, Limits, Plan, Prog
 from hutch.isolation.firecracker_process import CONSOLE_LOG, Launch, Monitor, last_words, start
 from hutch.isolation.kvm import DEVICE
 from hutch.isolation.protocol import LINK_PREFIX, BootFailed, MachinePlan, Traits
-from hutch.isolation.qemu import ADOPT_TIMEOUT_S, DISK_BYTES, GUEST_CGROUP, Guest, NotInThisRelease, disk_size, make_disk
+from hutch.isolation.qemu import ADOPT_TIMEOUT_S, DISK_BYTES, GUEST_CGROUP, Guest, disk_size, make_disk
 from hutch.isolation.qemu import DISK as DISK_FILE
 from hutch.settings import Settings
 
@@ -104,7 +104,6 @@ class Firecracker:
             guest_cgroup=GUEST_CGROUP,
             writes_late=True,
             begins=True,
-            drives=False,
             trees=False,
             whole_memory=True,
         )
@@ -155,13 +154,12 @@ class Firecracker:
     def boot(self, plan: MachinePlan) -> Process:
         """Start Firecracker. Its agent connects to the channel, whose socket must have the trait `channel_mode`, when the guest
         has come that far, and again whenever the channel breaks."""
-        if plan.mounts:
-            raise NotInThisRelease("Virtual machines have no drives in this release.")
         jail = self._jail(plan.machine_id, plan.directory)
         monitor: Monitor | None = None
         try:
             make_disk(plan.layer / DISK_FILE, disk_size(plan.disk_bytes) if plan.disk_bytes else self._disk_bytes)
             disk = Placed(DISK, plan.layer / DISK_FILE, writable=True)
+            drives = tuple(Placed(f"drive{number}", mount.source, writable=True) for number, mount in enumerate(plan.mounts))
             images = tuple(Placed(f"layer{number}", image) for number, image in enumerate(plan.lowers))
             files = self._boot_files() if plan.memory is None else firecracker_snapshot.saved(plan.memory, plan.memory_bytes)
             if plan.address:
@@ -169,7 +167,7 @@ class Firecracker:
             launch = Launch(
                 jail,
                 plan.channel_dir,
-                (*files, *images, disk),
+                (*files, *images, disk, *drives),
                 plan.vcpus,
                 plan.memory_bytes,
                 self.cgroups,
@@ -194,6 +192,8 @@ class Firecracker:
 
     def _machine(self, plan: MachinePlan) -> VirtualMachine:
         layers = [Drive(f"layer{number}", f"layer{number}", read_only=True) for number in range(len(plan.lowers))]
+        # Behind the disk: the agent counts.
+        mounted = [Drive(f"drive{number}", f"drive{number}", read_only=False) for number in range(len(plan.mounts))]
         cards: tuple[Interface, ...] = ()
         if plan.address:
             cards = (Interface(tap.LINK, tap.NAME, tap.HARDWARE),)
@@ -203,7 +203,7 @@ class Firecracker:
             memory_bytes=plan.memory_bytes,
             kernel_line=kernel_line(self._files.arguments, len(plan.lowers), address=address, gateway=plan.nameserver),
             initramfs=True,
-            drives=(*layers, Drive(DISK, DISK, read_only=False)),
+            drives=(*layers, Drive(DISK, DISK, read_only=False), *mounted),
             interfaces=cards,
             gives_back=self.programs.version >= SINCE_FREE_PAGES,
         )

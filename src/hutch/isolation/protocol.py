@@ -21,11 +21,14 @@ LINK_PREFIX = 30
 
 @dataclass(frozen=True, slots=True)
 class PlannedMount:
-    """A directory of the host at a path of the guest, which has it alone: nobody else changes what is in it."""
+    """A drive at a path of the guest, which has it alone: nobody else changes what is in it. `source` is a directory of the host,
+    or, where the backend has no `trees`, the file of a disk that the guest's agent mounts. `owner` is the user and group that
+    a new disk's directory is to belong to."""
 
     path: str
     source: Path
     read_only: bool
+    owner: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +70,9 @@ class Traits:
     `boot_timeout_s`, or `adopt_timeout_s` with another host process, is missing; one that returns no ping within `ping_timeout_s`
     is dead. `guest_cgroup` is the cgroup below the machine's that has the guest's own CPU time; empty: it is all the guest's.
     `writes_late`: what was written is with the host only once the agent was told to. `begins`: its agent has to be told what the
-    machine is (`machine.begin`), since its memory may be that of another one. `memory`, `live_copies`, `drives`: whether
-    memory is saved, files are copied while it runs, drives are mounted. `trees`: whether the host sees files in a layer and not
-    a disk. `whole_memory`: what is saved takes as much room as the machine has memory, for a moment at least, whatever it holds.
+    machine is (`machine.begin`), since its memory may be that of another one. `memory`, `live_copies`: whether memory is
+    saved, files are copied while it runs. `trees`: whether the host sees files in a layer and in drives, and not disks.
+    `whole_memory`: what is saved takes as much room as the machine has memory, for a moment at least, whatever it holds.
     """
 
     listens: bool = False
@@ -82,7 +85,6 @@ class Traits:
     begins: bool = False
     memory: bool = True
     live_copies: bool = True
-    drives: bool = True
     trees: bool = True
     whole_memory: bool = False
 

@@ -65,10 +65,6 @@ PING_TIMEOUT_S, EMULATED_PING_TIMEOUT_S = 4.0, 30.0
 BOOT_TIMEOUT_S, EMULATED_BOOT_TIMEOUT_S, ADOPT_TIMEOUT_S = 30.0, 120.0, 20.0
 
 
-class NotInThisRelease(BootFailed):
-    """A plan has something that this backend does not do yet."""
-
-
 @dataclass(frozen=True, slots=True)
 class Guest:
     """What every machine boots: the directory that setup's step `guest-kernel` makes."""
@@ -135,7 +131,6 @@ class Qemu:
             guest_cgroup=GUEST_CGROUP,
             writes_late=True,
             begins=True,
-            drives=False,
             trees=False,
         )
         self._disk_bytes = disk_bytes
@@ -167,8 +162,6 @@ class Qemu:
 
         `kernel_line` replaces the kernel's command line: for those who ask what a broken one does.
         """
-        if plan.mounts:
-            raise NotInThisRelease("Virtual machines have no drives in this release.")
         try:
             self.require()
             if plan.memory is not None:
@@ -217,7 +210,8 @@ class Qemu:
                     raise OSError("there is none that waits, which it goes on from")
                 return maker.mounted(plan, base, self._disk_size(plan))
 
-        if not (plan.layer / DISK).exists():
+        # A disk keeps the size that its driver found, so one with drives mounts its own disk too.
+        if not plan.mounts and not (plan.layer / DISK).exists():
             mounted = self._kind(plan, self._disk_size(plan))
             # Most images that are new are used once.
             if templates.wanted_again(mounted) and (process := self._cloned(plan, templates, mounted, mount)) is not None:
@@ -254,7 +248,13 @@ class Qemu:
 
         files = [Path(self._program()), self.guest.kernel, self.guest.initramfs, *(plan.lowers if disk_bytes else ())]
         return Kind(
-            tuple(told(file) for file in files), plan.vcpus, plan.memory_bytes, len(plan.lowers), bool(plan.address), disk_bytes
+            files=tuple(told(file) for file in files),
+            vcpus=plan.vcpus,
+            memory_bytes=plan.memory_bytes,
+            layers=len(plan.lowers),
+            card=bool(plan.address),
+            disk_bytes=disk_bytes,
+            drives=len(plan.mounts),
         )
 
     def _maker(self) -> Maker:
@@ -302,6 +302,7 @@ class Qemu:
                 initramfs=descriptor(self.guest.initramfs),
                 layers=tuple(descriptor(image) for image in plan.lowers),
                 disk=descriptor(plan.layer / DISK, os.O_RDWR),
+                drives=tuple(descriptor(mount.source, os.O_RDWR | os.O_NOFOLLOW) for mount in plan.mounts),
                 channel=agent.fileno(),
                 monitor=monitor.fileno(),
                 tsc_khz=tsc.frequency_khz() if self.accelerator is Accelerator.TCG else None,
@@ -525,7 +526,6 @@ __all__ = [
     "BootFailed",
     "Guest",
     "MonitorFailed",
-    "NotInThisRelease",
     "Qemu",
     "disk_size",
     "last_words",

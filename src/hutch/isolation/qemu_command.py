@@ -16,8 +16,8 @@ from enum import StrEnum
 from hutch.isolation.protocol import LINK_PREFIX
 
 MIB = 1024 * 1024
-MIN_MEMORY_BYTES, MAX_LAYERS = 64 * MIB, 24
-"""The machine has places for 32 virtio devices: channel, entropy, disk, network and free memory are five; some are spare."""
+MIN_MEMORY_BYTES, MAX_LAYERS, MAX_DRIVES = 64 * MIB, 23, 4
+"""The machine has places for 32 virtio devices: channel, entropy, disk, network and free memory are five."""
 TRANSLATION_CACHE_MIB = 64
 """Private to each machine under TCG; QEMU's own default is a gigabyte."""
 MEMORY = "ram"
@@ -46,12 +46,12 @@ class Card:
 class VirtualMachine:
     """What a machine is made of. All but the numbers of size are descriptors that QEMU inherits.
 
-    `layers` are EROFS images, the lowest first; `disk` is an ext4 image that no guest shares; `channel` listens for the host, who
-    speaks with the agent there; `monitor` listens for QMP. `tsc_khz` is the rate of the host's time stamp counter, which
-    TCG needs. `waits`: its agent waits for the host before it mounts anything. `comes_in`: it becomes what the monitor tells it
-    to read, and runs when that says so. `memory` is a file that its memory is in: its own, or with `maps_privately` one that
-    nobody may write to. With `preload`, the library `crates/preload`, what the guest frees goes back to the host, and such a
-    file may be one that it only reads.
+    `layers` are EROFS images, the lowest first; `disk` is an ext4 image that no guest shares, and so are the `drives`; `channel`
+    listens for the host, who speaks with the agent there; `monitor` listens for QMP. `tsc_khz` is the rate of the host's time
+    stamp counter, which TCG needs. `waits`: its agent waits for the host before it mounts anything. `comes_in`: it becomes what
+    the monitor tells it to read, and runs when that says so. `memory` is a file that its memory is in: its own, or with
+    `maps_privately` one that nobody may write to. With `preload`, the library `crates/preload`, what the guest frees goes back
+    to the host, and such a file may be one that it only reads.
     """
 
     accelerator: Accelerator
@@ -70,6 +70,7 @@ class VirtualMachine:
     memory: int | None = None
     maps_privately: bool = False
     preload: int | None = None
+    drives: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.vcpus <= 32:
@@ -82,13 +83,16 @@ class VirtualMachine:
             raise ValueError("An emulated machine has to know the rate of the time stamp counter.")
         if not 1 <= len(self.layers) <= MAX_LAYERS:
             raise ValueError(f"A virtual machine has 1 to {MAX_LAYERS} images, not {len(self.layers)}.")
+        if len(self.drives) > MAX_DRIVES:
+            raise ValueError(f"A virtual machine has at most {MAX_DRIVES} drives, not {len(self.drives)}.")
 
     @property
     def descriptors(self) -> tuple[int, ...]:
         tap = () if self.card is None else (self.card.tap,)
         memory = () if self.memory is None else (self.memory,)
         preload = () if self.preload is None else (self.preload,)
-        return (self.kernel, self.initramfs, *self.layers, self.disk, self.channel, self.monitor, *tap, *memory, *preload)
+        disks = (*self.layers, self.disk, *self.drives)
+        return (self.kernel, self.initramfs, *disks, self.channel, self.monitor, *tap, *memory, *preload)
 
 
 def kernel_line(machine: VirtualMachine) -> str:
@@ -147,6 +151,9 @@ def command(binary: str, machine: VirtualMachine, line: str | None = None) -> li
     for number, descriptor in enumerate(machine.layers):
         words += _block(f"layer{number}", descriptor, number + 1, read_only=True)
     words += _block("disk", machine.disk, len(machine.layers) + 1, read_only=False)
+    for number, descriptor in enumerate(machine.drives):
+        # A reader's too: its own copy, whose journal it may have to replay.
+        words += _block(f"drive{number}", descriptor, len(machine.layers) + 2 + number, read_only=False)
     return words
 
 

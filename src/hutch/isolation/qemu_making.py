@@ -54,9 +54,10 @@ class Maker:
         with contextlib.ExitStack() as undo:
             memory = _file(undo, "hutch-template", plan.memory_bytes)
             own = undo.enter_context(self._own(plan, lowers=(self.probe_root,) * len(plan.lowers)))
-            # Nobody looks at what is in it before it is another one.
-            with (own.layer / DISK).open("xb") as disk:
-                disk.truncate(MIN_DISK_BYTES)
+            # Nobody looks at what is in them before they are others.
+            for file in (own.layer / DISK, *(mount.source for mount in own.mounts)):
+                with file.open("xb") as disk:
+                    disk.truncate(MIN_DISK_BYTES)
             devices = _file(undo, "hutch-devices")
             self._run(own, Origin(memory=memory, waits=True), devices, _until_it_answers)
             return _kept(undo, memory, devices)
@@ -98,6 +99,7 @@ class Maker:
                 lowers=lowers,
                 layer=directory,
                 channel_dir=directory,
+                mounts=tuple(replace(mount, source=directory / f"drive{number}") for number, mount in enumerate(plan.mounts)),
                 cgroup=str(Path(plan.cgroup).with_name(identifier)) if plan.cgroup else "",
             )
         finally:

@@ -23,7 +23,7 @@ from hutch.host import channel
 from hutch.host.kernel import Process
 from hutch.host.names import machine_id
 from hutch.isolation.kvm import DEVICE, Verdict
-from hutch.isolation.protocol import BootFailed, MachinePlan
+from hutch.isolation.protocol import BootFailed, MachinePlan, PlannedMount
 from hutch.isolation.qemu import Qemu, last_words
 from hutch.isolation.qemu_command import MIB, Accelerator
 from hutch.wire import Connection
@@ -63,9 +63,10 @@ async def with_machine(
     cgroup: str = "",
     kernel_line: str | None = None,
     layer: Path | None = None,
+    mounts: tuple[PlannedMount, ...] = (),
 ) -> T:
-    """Boot one machine, `use` it, and leave nothing of it; its disk is that of `layer`, or none that is kept. Raises `BootFailed`
-    with what its console said."""
+    """Boot one machine, `use` it, and leave nothing of it; its disk is that of `layer`, or none that is kept, and it has those of
+    `mounts`. Raises `BootFailed` with what its console said."""
     directory = Path(tempfile.mkdtemp(prefix="hutch-vm-", dir=parent))
     plan = MachinePlan(
         machine_id=machine_id(),
@@ -79,6 +80,7 @@ async def with_machine(
         cgroup=cgroup,
         vcpus=vcpus,
         memory_bytes=memory_bytes,
+        mounts=mounts,
     )
     process: Process | None = None
     try:

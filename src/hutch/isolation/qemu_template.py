@@ -49,6 +49,7 @@ class Kind:
     layers: int
     card: bool
     disk_bytes: int = 0
+    drives: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,16 +5,17 @@ use hutch_wire::ErrorMessage;
 use super::Agent;
 use super::shutdown::SyncDisks;
 use crate::archive::WriteArchive;
+use crate::drives::{self, MountDrives};
 use crate::endings;
 use crate::errors::{bad_request, system_failure};
 use crate::files::{MakeDirectory, ReadFile, Stat, WriteFile};
 use crate::identity::Identity;
 use crate::requests::{
-    ArchiveWrite, Begun, Claim, ClockSet, EntropyAdd, FileMkdir, FilePath, FileWrite, MachineBegin, Name, UserName,
-    nothing, parse,
+    ArchiveWrite, Begun, Claim, ClockSet, DrivesMount, EntropyAdd, FileMkdir, FilePath, FileWrite, MachineBegin, Name,
+    UserName, nothing, parse,
 };
 use crate::system;
-use crate::vm::Beginning;
+use crate::vm::{Beginning, Machine};
 
 const MAX_ENTROPY_BYTES: usize = 4096;
 
@@ -94,6 +95,7 @@ impl Agent {
             }
             "sync" => self.work(stream, UserName::Root, Box::new(SyncDisks)),
             "machine.begin" => self.begin(stream, &parse(params)?)?,
+            "drives.mount" => self.mount_drives(stream, parse(params)?)?,
             "shutdown" => self.shut_down(stream, &parse(params)?),
             _ => return Err(bad_request(format!("Invalid request: unknown method {method:?}"))),
         }
@@ -128,6 +130,23 @@ impl Agent {
         let ended = !request.endings.is_empty()
             && endings::write(&request.endings).map_err(|error| system_failure("A file can't be ended", error))?;
         self.finish(stream, &hutch_wire::encode(&Begun { ended }));
+        Ok(())
+    }
+
+    fn mount_drives(&mut self, stream: u32, request: DrivesMount) -> Result<(), ErrorMessage> {
+        if request.mounts.len() > drives::MOST {
+            return Err(bad_request("Invalid request: too many drives"));
+        }
+        let found = self.machine.as_ref().map(Machine::drives).transpose();
+        let drives = found
+            .map_err(|error| ErrorMessage::new(500, "agent_error", format!("Drives have no place: {error}")))?
+            .flatten()
+            .ok_or_else(|| bad_request("Invalid request: this is no virtual machine that has begun"))?;
+        let operation = MountDrives {
+            drives,
+            mounts: request.mounts,
+        };
+        self.work(stream, UserName::Root, Box::new(operation));
         Ok(())
     }
 
