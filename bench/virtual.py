@@ -17,6 +17,7 @@ from bench.machine import MIB, pss_bytes
 from bench.measure import Result, Series, Target, at_most
 from hutch import ids
 from hutch.host import channel
+from hutch.host.binaries import preload_path
 from hutch.host.channel import MONITOR_SOCKET_NAME
 from hutch.host.main import running
 from hutch.host.protocol import CommandStart, SessionSpec, SessionStatus, SnapshotRequest
@@ -231,6 +232,7 @@ class Bare:
                 disk=descriptor(directory / DISK, os.O_RDWR),
                 channel=agent.fileno(),
                 monitor=monitor.fileno(),
+                preload=descriptor(preload_path()),
                 tsc_khz=tsc.frequency_khz() if self.qemu.accelerator is Accelerator.TCG else None,
                 card=Card(card, tap.HARDWARE, "192.0.2.2", "192.0.2.1"),
                 comes_in=True,

@@ -1,4 +1,5 @@
-"""The native programs, from this checkout's Rust sources: the guest agent, the gateway, and the policy engine for Python."""
+"""The native programs, from this checkout's Rust sources: the guest agent, the gateway, the policy engine for Python, and what
+QEMU calls in place of functions of the C library."""
 
 from __future__ import annotations
 
@@ -64,7 +65,14 @@ GATEWAY = Program(
     built="release/hutch-net",
     link=".hutch/bin/hutch-net",
 )
-PROGRAMS = (AGENT, ENGINE, GATEWAY)
+PRELOAD = Program(
+    name="preload",
+    package="hutch-preload",
+    crates=("preload",),
+    built="release/libhutch_preload.so",
+    link=".hutch/bin/hutch-preload.so",
+)
+PROGRAMS = (AGENT, ENGINE, GATEWAY, PRELOAD)
 
 
 def target_dir() -> Path:
@@ -138,6 +146,8 @@ def _build(program: Program, file: Path) -> None:
             f"{built} is linked dynamically, so it would not start in every image. See .hutch/log/{program.name}.log."
         )
     shutil.copy(built, file)
+    # Users that own nothing read it.
+    file.chmod(0o755)
 
 
 def is_static(elf: bytes) -> bool:

@@ -7,8 +7,10 @@ sandboxes do is shown by the other tests of the host, run with `HUTCH_ISOLATION=
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import os
+import re
 import signal
 import ssl
 import tarfile
@@ -39,7 +41,7 @@ from hutch.host.service import Service
 from hutch.isolation import qemu_memory, qemu_template
 from hutch.isolation.qemu import DISK, GUEST_CGROUP, Qemu
 from hutch.isolation.qemu_template import Template
-from tests.host.guest import Guest, guest, over, real_host, spec
+from tests.host.guest import Guest, finished, guest, over, real_host, spec
 from tests.host.process import HostProcess
 
 pytestmark = [pytest.mark.root, pytest.mark.sandbox, pytest.mark.timeout(300)]
@@ -94,6 +96,58 @@ async def test_a_sandbox_is_a_virtual_machine(no_leaks: Path) -> None:
         assert (ended.active_cpu_us or 0) >= counted.active_cpu_us
         await asyncio.gather(*host.supervisor.ends.removals)
         assert not disk.exists()
+
+
+def own_mib(pid: int) -> int:
+    """What of its template a machine has pages of its own for."""
+    found = 0
+    of_template = False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if re.match("[0-9a-f]+-[0-9a-f]+ ", line):
+            of_template = "memfd:hutch-template" in line
+        elif of_template and line.startswith("Anonymous:"):
+            found += int(line.split()[1])
+    return found // 1024
+
+
+async def test_memory_that_a_guest_frees_goes_back_to_the_host(no_leaks: Path) -> None:
+    program = "import os\nos.mkfifo('go')\nx = b'x' * (100 << 20)\nprint(len(x), flush=True)\nopen('go').read()"
+    async with host_of_machines(no_leaks) as host:
+        box = await guest(host, memory_mb=512)
+        machine = box.session.machine
+        assert machine is not None
+        assert isinstance(machine.isolation, Qemu)
+        assert machine.isolation.templates is not None
+        [place] = machine.isolation.templates._places.values()
+        assert place.template is not None
+
+        def template() -> bytes:
+            assert place.template is not None
+            return hashlib.sha256(os.pread(place.template.memory, 512 * MIB, 0)).digest()
+
+        before = template()
+        kept = await box.start("sh", "-c", "head -c 1000000 /dev/urandom > /dev/shm/kept; sha256sum /dev/shm/kept; sleep 1000")
+        running = await box.start("python3", "-c", program)
+        async with asyncio.timeout(60):
+            while own_mib(machine.process.pid) < 100:
+                await asyncio.sleep(0.1)
+        assert (await box.shell("echo > go")).exit_code == 0
+        assert (await finished(running)).stdout == b"104857600\n"
+        async with asyncio.timeout(60):
+            while own_mib(machine.process.pid) > 70:
+                await asyncio.sleep(0.1)
+        # What others begin with is as it was, and so is what is in use.
+        assert template() == before
+        other = await guest(host, memory_mb=512)
+        assert (await other.shell("echo here")).stdout == b"here\n"
+        request = SnapshotRequest(session_id=box.session_id, keep_running=True, memory=True)
+        snapshot = (await host.supervisor.snapshot(request)).snapshot
+        child = await guest(host, memory_mb=512, source_snapshot=snapshot.snapshot_id)
+        sums = [(await each.shell("sha256sum /dev/shm/kept")).stdout.split()[0] for each in (box, child)]
+        assert sums[0] == sums[1]
+        assert sums[0] in kept.output.path.read_bytes()
+        # QEMU had nothing to complain of.
+        assert "discard" not in (machine.directory / "console.log").read_text()
 
 
 async def test_another_host_process_finds_it_again_and_its_panic_is_told(no_leaks: Path) -> None:
@@ -202,6 +256,14 @@ async def counted(box: Guest, command_id: str, count: int) -> list[list[str]]:
     return [line.split() for line in text.decode().splitlines()[:count]]
 
 
+def digests(directory: Path) -> dict[str, str]:
+    found = {}
+    for entry in directory.iterdir():
+        with entry.open("rb") as file:
+            found[entry.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
 async def test_machines_of_one_template_and_of_one_memory_are_different(no_leaks: Path, caplog: pytest.LogCaptureFixture) -> None:
     small = {"memory_mb": 512}
     async with host_of_machines(no_leaks, end_all=False) as host:
@@ -238,18 +300,41 @@ async def test_machines_of_one_template_and_of_one_memory_are_different(no_leaks
         assert len({printed[-1][1] for printed in own}) == 3
         for fork in forks:
             assert (await fork.shell("cat file")).stdout == b"of the moment\n"
-        # A state that is none starts nothing, and leaves nothing.
-        state = host.supervisor.snapshots.memory.load(saved.snapshot.snapshot_id)
+        # One that goes on from memory is saved by its own pages too, and changes nothing of what it went on from.
+        memory = host.supervisor.snapshots.memory
+        state = memory.load(saved.snapshot.snapshot_id)
         assert state is not None
-        file = state.image / qemu_memory.STATE
-        whole = file.read_bytes()
+        whole = digests(state.image)
+        assert set(whole) == {qemu_memory.MEMORY, qemu_memory.DEVICES}
+        assert (state.image / qemu_memory.MEMORY).stat().st_size == 512 * MIB
+        again = await host.supervisor.snapshot(SnapshotRequest(session_id=forks[1].session_id, keep_running=True, memory=True))
+        theirs = memory.load(again.snapshot.snapshot_id)
+        assert theirs is not None
+        assert {file.name for file in theirs.image.iterdir()} == set(whole)
+        last = await guest(host, source_snapshot=again.snapshot.snapshot_id, hostname="last", **small)
+        printed = await counted(last, command_id, len(await counted(forks[1], command_id, 60)) + 20)
+        assert [int(line[0]) for line in printed] == list(range(1, len(printed) + 1))
+        assert digests(state.image) == whole
+        await host.supervisor.snapshots.remove(again.snapshot.snapshot_id)
+        assert (await last.shell("cat file")).stdout == b"of the moment\n"
+        # Files that are none start nothing, and leave nothing.
         machines = host._supervisor._machines.left_behind()
-        for broken, size in ((whole[: len(whole) // 2], None), (b"", None), (b"nonsense" * 1000, None), (whole, 1200 * MIB)):
+        devices = (state.image / qemu_memory.DEVICES).read_bytes()
+        for name, broken, size in (
+            (qemu_memory.DEVICES, devices[: len(devices) // 2], None),
+            (qemu_memory.DEVICES, b"", None),
+            (qemu_memory.DEVICES, b"nonsense" * 1000, None),
+            (qemu_memory.DEVICES, devices, 1200 * MIB),
+            (qemu_memory.MEMORY, b"", 511 * MIB),
+        ):
+            file = state.image / name
+            file.rename(state.image / "aside")
             file.write_bytes(broken)
             if size is not None:
                 os.truncate(file, size)
             with pytest.raises(UnavailableError, match="could not be started: The virtual machine did not start"):
                 await guest(host, source_snapshot=saved.snapshot.snapshot_id, **small)
+            (state.image / "aside").rename(file)
             assert host._supervisor._machines.left_behind() == machines
         # So does a template's: it is made again, once told, and the machine begins with another one.
         caplog.clear()
@@ -271,6 +356,11 @@ async def test_machines_of_one_template_and_of_one_memory_are_different(no_leaks
         assert adopted.record.status is SessionStatus.RUNNING
         assert adopted.commands.get(command_id).running
         assert (await adopted.shell("hostname")).stdout == b"fork-1\n"
+        # And is saved by another host as it is by its own.
+        later = await host.supervisor.snapshot(SnapshotRequest(session_id=fork_id, keep_running=True, memory=True))
+        theirs = host.supervisor.snapshots.memory.load(later.snapshot.snapshot_id)
+        assert theirs is not None
+        assert (theirs.image / qemu_memory.MEMORY).exists()
 
 
 async def read(box: Guest, path: str) -> bytes:

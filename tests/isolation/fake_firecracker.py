@@ -6,6 +6,11 @@ guest is the real agent, as an ordinary process: what the agent sends goes throu
 `<uds_path>_<port>` with the rights that Firecracker has. Its root may be made of the machine's drives (`Behaviour.own_root`).
 What is not here: a kernel, and what goes through the network card.
 
+Saved memory has what the agent last knew itself by, its token, and not its processes: what goes on is a new agent, on the
+drives of the same moment, that proves itself with that token. The file is mapped privately and looked at again, so that one
+which is another machine's, is changed or shortened later ends the guest, as it would. `machine.begin` and `clock.set` are
+answered for the agent, which is no virtual machine's, and what they told goes to the console.
+
     fake_firecracker.py firecracker ARGUMENTS…     the program
     fake_firecracker.py jailer ARGUMENTS…          the jailer: checks what the real one does, shuts itself in, then is the program
 
@@ -18,6 +23,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import json
+import mmap
 import os
 import re
 import select
@@ -31,9 +37,13 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 VERSION = "1.17.0-dev"
 AGENT_VARIABLE = "FAKE_FIRECRACKER_AGENT"
@@ -49,6 +59,9 @@ FIELDS = {
     "/network-interfaces/": {"iface_id", "host_dev_name", "guest_mac", "mtu", "rx_rate_limiter", "tx_rate_limiter"},
     "/vsock": {"guest_cid", "uds_path", "vsock_id"},
     "/entropy": {"rate_limiter"},
+    "/balloon": {
+        "amount_mib", "deflate_on_oom", "stats_polling_interval_s", "free_page_hinting", "free_page_reporting",
+    },
     "/actions": {"action_type"},
     "/vm": {"state"},
     "/snapshot/create": {"snapshot_type", "snapshot_path", "mem_file_path"},
@@ -60,6 +73,8 @@ FIELDS = {
 BEFORE_BOOT = "The requested operation is not supported before starting the microVM."
 AFTER_BOOT = "The requested operation is not supported after starting the microVM."
 DIRTY_AT = 4096 * 3
+ZEROS = 1024 * 1024
+KEPT: list[int] = []
 CLONE_NEWNS, CLONE_NEWPID, CLONE_NEWNET = 0x20000, 0x20000000, 0x40000000
 MS_BIND, MS_REC, MS_SLAVE, MNT_DETACH = 4096, 1 << 14, 1 << 19, 2
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -88,6 +103,9 @@ class Behaviour:
     version: str = VERSION
     state_link: str = ""
     """The state file of a snapshot is a link to this."""
+    save_fails: str = ""
+    """Writing a snapshot ends with this, in the middle."""
+    keeps_memory_open: bool = False
     own_root: bool = False
     """The guest's root is an overlay of the machine's drives, in namespaces of its own: for those who have it write files."""
     vcpu_thread: str = "fc_vcpu"
@@ -102,6 +120,8 @@ class Guest:
 
     def __init__(self, root: Path | None = None) -> None:
         self.ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.token = ""
+        self.remembers = False
         agent = os.environ.get(AGENT_VARIABLE, "")
         if os.fork() == 0:
             self.ours.close()
@@ -131,7 +151,7 @@ class Guest:
                     # Firecracker resets what nobody listens for.
                     agent.close()
                     continue
-                threading.Thread(target=_pump, args=(agent, host), daemon=True).start()
+                threading.Thread(target=_pump, args=(Told(self), agent, host), daemon=True).start()
 
         threading.Thread(target=accept, daemon=True).start()
 
@@ -199,23 +219,73 @@ def _keep_agent(commands: socket.socket, agent: str, root: Path | None) -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _pump(one: socket.socket, other: socket.socket) -> None:
-    def copy(source: socket.socket, sink: socket.socket) -> None:
+class Told:
+    """One connection between host and agent, as frames: what the guest's memory would have known is put there."""
+
+    HELLO, OPEN, REPLY, END = 1, 2, 3, 7
+    ANSWERED = ("machine.begin", "clock.set")
+
+    def __init__(self, guest: Guest) -> None:
+        self._guest = guest
+        self._ours: set[int] = set()
+
+    def from_host(self, frame: bytes, answer: Callable[[bytes], None]) -> bytes:
+        """What the agent gets of it."""
+        kind, stream = frame[4], int.from_bytes(frame[8:12], "little")
+        if kind == self.OPEN:
+            asked = msgspec.msgpack.decode(frame[12:])
+            if asked["m"] == "claim":
+                self._guest.token = asked["p"]["token"]
+            if asked["m"] in self.ANSWERED:
+                print(f"the host told {asked['m']}: {asked['p'].get('network')}", flush=True)
+                self._ours.add(stream)
+                answer(_frame(self.REPLY, stream, msgspec.msgpack.encode({})) + _frame(self.END, stream, b""))
+        return b"" if stream in self._ours else frame
+
+    def from_agent(self, frame: bytes) -> bytes:
+        if frame[4] == self.HELLO and self._guest.remembers:
+            hello = msgspec.msgpack.decode(frame[12:])
+            hello["token"] = self._guest.token
+            return _frame(self.HELLO, 0, msgspec.msgpack.encode(hello))
+        return frame
+
+
+def _frame(kind: int, stream: int, payload: bytes) -> bytes:
+    return struct.pack("<IBBHI", len(payload), kind, 0, 0, stream) + payload
+
+
+def _frames(source: socket.socket) -> Iterator[bytes]:
+    received = b""
+    while block := source.recv(65536):
+        received += block
+        while len(received) >= 12 and len(received) >= (whole := 12 + int.from_bytes(received[:4], "little")):
+            yield received[:whole]
+            received = received[whole:]
+
+
+def _pump(told: Told, agent: socket.socket, host: socket.socket) -> None:
+    sending = threading.Lock()
+
+    def to_host(block: bytes) -> None:
+        with sending:
+            host.sendall(block)
+
+    def copy(source: socket.socket, pass_on: Callable[[bytes], None]) -> None:
         try:
-            while block := source.recv(65536):
-                sink.sendall(block)
+            for frame in _frames(source):
+                pass_on(frame)
         except OSError:
             pass
-        for end in (source, sink):
+        for end in (agent, host):
             try:
                 end.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
 
-    PUMPED.extend((one, other))
-    back = threading.Thread(target=copy, args=(other, one), daemon=True)
+    PUMPED.extend((agent, host))
+    back = threading.Thread(target=copy, args=(host, lambda frame: agent.sendall(told.from_host(frame, to_host))), daemon=True)
     back.start()
-    copy(one, other)
+    copy(agent, lambda frame: to_host(told.from_agent(frame)))
     back.join()
 
 
@@ -235,6 +305,9 @@ class Vmm:
         self.tracks = False
         self.marked = False
         self.taps: list[int] = []
+        self.memory: mmap.mmap | None = None
+        self.own_mark = b"memory" + os.urandom(13).hex().encode()
+        self.mark = b""
 
     def handle(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         known = None
@@ -286,13 +359,7 @@ class Vmm:
                 if name in body:
                     _readable(body[name], f"The {name} file cannot be opened")
         elif path.startswith("/drives/"):
-            if path != f"/drives/{body['drive_id']}":
-                raise Refused("The id from the path does not match the id from the body!")
-            flags = os.O_RDONLY if body.get("is_read_only") else os.O_RDWR
-            _readable(body["path_on_host"], "Unable to create the virtio block device: backing file", flags)
-            if body["is_root_device"] and any(drive["is_root_device"] for drive in self.config["drives"].values()):
-                raise Refused("A root block device already exists!")
-            self.config["drives"][body["drive_id"]] = body
+            self._attach(path, body)
             return
         elif path.startswith("/network-interfaces/"):
             self.taps.append(_open_tap(body["host_dev_name"]))
@@ -301,9 +368,23 @@ class Vmm:
         elif path == "/vsock":
             if body["guest_cid"] < 3:
                 raise Refused("guest_cid: invalid value")
+        elif path == "/balloon":
+            if "free_page_reporting" in body and _numbers(self.behaviour.version) < (1, 14):
+                raise Refused("An error occurred when deserializing the json body of a request: unknown field.")
+            if body["amount_mib"] > self.config["/machine-config"]["mem_size_mib"]:
+                raise Refused("Target amount is too large.")
         elif path != "/entropy":
             raise Refused(f"Invalid request method and/or path: PUT {path}.")
         self.config[path] = body
+
+    def _attach(self, path: str, body: dict[str, Any]) -> None:
+        if path != f"/drives/{body['drive_id']}":
+            raise Refused("The id from the path does not match the id from the body!")
+        flags = os.O_RDONLY if body.get("is_read_only") else os.O_RDWR
+        _readable(body["path_on_host"], "Unable to create the virtio block device: backing file", flags)
+        if body["is_root_device"] and any(drive["is_root_device"] for drive in self.config["drives"].values()):
+            raise Refused("A root block device already exists!")
+        self.config["drives"][body["drive_id"]] = body
 
     def _act(self, action: str) -> dict[str, Any]:
         if action != "InstanceStart":
@@ -356,6 +437,7 @@ class Vmm:
     def _change(self, wanted: str) -> dict[str, Any]:
         if self.state == "Not started":
             raise Refused(BEFORE_BOOT)
+        self._touch()
         self.guest.tell(b"pause" if wanted == "Paused" else b"resume")
         self.state = "Paused" if wanted == "Paused" else "Running"
         return {}
@@ -367,15 +449,18 @@ class Vmm:
             raise Refused("Create snapshot error: Cannot save the microVM: it is not paused")
         if body["snapshot_type"] == "Diff" and not self.tracks:
             raise Refused("Create snapshot error: Dirty page tracking is not enabled")
-        size = self.config["/machine-config"]["mem_size_mib"] * 1024 * 1024
-        with open(body["mem_file_path"], "wb") as memory:
-            memory.truncate(size)
-            memory.seek(DIRTY_AT if body["snapshot_type"] == "Diff" else 0)
-            memory.write(b"changed!" if body["snapshot_type"] == "Diff" else b"memory" + bytes(DIRTY_AT) + b"before!")
-        if self.behaviour.state_link:
-            Path(body["snapshot_path"]).symlink_to(self.behaviour.state_link)
-        else:
-            Path(body["snapshot_path"]).write_text(json.dumps({"config": self.config, "kind": body["snapshot_type"]}))
+        try:
+            self._save_memory(body["mem_file_path"], diff=body["snapshot_type"] == "Diff")
+            if self.behaviour.save_fails:
+                raise OSError(self.behaviour.save_fails)
+            if self.behaviour.state_link:
+                Path(body["snapshot_path"]).symlink_to(self.behaviour.state_link)
+            else:
+                Path(body["snapshot_path"]).write_bytes(
+                    _summed({"config": self.config, "kind": body["snapshot_type"], "mark": self.own_mark.decode()})
+                )
+        except OSError as error:
+            raise Refused(f"Create snapshot error: Cannot write memory file: {error}") from error
         # The device tells the guest that its connections are gone.
         while PUMPED:
             try:
@@ -384,30 +469,88 @@ class Vmm:
                 pass
         return {}
 
+    def _save_memory(self, path: str, *, diff: bool) -> None:
+        size = self.config["/machine-config"]["mem_size_mib"] * 1024 * 1024
+        if self.behaviour.keeps_memory_open:
+            KEPT.append(os.open(path, os.O_WRONLY | os.O_CREAT))
+        with open(path, "wb") as memory:
+            memory.truncate(size)
+            if diff:
+                memory.seek(DIRTY_AT)
+                memory.write(b"changed!")
+                return
+            # The real one writes pages of zeros too.
+            memory.writelines(bytes(ZEROS) for _ in range(size // ZEROS))
+            memory.seek(0)
+            known = self.own_mark + json.dumps({"token": self.guest.token}).encode()
+            memory.write(known.ljust(DIRTY_AT, b"\0") + b"before!")
+
     def _load(self, body: dict[str, Any]) -> dict[str, Any]:
         if self.boot_path:
             raise Refused(
                 "Load snapshot error: Loading a microVM snapshot not allowed after configuring boot-specific resources."
             )
         try:
-            saved = json.loads(Path(body["snapshot_path"]).read_text())
-            size = Path(body["mem_backend"]["backend_path"]).stat().st_size
+            saved = state_of(Path(body["snapshot_path"]).read_bytes())
             self.config = saved["config"]
-            if size != self.config["/machine-config"]["mem_size_mib"] * 1024 * 1024:
-                raise Refused("Load snapshot error: Failed to restore from snapshot: the memory file has another size")
+            self._map(body["mem_backend"]["backend_path"], saved)
             for drive in self.config["drives"].values():
                 os.close(os.open(drive["path_on_host"], os.O_RDONLY if drive["is_read_only"] else os.O_RDWR))
         except (OSError, ValueError, KeyError) as error:
             # The process is then in no state to go on.
             threading.Timer(0.05, os._exit, (1,)).start()
             raise Refused(f"Load snapshot error: Failed to restore from snapshot: {error}") from error
+        for override, since in (("network_overrides", (1, 12)), ("vsock_override", (1, 16))):
+            if override in body and _numbers(self.behaviour.version) < since:
+                raise Refused(f"An error occurred when deserializing the json body of a request: unknown field `{override}`.")
+        for interface in self.config["network-interfaces"].values():
+            self.taps.append(_open_tap(interface["host_dev_name"]))
         if "vsock_override" in body:
             self.config["/vsock"]["uds_path"] = body["vsock_override"]["uds_path"]
         self.tracks = body.get("track_dirty_pages", False)
+        if not self._knows_its_memory():
+            self.behaviour.crash_after_start = True
         self._run()
         if not body.get("resume_vm"):
             self.state = "Paused"
         return {}
+
+    def _map(self, path: str, saved: dict[str, Any]) -> None:
+        size = self.config["/machine-config"]["mem_size_mib"] * 1024 * 1024
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size < size:
+                raise ValueError("Cannot create memory: the file is smaller than the guest's memory")
+            self.memory = mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE, mmap.PROT_READ)
+        self.mark = saved["mark"].encode()
+        known = self.memory[32:DIRTY_AT].split(b"\0")[0]
+        self.guest.token = json.loads(known)["token"] if known.startswith(b"{") else ""
+        self.guest.remembers = True
+
+    def _touch(self) -> None:
+        """The guest runs on what is in the file: nothing good comes of another one's."""
+        if not self._knows_its_memory():
+            _crash()
+
+    def _knows_its_memory(self) -> bool:
+        return self.memory is None or self.memory[: len(self.mark)] == self.mark
+
+
+def _summed(state: dict[str, Any]) -> bytes:
+    written = json.dumps(state).encode()
+    return b"%08x" % zlib.crc32(written) + written
+
+
+def state_of(written: bytes) -> dict[str, Any]:
+    """What a state file tells."""
+    if b"%08x" % zlib.crc32(written[8:]) != written[:8]:
+        raise ValueError("Failed to load snapshot state from file: CRC64 validation failed")
+    found: dict[str, Any] = json.loads(written[8:])
+    return found
+
+
+def _numbers(version: str) -> tuple[int, int]:
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
 
 
 def _open_tap(name: str) -> int:

@@ -31,6 +31,14 @@ def machine(**changed: Any) -> VirtualMachine:
     return VirtualMachine(**values | changed)
 
 
+def test_what_a_guest_frees_is_given_back_where_that_is_wanted() -> None:
+    assert "/balloon" not in [request.path for request in machine().requests()]
+    [balloon] = [request for request in machine(gives_back=True).requests() if request.path == "/balloon"]
+    # It takes nothing from the guest.
+    assert balloon.body == {"amount_mib": 0, "deflate_on_oom": True, "free_page_reporting": True}
+    assert set(balloon.body) <= FIELDS["/balloon"]
+
+
 def test_a_machine_is_made_in_this_order() -> None:
     disk = Drive("disk", "disk", read_only=False, limiter=LIMITER)
     card = Interface("eth0", "tap0", "06:00:00:00:00:01", received=LIMITER, sent=RateLimiter())

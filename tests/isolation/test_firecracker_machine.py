@@ -20,7 +20,7 @@ import pytest
 from hutch.host import debug_firecracker, kernel
 from hutch.host.cgroups import Cgroups
 from tests.isolation import fake_programs
-from tests.isolation.fake_firecracker import DIRTY_AT
+from tests.isolation.fake_firecracker import DIRTY_AT, state_of
 from tests.wire.agent import agent_binary
 
 pytestmark = [pytest.mark.root]
@@ -126,7 +126,7 @@ def test_what_changed_is_merged_into_the_first_snapshot(machine: Machine) -> Non
     memory = (saved / "memory").read_bytes()[: DIRTY_AT + 8]
     assert memory.startswith(b"memory")
     assert memory.endswith(b"changed!")
-    assert json.loads((saved / "state").read_text())["kind"] == "Diff"
+    assert state_of((saved / "state").read_bytes())["kind"] == "Diff"
     assert sorted(entry.name for entry in saved.iterdir()) == ["memory", "snapshot.json", "state"]
     assert machine.call("restore", str(saved))[0] == 0
 
@@ -137,7 +137,7 @@ def test_layers_have_a_disk_of_each_machine_above_them(machine: Machine) -> None
     files = ["--kernel", str(machine.base / "vmlinux"), "--initrd", str(layer), "--layer", str(layer), "--disk-mb", "16"]
     code, _, said = machine.call("snapshot", str(saved), *files, "--disk-rate", "1000000", root=False)
     assert code == 0, said
-    config = json.loads((saved / "state").read_text())["config"]
+    config = state_of((saved / "state").read_bytes())["config"]
     assert list(config["drives"]) == ["layer0", "disk"]
     assert config["drives"]["disk"]["rate_limiter"] == {"bandwidth": {"size": 1000000, "refill_time": 1000}}
     assert "hutch.layers=1" in config["/boot-source"]["boot_args"]

@@ -1,18 +1,18 @@
-"""The stream of memory that the host writes itself: what is the template's, what is the machine's own, and what QEMU says."""
+"""Memory that the host saves itself: what is the file's that others have too, what is the machine's own, and what QEMU says."""
 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import mmap
 import os
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hutch.isolation import qemu_memory, qemu_template
-from hutch.isolation.qemu_pages import PAGE_BYTES, Mapping, Stream, mapping
+from hutch.isolation.qemu_pages import PAGE_BYTES, FileId, Mapping, mapping
 from hutch.isolation.qmp import Monitor
 
 pytestmark = pytest.mark.root
@@ -40,43 +40,75 @@ def of_this_process() -> Mapping:
     return found
 
 
-def pages(stream: bytes) -> list[tuple[int, bytes]]:
-    """Where each page of a stream is, and how it begins."""
-    place = stream.index(b"\x02\0\0\0\2", stream.index(b"\x7e")) + 5
-    found: list[tuple[int, bytes]] = []
-    while True:
-        (entry,) = struct.unpack_from(">Q", stream, place)
-        place += 8
-        if entry & 0x10:
-            assert stream[place:] == b"\x7e\0\0\0\2" + b"devices" + b"\6\0\0\0\2{}"
-            return found
-        assert entry & 0x08
-        if not entry & 0x20:
-            assert stream[place : place + 4] == b"\3ram"
-            place += 4
-        page = stream[place : place + PAGE_BYTES]
-        found.append((entry // PAGE_BYTES, page.rstrip(b"\0")))
-        place += PAGE_BYTES
+def kept(file: Path) -> dict[int, bytes]:
+    """What a file has, by pages, where there is something."""
+    whole = file.read_bytes()
+    assert len(whole) == SIZE
+    found = {number: whole[number * PAGE_BYTES :][:PAGE_BYTES].rstrip(b"\0") for number in range(PAGES)}
+    return {number: text for number, text in found.items() if text}
 
 
-def test_pages_of_the_template_come_first_then_the_machines_own(tmp_path: Path, memory: mmap.mmap) -> None:
-    file = tmp_path / "state"
+def test_the_file_comes_first_then_what_is_the_machines_own(tmp_path: Path, memory: mmap.mmap) -> None:
+    begun = tmp_path / qemu_memory.BEGUN
     mapped = of_this_process()
     # Looked at, which makes it no page of its own; written; written with what it was; written with zeros over something.
     assert memory[100 * PAGE_BYTES] == 0
     memory[7 * PAGE_BYTES] = ord("7")
-    qemu_memory.begin(file, mapped, SIZE)
+    qemu_memory.begin(begun, mapped)
+    assert kept(begun) == {0: b"first", 299: b"last of a block", 599: b"end"}
+    # Pages of zeros are holes, also those that the template has.
+    assert begun.stat().st_blocks * 512 <= 5 * PAGE_BYTES
     memory[298 * PAGE_BYTES : 300 * PAGE_BYTES] = b"x" * PAGE_BYTES + bytes(PAGE_BYTES)
-    with file.open("ab", buffering=0) as kept:
-        stream = Stream(kept.fileno())
-        stream.own(mapped)
-        stream.devices(DEVICES)
-    assert file.stat().st_mode & 0o777 == 0o600
-    written = file.read_bytes()
-    assert written.startswith(b"QEVM\0\0\0\3\7\0\0\0\7microvm\1\0\0\0\2\3ram")
-    found = pages(written)
-    assert found[:3] == [(0, b"first"), (299, b"last of a block"), (599, b"end")]
-    assert found[3:] == [(7, b"7"), (298, b"x" * PAGE_BYTES), (299, b"")]
+    qemu_memory.finish(Telling(DEVICES), tmp_path, mapped, SIZE)
+    assert {file.name: file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {"memory": 0o600, "devices": 0o600}
+    assert kept(tmp_path / "memory") == {0: b"first", 7: b"7", 298: b"x" * PAGE_BYTES, 599: b"end"}
+    told = (tmp_path / "devices").read_bytes()
+    # No page is in the stream.
+    assert told.startswith(b"QEVM\0\0\0\3\7\0\0\0\7microvm\1\0\0\0\2\3ram")
+    assert told.endswith(b"\x7e\0\0\0\2" + b"devices" + b"\6\0\0\0\2{}")
+    assert len(told) < 200
+
+
+def test_a_machine_that_maps_saved_memory_is_told_by_its_file(tmp_path: Path) -> None:
+    (tmp_path / "memory").write_bytes(b"of the file".ljust(SIZE, b"\0"))
+    with (tmp_path / "memory").open("rb") as file, (tmp_path / "other").open("w+b") as other:
+        found, another = FileId.of(file.fileno()), FileId.of(other.fileno())
+        assert mapping(os.getpid(), SIZE, found) is None
+        with mmap.mmap(file.fileno(), SIZE, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as memory:
+            mapped = mapping(os.getpid(), SIZE, found)
+            assert mapped is not None
+            assert mapping(os.getpid(), SIZE) is None
+            assert mapping(os.getpid(), SIZE, another) is None
+            # The same number on another file system.
+            assert mapping(os.getpid(), SIZE, dataclasses.replace(found, device=found.device + 1)) is None
+            # Its name may go meanwhile.
+            (tmp_path / "memory").unlink()
+            memory[5 * PAGE_BYTES] = ord("5")
+            qemu_memory.begin(tmp_path / qemu_memory.BEGUN, mapped)
+            qemu_memory.finish(Telling(DEVICES), tmp_path, mapped, SIZE)
+    assert kept(tmp_path / "memory") == {0: b"of the file", 5: b"5"}
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("memory", SIZE - 1), ("memory", SIZE + 1), ("memory", None), ("devices", 0), ("devices", 65 << 20)]
+)
+def test_files_that_can_not_be_a_machines_are_refused(tmp_path: Path, name: str, size: int | None) -> None:
+    for each, bytes_long in (("memory", SIZE), ("devices", 100)):
+        (tmp_path / each).write_bytes(bytes(bytes_long))
+    with qemu_memory.kept(tmp_path, SIZE) as (memory, devices):
+        assert os.fstat(memory).st_size == SIZE
+        assert os.read(devices, 200) == bytes(100)
+    if size is not None:
+        os.truncate(tmp_path / name, size)
+    else:
+        (tmp_path / name).unlink()
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(OSError, match="which such a machine's has not"), qemu_memory.kept(tmp_path, SIZE):
+        pytest.fail("it was taken")
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/etc/passwd")
+    with pytest.raises(OSError, match="symbolic links"), qemu_memory.kept(tmp_path, SIZE):
+        pytest.fail("it was taken")
 
 
 def test_only_a_whole_template_is_one(memory: mmap.mmap) -> None:
@@ -121,7 +153,8 @@ class Telling(Monitor):
     ids=["nothing", "nonsense", "endless"],
 )
 def test_what_qemu_says_of_devices_is_not_believed(tmp_path: Path, memory: mmap.mmap, told: bytes, said: str) -> None:
-    file = tmp_path / "state"
-    qemu_memory.begin(file, of_this_process(), SIZE)
+    qemu_memory.begin(tmp_path / qemu_memory.BEGUN, of_this_process())
     with pytest.raises(OSError, match=said):
-        qemu_memory.finish(Telling(told), file, of_this_process())
+        qemu_memory.finish(Telling(told), tmp_path, of_this_process(), SIZE)
+    # What is not whole has not the name of it.
+    assert not (tmp_path / qemu_memory.MEMORY).exists()

@@ -9,6 +9,7 @@ from hutch.settings import Settings
 
 AGENT = "hutch-agent"
 GATEWAY = "hutch-net"
+PRELOAD = "hutch-preload.so"
 
 
 def agent_path(_settings: Settings) -> Path:
@@ -19,6 +20,11 @@ def agent_path(_settings: Settings) -> Path:
 def gateway_path(_settings: Settings) -> Path:
     """The gateway. Raises `FileNotFoundError` naming every place that was looked at."""
     return _find(GATEWAY, "gateway")
+
+
+def preload_path() -> Path:
+    """What QEMU calls in place of functions of the C library (`crates/preload`). Raises `FileNotFoundError` as above."""
+    return _find(PRELOAD, "library for QEMU")
 
 
 def guest_path() -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 from hutch.errors import HutchError
 from hutch.wire import Connection, Stream
+from hutch.wire.connection import Data
 
 READ_FIRST = (
     "/bin/sh",
@@ -26,6 +27,9 @@ READ_FIRST = (
 )
 """What almost every first command needs, on the systems that images are made of. Where an image has none of a name, nothing
 happens: others are read when they are wanted."""
+
+MOST_READ_BYTES = 4 * 1024 * 1024
+"""Of each. An image may have anything by these names."""
 
 
 def writing(archive: bytes) -> tuple[str, dict[str, object]]:
@@ -54,10 +58,11 @@ async def prepare(connection: Connection, archive: bytes) -> None:
     for path in READ_FIRST:
         stream = connection.open("file.read", {"path": path.encode(), "cwd": None, "user": "root"})
         stream.send_end()
+        left = MOST_READ_BYTES
         try:
             with contextlib.suppress(HutchError):
                 await stream.reply()
-                async for _ in stream:
-                    pass
+                while left > 0 and isinstance(piece := await stream.next(), Data):
+                    left -= len(piece.data)
         finally:
             stream.cancel()

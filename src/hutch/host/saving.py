@@ -25,6 +25,8 @@ from hutch.host.sessions import Session, Sessions
 from hutch.host.snapshots import Snapshots
 from hutch.metering.quantities import Quantities
 
+MIB = 1024 * 1024
+
 
 class Saving:
     """Takes snapshots of sessions. `saves` are those with memory that are being made."""
@@ -100,6 +102,8 @@ class Saving:
             await machine.quiet(commands.let_go)
             try:
                 held = await asyncio.to_thread(self._machines.memory_of, machine)
+                if machine.isolation.traits.whole_memory:
+                    held = max(held, session.record.memory_mb * MIB)
                 part = await asyncio.to_thread(memory.begin, planned.snapshot_id, held)
                 running = await asyncio.to_thread(commands.copy, part.logs)
                 state = self._egress.state(session.record.session_id)

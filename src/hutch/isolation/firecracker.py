@@ -31,7 +31,7 @@ from pathlib import Path
 from hutch.host.binaries import guest_path
 from hutch.host.cgroups import Cgroups
 from hutch.host.kernel import Process
-from hutch.isolation import console_log, firecracker_process, processor, tap
+from hutch.isolation import console_log, firecracker_process, firecracker_snapshot, processor, tap
 from hutch.isolation.firecracker_api import FirecrackerFailed
 from hutch.isolation.firecracker_binary import NotUsable
 from hutch.isolation.firecracker_config import (
@@ -40,6 +40,7 @@ from hutch.isolation.firecracker_config import (
     KERNEL,
     MEMORY,
     MIB,
+    SINCE_FREE_PAGES,
     STATE,
     Drive,
     Interface,
@@ -59,6 +60,9 @@ from hutch.isolation.qemu import DISK as DISK_FILE
 from hutch.settings import Settings
 
 PROBE_MEMORY_BYTES = 256 * MIB
+SAVE_TIMEOUT_S = 240.0
+"""For a machine's whole memory to be written; the host waits for longer."""
+RUNNING = "Running"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +103,9 @@ class Firecracker:
             adopt_timeout_s=ADOPT_TIMEOUT_S,
             guest_cgroup=GUEST_CGROUP,
             writes_late=True,
-            memory=False,
-            live_copies=False,
+            begins=True,
             trees=False,
+            whole_memory=True,
         )
         self._records = directory / "firecracker"
 
@@ -157,10 +161,7 @@ class Firecracker:
             disk = Placed(DISK, plan.layer / DISK_FILE, writable=True)
             drives = tuple(Placed(f"drive{number}", mount.source, writable=True) for number, mount in enumerate(plan.mounts))
             images = tuple(Placed(f"layer{number}", image) for number, image in enumerate(plan.lowers))
-            if plan.memory is None:
-                files = self._boot_files()
-            else:
-                files = (Placed(STATE, plan.memory / STATE), Placed(MEMORY, plan.memory / MEMORY))
+            files = self._boot_files() if plan.memory is None else firecracker_snapshot.saved(plan.memory, plan.memory_bytes)
             if plan.address:
                 tap.give(plan.namespace, plan.address, plan.nameserver, jail.uid)
             launch = Launch(
@@ -204,6 +205,7 @@ class Firecracker:
             initramfs=True,
             drives=(*layers, Drive(DISK, DISK, read_only=False), *mounted),
             interfaces=cards,
+            gives_back=self.programs.version >= SINCE_FREE_PAGES,
         )
 
     def _jail(self, machine_id: str, directory: Path) -> Jail:
@@ -225,18 +227,31 @@ class Firecracker:
         self._monitor(machine_id).pause()
 
     def resume(self, machine_id: str) -> None:
-        self._monitor(machine_id).resume()
+        monitor = self._monitor(machine_id)
+        if monitor.api.state() != RUNNING:
+            monitor.resume()
 
     def before_checkpoint(self, machine_id: str, image: Path) -> None:
-        """Nothing is written before."""
+        """Nothing is written before. What a dead host was saving is in the way."""
+        self._drop_saved(self._monitor(machine_id).jail)
 
     def checkpoint(self, machine_id: str, image: Path) -> None:
-        """The disk of the same moment is the caller's to copy, before `resume`."""
+        """Firecracker writes all of the memory, its pages of zeros too, which are holes afterwards. The disk of the same moment
+        is the caller's to copy, before `resume`."""
         monitor = self._monitor(machine_id)
-        # Names that a machine which itself went on from a snapshot has not.
-        monitor.snapshot(SnapshotKind.FULL, f"saved.{STATE}", f"saved.{MEMORY}")
-        for name in (STATE, MEMORY):
-            monitor.jail.take(f"saved.{name}", image / name)
+        try:
+            # Names that a machine which itself went on from a snapshot has not.
+            monitor.snapshot(SnapshotKind.FULL, _SAVED[STATE], _SAVED[MEMORY], SAVE_TIMEOUT_S)
+            for name, saved in _SAVED.items():
+                monitor.jail.take(saved, image / name)
+            firecracker_snapshot.settle(image)
+        finally:
+            self._drop_saved(monitor.jail)
+
+    @staticmethod
+    def _drop_saved(jail: Jail) -> None:
+        for saved in _SAVED.values():
+            jail.drop(saved)
 
     def _monitor(self, machine_id: str) -> Monitor:
         try:
@@ -284,7 +299,8 @@ class Firecracker:
         return {entry.name for entry in self._records.iterdir()} if self._records.is_dir() else set()
 
     def forget_image(self, image: Path) -> None:
-        """Nothing is kept of images: each machine mounts them for itself."""
+        """Nothing is kept of images: each machine mounts them for itself, as it does saved memory, which so stays as long as it
+        is used, whatever becomes of its name."""
 
     def leave(self) -> None:
         """Nothing is held that a successor does not use."""
@@ -298,4 +314,5 @@ class Firecracker:
                 place.rmdir()
 
 
+_SAVED = {STATE: f"saved.{STATE}", MEMORY: f"saved.{MEMORY}"}
 _NO_FILTER = "Firecracker runs without a filter of system calls: use a release's build, which has one"

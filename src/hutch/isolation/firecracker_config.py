@@ -122,7 +122,8 @@ class Interface:
 
 @dataclass(frozen=True, slots=True)
 class VirtualMachine:
-    """A machine that boots. Its drives are attached in their order, a root before all others."""
+    """A machine that boots. Its drives are attached in their order, a root before all others. `gives_back`: what its guest frees
+    goes back to the host, which releases since `SINCE_FREE_PAGES` can do."""
 
     vcpus: int
     memory_bytes: int
@@ -131,6 +132,7 @@ class VirtualMachine:
     drives: tuple[Drive, ...] = ()
     interfaces: tuple[Interface, ...] = field(default=())
     track_dirty_pages: bool = False
+    gives_back: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.vcpus <= MAX_VCPUS:
@@ -156,6 +158,8 @@ class VirtualMachine:
         source: dict[str, Any] = {"kernel_image_path": KERNEL, "boot_args": self.kernel_line}
         if self.initramfs:
             source["initrd_path"] = INITRAMFS
+        # It holds nothing, and is what the guest reports pages by that it has freed.
+        balloon = Request("PUT", "/balloon", {"amount_mib": 0, "deflate_on_oom": True, "free_page_reporting": True})
         return (
             Request("PUT", "/machine-config", machine),
             Request("PUT", "/boot-source", source),
@@ -163,6 +167,7 @@ class VirtualMachine:
             *(interface.request() for interface in self.interfaces),
             Request("PUT", "/vsock", {"guest_cid": GUEST_CID, "uds_path": VSOCK}),
             Request("PUT", "/entropy", {}),
+            *([balloon] if self.gives_back else []),
             Request("PUT", "/actions", {"action_type": "InstanceStart"}),
         )
 
@@ -244,6 +249,7 @@ a full one has only what changed."""
 SINCE_NETWORK_OVERRIDES = Version(1, 12, 0)
 SINCE_TRACK_DIRTY_PAGES = Version(1, 13, 0)
 """Called `enable_diff_snapshots` before."""
+SINCE_FREE_PAGES = Version(1, 14, 0)
 SINCE_VSOCK_OVERRIDE = Version(1, 16, 0)
 
 

@@ -10,6 +10,9 @@ mounted as `v`: it is the host's and sticky, so Firecracker can add names to it 
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -130,8 +133,18 @@ class Jail:
             words += ["--netns", str(namespace)]
         return [*words, "--", *arguments]
 
+    def drop(self, name: str) -> None:
+        """Remove what Firecracker wrote in its root, if anything. Raises `OSError`."""
+        with contextlib.suppress(FileNotFoundError):
+            root = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                os.unlink(name, dir_fd=root)
+            finally:
+                os.close(root)
+
     def take(self, name: str, destination: Path) -> None:
-        """Move a file that Firecracker wrote in its root to where only the host writes. Raises `OSError`."""
+        """Move a file that Firecracker wrote in its root to where only the host writes; nobody has it open for that any more.
+        Raises `OSError`."""
         root = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=root)
@@ -152,6 +165,21 @@ class Jail:
             os.chown(destination, 0, 0)
         # Other machines' users read it, in directories that only root enters.
         destination.chmod(0o444)
+        if self.jailer is not None:
+            self._require_no_writer(name, destination)
+
+    @staticmethod
+    def _require_no_writer(name: str, destination: Path) -> None:
+        """Machines that go on from it would see what is written later. A lease is given where nobody can write."""
+        with destination.open("rb") as file:
+            try:
+                fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            except OSError as error:
+                if error.errno != errno.EAGAIN:
+                    raise
+                destination.unlink()
+                raise OSError(f"Firecracker keeps {name} open") from error
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
     @staticmethod
     def _renamed(root: int, name: str, destination: Path, found: os.stat_result) -> bool:

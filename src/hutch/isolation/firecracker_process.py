@@ -111,12 +111,14 @@ class Monitor:
     def resume(self) -> None:
         self.api.do(resume())
 
-    def snapshot(self, kind: SnapshotKind, state: str = STATE, memory: str = MEMORY) -> None:
-        """Of a machine that is paused, into files of the jail, which must not exist. `Jail.take` gets them out."""
+    def snapshot(self, kind: SnapshotKind, state: str = STATE, memory: str = MEMORY, at_least_s: float = 0.0) -> None:
+        """Of a machine that is paused, into files of the jail, which must not exist. `Jail.take` gets them out. It may take
+        `at_least_s` seconds, however short other answers' deadline is."""
         for name in (state, memory):
             if os.path.lexists(self.jail.root / name):
                 raise FirecrackerFailed(f"There is a {name} already in the machine's directory")
-        self.api.do(create_snapshot(kind, state, memory))
+        api = Api(self.api.path, max(self.api.timeout_s, at_least_s), self.process.alive)
+        api.do(create_snapshot(kind, state, memory))
 
     def ask(self, path: str) -> dict[str, object]:
         return self.api.do(Request("GET", path))

@@ -8,18 +8,25 @@ snapshot.json    what it needs: written last, so a directory without it is no sn
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
+import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from hutch.host import kernel
 from hutch.isolation.firecracker_config import DISK, MEMORY, STATE, Version
+from hutch.isolation.firecracker_jail import Placed
 
 MANIFEST = "snapshot.json"
 SCHEMA = 1
 MAX_MANIFEST_BYTES = 64 * 1024
+MAX_STATE_BYTES = 64 * 1024 * 1024
+"""Devices and processors; a real one has some tens of KiB."""
+_HOLES_TIMEOUT_S = 120.0
 _BLOCK_BYTES = 1024 * 1024
 
 
@@ -100,6 +107,37 @@ def _check(directory: Path, found: Snapshot) -> None:
             raise BadSnapshot(f"The snapshot needs the image {image.source}: {error.strerror}") from error
         if size != image.size_bytes:
             raise BadSnapshot(f"The image {image.source} is another one than when the snapshot was made: its size differs")
+
+
+def saved(image: Path, memory_bytes: int) -> tuple[Placed, ...]:
+    """What a machine of this size goes on from, that the host has in a directory of saved memory. Raises `BadSnapshot` for what
+    would end it later, in the middle of something."""
+    files = {name: image / name for name in (STATE, MEMORY)}
+    try:
+        sizes = {name: _size(file) for name, file in files.items()}
+    except OSError as error:
+        raise BadSnapshot(f"The saved memory in {image} is not whole: {error}") from error
+    if sizes[STATE] > MAX_STATE_BYTES:
+        raise BadSnapshot(f"{files[STATE]} has {sizes[STATE]} bytes, more than a machine's devices")
+    if sizes[MEMORY] != memory_bytes:
+        raise BadSnapshot(f"{files[MEMORY]} has {sizes[MEMORY]} bytes; the machine has {memory_bytes}")
+    return tuple(Placed(name, file) for name, file in files.items())
+
+
+def _size(file: Path) -> int:
+    found = file.lstat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(f"{file.name} is no file")
+    return found.st_size
+
+
+def settle(image: Path) -> None:
+    """Have the files that Firecracker wrote hold no more room than they need: pages of zeros become holes. Raises `OSError`."""
+    if (size := _size(image / STATE)) > MAX_STATE_BYTES:
+        raise BadSnapshot(f"Firecracker wrote {size} bytes of its devices, more than they have")
+    with contextlib.suppress(OSError):
+        # A file system without holes keeps the zeros.
+        kernel.run(["fallocate", "--dig-holes", "--", str(image / MEMORY)], timeout_s=_HOLES_TIMEOUT_S)
 
 
 def merge(base: Path, changes: Path) -> int:

@@ -72,6 +72,7 @@ class Traits:
     `writes_late`: what was written is with the host only once the agent was told to. `begins`: its agent has to be told what the
     machine is (`machine.begin`), since its memory may be that of another one. `memory`, `live_copies`: whether memory is
     saved, files are copied while it runs. `trees`: whether the host sees files in a layer and in drives, and not disks.
+    `whole_memory`: what is saved takes as much room as the machine has memory, for a moment at least, whatever it holds.
     """
 
     listens: bool = False
@@ -85,6 +86,7 @@ class Traits:
     memory: bool = True
     live_copies: bool = True
     trees: bool = True
+    whole_memory: bool = False
 
 
 class BootFailed(OSError):

@@ -23,21 +23,21 @@ import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from hutch.host import kernel
+from hutch.host.binaries import preload_path
 from hutch.host.cgroups import Cgroups
 from hutch.host.channel import MONITOR_SOCKET_NAME
 from hutch.host.kernel import Process
 from hutch.isolation import console_log, jail, limits, processor, qemu_memory, tap, tsc
 from hutch.isolation.kvm import DEVICE
 from hutch.isolation.protocol import BootFailed, MachinePlan, Traits
-from hutch.isolation.qemu_command import MIB, Accelerator, Card, VirtualMachine, command
+from hutch.isolation.qemu_command import BALLOON, MIB, Accelerator, Card, VirtualMachine, command
 from hutch.isolation.qemu_disk import DISK, copy_disk, disk_size, make_disk
 from hutch.isolation.qemu_making import Maker
-from hutch.isolation.qemu_pages import Mapping, mapping
+from hutch.isolation.qemu_pages import FileId, Mapping, mapping
 from hutch.isolation.qemu_template import Kind, Origin, Template, Templates
 from hutch.isolation.qmp import Monitor, MonitorFailed
 from hutch.wire.sockets import bind_unix
@@ -91,6 +91,15 @@ class Guest:
                 raise FileNotFoundError(f"The guest's kernel is not complete: there is no {file}. Run `make setup`.")
 
 
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """What is known of a machine beside its process. `file`: its memory is in one that was saved."""
+
+    directory: Path
+    memory_bytes: int
+    file: FileId | None
+
+
 class Qemu:
     """The backend. `directory` has a record of each machine; root only. `disk_bytes` bounds what a sandbox may write.
 
@@ -137,6 +146,7 @@ class Qemu:
         """Raises `OSError` with what is missing here, without starting anything."""
         self.guest.require()
         self._program()
+        preload_path()
 
     def probe(self) -> None:
         """Boot the guest's kernel until the agent answers. Raises `OSError` with the reason why that did not happen."""
@@ -153,10 +163,10 @@ class Qemu:
         `kernel_line` replaces the kernel's command line: for those who ask what a broken one does.
         """
         try:
-            self.guest.require()
+            self.require()
             if plan.memory is not None:
                 self._make_disk(plan)
-                return self._restored(plan, plan.memory / qemu_memory.STATE)
+                return self._restored(plan, plan.memory)
             process = self._begun(plan, self.templates) if self.templates is not None and kernel_line is None else None
             if process is not None:
                 return process
@@ -171,7 +181,11 @@ class Qemu:
     def _disk_size(self, plan: MachinePlan) -> int:
         return disk_size(plan.disk_bytes) if plan.disk_bytes else self._disk_bytes
 
-    def _restored(self, plan: MachinePlan, file: Path) -> Process:
+    def _restored(self, plan: MachinePlan, image: Path) -> Process:
+        if (image / qemu_memory.MEMORY).exists():
+            with qemu_memory.kept(image, plan.memory_bytes) as (memory, devices):
+                return self._start(plan, Origin(memory=memory, saved=True, state=devices))
+        file = image / qemu_memory.STATE
         state = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             if (size := os.fstat(state).st_size) > qemu_memory.most_bytes(plan.memory_bytes):
@@ -296,7 +310,8 @@ class Qemu:
                 waits=origin.waits,
                 comes_in=origin.state is not None,
                 memory=origin.memory,
-                maps_privately=origin.sealed,
+                maps_privately=origin.sealed or origin.saved,
+                preload=descriptor(preload_path()),
             )
             root = plan.directory / JAIL
             root.mkdir(mode=0o700, exist_ok=True)
@@ -323,7 +338,7 @@ class Qemu:
         reader.start()
         try:
             process = kernel.process(child.pid)
-            self._record(plan, process)
+            self._record(plan, process, origin)
             if joined is not None:
                 joined.result()
             with Monitor(plan.directory / MONITOR, START_TIMEOUT_S) as asked:
@@ -332,7 +347,7 @@ class Qemu:
                 else:
                     asked.status()
                 if origin.state is not None:
-                    qemu_memory.read(asked, origin.state, without_memory=origin.memory is not None)
+                    qemu_memory.read(asked, origin.state, without_memory=origin.memory is not None and not origin.saved)
                     asked.ask("cont")
         except OSError:
             child.kill()
@@ -369,9 +384,11 @@ class Qemu:
             memory += plan.memory_bytes
         return limits.bounded(self.cgroups, plan.cgroup, memory_bytes=memory, vcpus=plan.vcpus, threads=MAX_THREADS)
 
-    def _record(self, plan: MachinePlan, process: Process) -> None:
+    def _record(self, plan: MachinePlan, process: Process, origin: Origin) -> None:
         self._records.mkdir(parents=True, exist_ok=True, mode=0o700)
-        record = {"pid": process.pid, "start_ticks": process.start_ticks, "directory": str(plan.directory)}
+        record: dict[str, object] = {"pid": process.pid, "start_ticks": process.start_ticks, "directory": str(plan.directory)}
+        if origin.saved and origin.memory is not None:
+            record["file"] = asdict(FileId.of(origin.memory))
         (self._records / plan.machine_id).write_text(json.dumps(record | {"memory_bytes": plan.memory_bytes}))
 
     # -- standing still ----------------------------------------------------------------------------
@@ -386,29 +403,29 @@ class Qemu:
 
     def before_checkpoint(self, machine_id: str, image: Path) -> None:
         if (mapped := self._mapping(machine_id)) is not None:
-            qemu_memory.begin(image / qemu_memory.BEGUN, mapped, int(self._told(machine_id)["memory_bytes"]))
+            qemu_memory.begin(image / qemu_memory.BEGUN, mapped)
 
     def checkpoint(self, machine_id: str, image: Path) -> None:
-        begun, state = image / qemu_memory.BEGUN, image / qemu_memory.STATE
+        memory_bytes = self._told(machine_id).memory_bytes
         with self._monitor_of(machine_id) as asked:
-            if begun.exists() and (mapped := self._mapping(machine_id)) is not None:
-                qemu_memory.finish(asked, begun, mapped)
-                begun.rename(state)
+            if (image / qemu_memory.BEGUN).exists() and (mapped := self._mapping(machine_id)) is not None:
+                qemu_memory.finish(asked, image, mapped, memory_bytes)
             else:
-                qemu_memory.save(asked, state, int(self._told(machine_id)["memory_bytes"]))
+                qemu_memory.save(asked, image / qemu_memory.STATE, memory_bytes)
 
     def _mapping(self, machine_id: str) -> Mapping | None:
-        """Where a machine's template is mapped; None for one that booted, or went on from saved memory."""
-        process = self.recorded(machine_id)
-        return mapping(process.pid, int(self._told(machine_id)["memory_bytes"])) if process is not None else None
+        """Where a machine has the file of its memory that others have too; None for one that booted."""
+        process, told = self.recorded(machine_id), self._told(machine_id)
+        return mapping(process.pid, told.memory_bytes, told.file) if process is not None else None
 
     def _monitor_of(self, machine_id: str) -> Monitor:
-        return monitor(Path(self._told(machine_id)["directory"]))
+        return monitor(self._told(machine_id).directory)
 
-    def _told(self, machine_id: str) -> dict[str, Any]:
+    def _told(self, machine_id: str) -> _Record:
         try:
             told = json.loads((self._records / machine_id).read_text())
-            return {"directory": str(told["directory"]), "memory_bytes": int(told["memory_bytes"])}
+            file = FileId(int(told["file"]["device"]), int(told["file"]["inode"])) if "file" in told else None
+            return _Record(Path(told["directory"]), int(told["memory_bytes"]), file)
         except (ValueError, KeyError, TypeError) as error:
             raise OSError(f"the record of {machine_id} is none, or of an older release") from error
 
@@ -416,6 +433,7 @@ class Qemu:
     def fingerprint(self) -> str:
         binary = shutil.which(self.binary, path=kernel.command_environment()["PATH"])
         found = hashlib.sha256(self.accelerator.encode() + processor.model())
+        found.update(BALLOON.encode())
         for file in (Path(binary) if binary else None, self.guest.kernel, self.guest.initramfs):
             found.update(hashlib.sha256(file.read_bytes() if file else b"").digest())
         return found.hexdigest()

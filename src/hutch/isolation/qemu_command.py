@@ -16,11 +16,14 @@ from enum import StrEnum
 from hutch.isolation.protocol import LINK_PREFIX
 
 MIB = 1024 * 1024
-MIN_MEMORY_BYTES, MAX_LAYERS, MAX_DRIVES = 64 * MIB, 24, 4
-"""The machine has places for 32 virtio devices: channel, entropy, disk and network are four."""
+MIN_MEMORY_BYTES, MAX_LAYERS, MAX_DRIVES = 64 * MIB, 23, 4
+"""The machine has places for 32 virtio devices: channel, entropy, disk, network and free memory are five."""
 TRANSLATION_CACHE_MIB = 64
 """Private to each machine under TCG; QEMU's own default is a gigabyte."""
 MEMORY = "ram"
+BALLOON = "virtio-balloon-device,free-page-reporting=on,page-poison=off"
+"""It holds nothing: the guest tells by it which pages it has freed. One that expects something in those (`init_on_free`) would
+have to say so to the device; where it can't, it reports none."""
 SECCOMP = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
@@ -47,7 +50,8 @@ class VirtualMachine:
     listens for the host, who speaks with the agent there; `monitor` listens for QMP. `tsc_khz` is the rate of the host's time
     stamp counter, which TCG needs. `waits`: its agent waits for the host before it mounts anything. `comes_in`: it becomes what
     the monitor tells it to read, and runs when that says so. `memory` is a file that its memory is in: its own, or with
-    `maps_privately` one that nobody may write to.
+    `maps_privately` one that nobody may write to. With `preload`, the library `crates/preload`, what the guest frees goes back
+    to the host, and such a file may be one that it only reads.
     """
 
     accelerator: Accelerator
@@ -65,6 +69,7 @@ class VirtualMachine:
     comes_in: bool = False
     memory: int | None = None
     maps_privately: bool = False
+    preload: int | None = None
     drives: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -85,7 +90,9 @@ class VirtualMachine:
     def descriptors(self) -> tuple[int, ...]:
         tap = () if self.card is None else (self.card.tap,)
         memory = () if self.memory is None else (self.memory,)
-        return (self.kernel, self.initramfs, *self.layers, self.disk, *self.drives, self.channel, self.monitor, *tap, *memory)
+        preload = () if self.preload is None else (self.preload,)
+        disks = (*self.layers, self.disk, *self.drives)
+        return (self.kernel, self.initramfs, *disks, self.channel, self.monitor, *tap, *memory, *preload)
 
 
 def kernel_line(machine: VirtualMachine) -> str:
@@ -112,7 +119,8 @@ def _kernel_words(tsc_khz: int | None) -> list[str]:
 
 def command(binary: str, machine: VirtualMachine, line: str | None = None) -> list[str]:
     """The program and its arguments. `line` replaces the kernel's command line. The console is standard output."""
-    words = [binary, "-name", "hutch", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-sandbox", SECCOMP]
+    words = [] if machine.preload is None else ["env", f"LD_PRELOAD=/proc/self/fd/{machine.preload}"]
+    words += [binary, "-name", "hutch", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-sandbox", SECCOMP]
     words += [
         "-machine",
         f"microvm,acpi=on,pic=on,pit=on,rtc=on,x-option-roms=off,isa-serial=on,usb=off,graphics=off,memory-backend={MEMORY}",
@@ -134,6 +142,8 @@ def command(binary: str, machine: VirtualMachine, line: str | None = None) -> li
     words += ["-chardev", f"socket,id=channel,fd={machine.channel},server=on,wait=off"]
     words += ["-device", "virtserialport,chardev=channel,name=hutch,nr=1"]
     words += ["-device", "virtio-rng-device"]
+    if machine.preload is not None:
+        words += ["-device", BALLOON]
     if machine.card is not None:
         words += ["-netdev", f"tap,id=link,fd={machine.card.tap}"]
         # Nobody is told that it goes on elsewhere: Linux 6.12 stands still for ever when its card is switched off meanwhile.

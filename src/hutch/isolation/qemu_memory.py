@@ -1,5 +1,7 @@
-"""A virtual machine's memory and devices as a stream: QEMU's own, written while a machine stands still, read by a new one that
-has not run yet.
+"""A virtual machine's memory and devices, saved while it stands still, for a new one that has not run yet.
+
+    memory, devices   of a machine that has its memory in a file which others have too: `qemu_pages.py`
+    state             of another one: QEMU's own stream of everything
 
 QEMU opens no file: it gets a descriptor over its monitor's socket. What it writes of a sandbox goes through a pipe, so that
 it keeps no way to a file of the host's, and the host writes no more of it than a machine of that size can have. What it reads
@@ -12,15 +14,20 @@ import contextlib
 import fcntl
 import os
 import select
+import stat
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from hutch.isolation.qemu_pages import Mapping, Stream
+from hutch.host import kernel
+from hutch.isolation.qemu_pages import Mapping, devices, header, keep_own
 from hutch.isolation.qmp import Monitor, MonitorFailed
 
-STATE, BEGUN = "state", "state.begun"
-"""The file in a directory of saved memory, and the same before it is whole."""
+STATE, MEMORY, DEVICES = "state", "memory", "devices"
+BEGUN = "memory.begun"
+"""The memory before it is whole."""
+COPY_TIMEOUT_S = 300.0
 DEVICES_SET = 1000
 """Beyond the numbers of what QEMU was started with."""
 DEVICES_BYTES = 64 * 1024 * 1024
@@ -110,23 +117,48 @@ def _stream_state(asked: Monitor) -> tuple[str, str]:
 
 
 def most_bytes(memory_bytes: int) -> int:
-    """How long the stream of a machine with so much memory may be. A page that was a template's may be there twice."""
-    return 2 * (memory_bytes + memory_bytes // PAGE_BYTES * PAGE_HEADER_BYTES) + DEVICES_BYTES
+    """How long the stream of a machine with so much memory may be."""
+    return memory_bytes + memory_bytes // PAGE_BYTES * PAGE_HEADER_BYTES + DEVICES_BYTES
 
 
-def begin(file: Path, mapped: Mapping, memory_bytes: int) -> None:
-    """Write what a machine has of a template, while it runs, into a new file: the beginning of its stream. Raises `OSError`."""
-    with file.open("xb", buffering=0) as kept, mapped.file() as template:
-        file.chmod(0o600)
-        Stream(kept.fileno()).template(template, memory_bytes)
+def begin(file: Path, mapped: Mapping) -> None:
+    """Copy the file of a machine's memory, while it runs, to a new file with holes where it is zero: in no time where the file
+    system can have the same blocks in both. Raises `OSError`."""
+    with mapped.file() as source:
+        words = ["cp", "--sparse=always", "--reflink=auto", "--", f"/proc/self/fd/{source}", str(file)]
+        kernel.run(words, timeout_s=COPY_TIMEOUT_S, keep_open=(source,))
+    file.chmod(0o600)
 
 
-def finish(asked: Monitor, file: Path, mapped: Mapping) -> None:
-    """Write what else a machine, which stands still, has, at the end of what was begun. Raises `OSError`."""
-    with file.open("ab", buffering=0) as kept:
-        stream = Stream(kept.fileno())
-        stream.own(mapped)
-        stream.devices(_devices(asked))
+def finish(asked: Monitor, image: Path, mapped: Mapping, memory_bytes: int) -> None:
+    """Have what was begun become the memory of a machine, which stands still, and write its devices. Raises `OSError`."""
+    begun = os.open(image / BEGUN, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.ftruncate(begun, memory_bytes)
+        keep_own(mapped, begun)
+    finally:
+        os.close(begun)
+    with (image / DEVICES).open("xb") as file:
+        (image / DEVICES).chmod(0o600)
+        file.write(header(memory_bytes) + devices(_devices(asked)))
+    (image / BEGUN).rename(image / MEMORY)
+
+
+@contextlib.contextmanager
+def kept(image: Path, memory_bytes: int) -> Iterator[tuple[int, int]]:
+    """Descriptors, for reading, of the memory and the devices that `finish` wrote. Raises `OSError` for what can't be those of a
+    machine of this size: one whose memory ends early would go on, and end in the middle of something."""
+    with contextlib.ExitStack() as opened:
+        found = []
+        for name, least, most in ((MEMORY, memory_bytes, memory_bytes), (DEVICES, 1, DEVICES_BYTES)):
+            # Not one that waits for somebody at its other end.
+            descriptor = os.open(image / name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            opened.callback(os.close, descriptor)
+            told = os.fstat(descriptor)
+            if not stat.S_ISREG(told.st_mode) or not least <= told.st_size <= most:
+                raise OSError(f"{image / name} has {told.st_size} bytes, which such a machine's has not")
+            found.append(descriptor)
+        yield found[0], found[1]
 
 
 def _devices(asked: Monitor) -> bytes:

@@ -86,7 +86,8 @@ class Template:
 @dataclass(frozen=True, slots=True)
 class Origin:
     """What a machine's memory begins with, beside a boot: `memory` is a file for it, its own or, if `sealed`, that of others;
-    `state` is what is read before it runs; `line` is another kernel's command line. `waits`: it is to be a template.
+    `state` is what is read before it runs; `line` is another kernel's command line. `waits`: it is to be a template. `saved`:
+    `memory` is what was saved of another machine, a file that it only reads.
     """
 
     line: str | None = None
@@ -94,6 +95,7 @@ class Origin:
     sealed: bool = False
     state: int | None = None
     waits: bool = False
+    saved: bool = False
 
 
 def file(name: str, size_bytes: int = 0) -> int:
