@@ -537,9 +537,10 @@ class Machines:
     @contextlib.asynccontextmanager
     async def standing_still(self, machine: Machine, image: Path) -> AsyncIterator[None]:
         """Stop a machine whose requests are `quiet`, and write its memory into the empty directory `image`; it goes on
-        afterwards, with another channel, unless it was ended meanwhile. Raises `OSError`."""
+        afterwards, with another channel, unless it was ended meanwhile. Raises `OSError`. One that does not go on is dead; what
+        was made of it while it stood still is whole all the same."""
         await self._blocking(machine.isolation.before_checkpoint, machine.machine_id, image)
-        mark = machine.directory / SUSPENDED_MARK
+        mark, made = machine.directory / SUSPENDED_MARK, False
         await self._blocking(mark.touch)
         try:
             # A saved end of the channel would never learn that it has no other one.
@@ -548,6 +549,7 @@ class Machines:
                 await self._blocking(machine.isolation.suspend, machine.machine_id)
                 await self._blocking(machine.isolation.checkpoint, machine.machine_id, image)
                 yield
+                made = True
             finally:
                 if not machine.died.done():
                     await self._go_on(machine)
@@ -555,7 +557,8 @@ class Machines:
         except OSError as error:
             if not machine.steady.is_set():
                 machine.dead(f"it did not go on after its memory was saved: {error}")
-            raise
+            if not made:
+                raise
 
     async def _go_on(self, machine: Machine) -> None:
         # There is no telling how long it stands still; its agent's time begins when it goes on.
@@ -564,7 +567,12 @@ class Machines:
         agent = asyncio.ensure_future(waiting)
         try:
             await self._blocking(machine.isolation.resume, machine.machine_id)
-            machine.connected(await asyncio.wait_for(agent, traits.adopt_timeout_s))
+            # One that is ended meanwhile is not waited for.
+            either: set[asyncio.Future[Any]] = {agent, machine.died}
+            done, _ = await asyncio.wait(either, timeout=traits.adopt_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if agent not in done:
+                raise OSError(machine.died.result() if done else "its agent did not come back")
+            machine.connected(agent.result())
             if traits.begins:
                 await self._set_clock(machine)
         finally:
