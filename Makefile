@@ -40,9 +40,10 @@ test: setup-test lint  ## Every test, the long campaigns with small counts
 	$(SUDO) $(PYTHON) scripts/run_tests.py -n $(TEST_JOBS)
 
 test-all: export HUTCH_CAMPAIGN := full
-test-all: test  ## Every test, the long campaigns in full, the host's own on virtual machines too
-	$(SUDO) env HUTCH_ISOLATION=qemu $(PYTHON) -m pytest -n 1 --timeout 600 \
-		tests/host/test_supervisor.py tests/host/test_snapshots.py tests/host/test_memory.py tests/host/test_drives.py
+test-all: test  ## Every test, the long campaigns in full, the host's and the firewall's on virtual machines too
+	$(SUDO) env HUTCH_ISOLATION=qemu $(PYTHON) -m pytest -n 1 --timeout 600 -m sandbox tests/host tests/egress \
+		--ignore tests/host/test_virtual_machines.py --ignore tests/host/test_conversion.py \
+		--ignore tests/host/test_machine_drives.py --ignore tests/host/test_firecracker_sandboxes.py
 
 serve: setup  ## A server on this machine, its state in .hutch/data
 	$(SUDO) .venv/bin/hutch serve --data-dir $(or $(HUTCH_SERVER__DATA_DIR),.hutch/data)

@@ -95,6 +95,15 @@ async def finished(command: Command) -> Ran:
     return Ran(record.exit_code, b"".join(output[1]), b"".join(output[2]))
 
 
+def cpu_us(box: Guest) -> int:
+    """What the kernel has counted for the guest so far: on a virtual machine for the threads that run it."""
+    machine = box.session.machine
+    assert machine is not None
+    counted = box.supervisor._machines.cgroups.cpu_us(str(Path(machine.cgroup) / machine.isolation.traits.guest_cgroup))
+    assert counted is not None
+    return counted
+
+
 def host_settings(data_dir: Path, **flags: object) -> Settings:
     """Settings of a host without a pool, unless `section__key` says otherwise; under the backend that `HUTCH_ISOLATION` names,
     without it gVisor on every machine."""
