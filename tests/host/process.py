@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 
 from hutch.errors import HutchError
+from hutch.host.cgroups import Cgroups
 from hutch.host.client import HostClient
+from hutch.host.conversion import CONVERTING
+from hutch.host.names import Names
 from hutch.host.protocol import HostInfo
 
 START_S = 60.0
+CONVERTS_S = 60.0
 
 
 class HostProcess:
@@ -53,6 +57,18 @@ class HostProcess:
         self._process.send_signal(signal.SIGKILL)
         await asyncio.to_thread(self._process.wait)
         await self.client.close()
+
+    def converting(self) -> list[str]:
+        """The machines that make a disk of a tree, or a tree of a disk, now; also those that a dead host left."""
+        parent = Names.of(self.data_dir).cgroup_parent
+        return [name for name in Cgroups.detect().children(parent) if name.startswith(CONVERTING)]
+
+    async def kill_while_it_converts(self) -> None:
+        """SIGKILL as soon as one of them is there."""
+        async with asyncio.timeout(CONVERTS_S):
+            while not self.converting():
+                await asyncio.sleep(0.01)
+        await self.kill()
 
     async def stop(self) -> None:
         """SIGTERM; it must end cleanly."""

@@ -16,10 +16,7 @@ import pytest
 from hutch import ids
 from hutch.errors import BadRequestError, ConflictError, HutchError, UnavailableError
 from hutch.host import kernel
-from hutch.host.cgroups import Cgroups
-from hutch.host.conversion import CONVERTING
 from hutch.host.drive_storage import name_of
-from hutch.host.names import Names
 from hutch.host.protocol import (
     DriveMode,
     DriveRecord,
@@ -163,15 +160,11 @@ async def test_a_host_that_is_killed_while_it_converts_a_drive_leaves_it_whole(n
     await host.client.call("session.stop", StopRequest(first.session_id), SessionRecord)
     second = spec(mounts=[at("/data", made.drive_id)], **MACHINE)
     creating = asyncio.ensure_future(host.client.call("session.create", second, SessionRecord))
-    cgroups, parent = Cgroups.detect(), Names.of(no_leaks).cgroup_parent
-    async with asyncio.timeout(60):
-        while not any(name.startswith(CONVERTING) for name in cgroups.children(parent)):
-            await asyncio.sleep(0.01)
-    await host.kill()
+    await host.kill_while_it_converts()
     with pytest.raises(HutchError):
         await creating
     await host.start()
-    assert not any(name.startswith(CONVERTING) for name in cgroups.children(parent))
+    assert not host.converting()
     store = no_leaks / "host" / "layers" / "btrfs" / "mnt"
     assert [entry.name for entry in (store / "drives").iterdir()] == [made.drive_id]
     assert list((store / "views").iterdir()) == []

@@ -25,9 +25,7 @@ import pytest
 
 from hutch.errors import ConflictError, GoneError, HutchError, UnavailableError
 from hutch.host.authority import GUEST_ALIASES, GUEST_AUTHORITY, GUEST_BUNDLE, GUEST_JAVA_STORE
-from hutch.host.cgroups import Cgroups
-from hutch.host.conversion import CONVERTING, names_of
-from hutch.host.names import Names
+from hutch.host.conversion import names_of
 from hutch.host.protocol import (
     CopyState,
     ImageBuild,
@@ -519,16 +517,12 @@ async def test_a_host_that_dies_while_it_converts_leaves_nothing(no_leaks: Path)
     assert ended.snapshot is not None
     second = spec(source_snapshot=ended.snapshot.snapshot_id, isolation="qemu", memory_mb=512)
     creating = asyncio.ensure_future(host.client.call("session.create", second, SessionRecord))
-    cgroups, parent = Cgroups.detect(), Names.of(no_leaks).cgroup_parent
-    async with asyncio.timeout(60):
-        while not any(name.startswith(CONVERTING) for name in cgroups.children(parent)):
-            await asyncio.sleep(0.01)
-    await host.kill()
+    await host.kill_while_it_converts()
     with pytest.raises(HutchError):
         await creating
-    assert cgroups.children(parent)
+    assert host.converting()
     await host.start()
-    assert not any(name.startswith(CONVERTING) for name in cgroups.children(parent))
+    assert not host.converting()
     assert list((no_leaks / "host" / "conversions").glob("hutch-vm-*")) == []
     # What was begun is begun again, by whoever asks again.
     assert (await host.client.call("session.create", second, SessionRecord)).status is SessionStatus.RUNNING

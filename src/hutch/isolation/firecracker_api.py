@@ -87,12 +87,12 @@ class Api:
                     raise FirecrackerFailed(f"Firecracker's API can't be reached: {error}") from error
                 if not self._alive():
                     raise FirecrackerFailed(f"Firecracker ended before it was asked for {request}") from error
-                if time.monotonic() + RETRY_PAUSE_S > deadline:
+                # Its socket is there before anybody listens, and nobody says when.
+                time.sleep(RETRY_PAUSE_S)
+                if time.monotonic() >= deadline:
                     raise FirecrackerFailed(
                         f"Firecracker's API did not listen within {self.timeout_s:g} s: {error.strerror}"
                     ) from error
-                # Its socket is there before anybody listens, and nobody says when.
-                time.sleep(RETRY_PAUSE_S)
 
 
 class _Malformed(Exception):

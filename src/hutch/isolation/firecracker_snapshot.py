@@ -9,7 +9,6 @@ snapshot.json    what it needs: written last, so a directory without it is no sn
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hutch.host import kernel
+from hutch.isolation import sparse
 from hutch.isolation.firecracker_config import DISK, MEMORY, STATE, Version
 from hutch.isolation.firecracker_jail import Placed
 
@@ -27,7 +27,6 @@ MAX_MANIFEST_BYTES = 64 * 1024
 MAX_STATE_BYTES = 64 * 1024 * 1024
 """Devices and processors; a real one has some tens of KiB."""
 _HOLES_TIMEOUT_S = 120.0
-_BLOCK_BYTES = 1024 * 1024
 
 
 class BadSnapshot(OSError):
@@ -150,20 +149,7 @@ def merge(base: Path, changes: Path) -> int:
         size = os.fstat(source.fileno()).st_size
         if size != os.fstat(target.fileno()).st_size:
             raise BadSnapshot(f"{changes} has {size} bytes, and {base} another number: they are not of the same machine")
-        position = 0
-        while position < size:
-            try:
-                position = os.lseek(source.fileno(), position, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:
-                    break
-                raise
-            end = os.lseek(source.fileno(), position, os.SEEK_HOLE)
-            while position < end:
-                block = os.pread(source.fileno(), min(_BLOCK_BYTES, end - position), position)
-                if not block:
-                    raise BadSnapshot(f"{changes} became shorter while it was read")
-                os.pwrite(target.fileno(), block, position)
-                position += len(block)
-                written += len(block)
+        for position, block in sparse.blocks(source.fileno(), size):
+            os.pwrite(target.fileno(), block, position)
+            written += len(block)
     return written
