@@ -64,7 +64,8 @@ async def vm(quick: bool) -> list[Result]:
             pauses = await _pauses(host, qemu, sessions[-1], saves)
             for session in sessions:
                 await host.supervisor.end(host.supervisor.get(session), SessionStatus.STOPPED, "stop")
-            [template] = [
+            # One for each size of disks, which becomes smaller with the room that the host has left.
+            [*_, template] = [
                 place.template for kind, place in qemu.templates._places.items() if kind.disk_bytes and place.template is not None
             ]
             layers = host.supervisor.images.exact("vercel/sandbox/universal:latest").layers
