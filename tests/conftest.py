@@ -26,6 +26,8 @@ STOP_S = 60.0
 SETTLE_S = 20.0
 POLL_S = 0.02
 POOL_SIZE = 2
+EMULATED_START_S = 3.0
+"""A machine that is emulated has begun after that."""
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 # How fast a machine is decides no test.
@@ -186,7 +188,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, registry: RunningRegistry) 
     environment = {**sizes, "HUTCH_IMAGE__INSECURE_REGISTRIES": registry.host}
     process, where = start_server(data_dir, log, environment=environment)
     wait_until(lambda: len(leaks.machines(data_dir)) >= POOL_SIZE, SETTLE_S, f"a pool of {POOL_SIZE} machines")
-    running = RunningServer(process, data_dir, log, where, leaks.snapshot(data_dir))
+    pause_s = EMULATED_START_S if os.environ.get("HUTCH_ISOLATION") == "qemu" else 0.0
+    running = RunningServer(process, data_dir, log, where, leaks.settled(data_dir, pause_s))
     yield running
     died = process.poll()
     stop_server(process, log)

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,6 +21,7 @@ from hutch.host.network import BLOCKS, BLOCKS_DIR, MARK
 
 IMAGES = ("/host/images/", "/host/pulled/")
 """Where a host mounts what its sandboxes share, and keeps images of registries, below its data directory."""
+SETTLED_LOOKS = 10
 SPARE_NETWORKS = 5
 """Networks that a host keeps ready, and one more while a machine starts."""
 PROGRAMS = frozenset({"hutch-net", "runsc", "runsc-sandbox", "runsc-gofer", "hutch", "hutch-agent"})
@@ -51,6 +53,17 @@ def snapshot(data_dir: Path | None = None) -> Snapshot:
             "loop": frozenset(_loops(mark)),
         }
     )
+
+
+def settled(data_dir: Path, pause_s: float) -> Snapshot:
+    """Everything there is once nothing comes or goes for a while: a machine of the pool has its cgroup before its process."""
+    found = snapshot(data_dir)
+    for _ in range(SETTLED_LOOKS):
+        time.sleep(pause_s)
+        before, found = found, snapshot(data_dir)
+        if all(before.count(kind) == found.count(kind) for kind in found.things):
+            break
+    return found
 
 
 def new(before: Snapshot, after: Snapshot) -> list[str]:
