@@ -59,6 +59,7 @@ def settled(data_dir: Path, pause_s: float) -> Snapshot:
     """Everything there is once nothing comes or goes for a while: a machine of the pool has its cgroup before its process."""
     found = snapshot(data_dir)
     for _ in range(SETTLED_LOOKS):
+        # Nothing tells when a pool is whole: who looks too early takes its machines for a leak.
         time.sleep(pause_s)
         before, found = found, snapshot(data_dir)
         if all(before.count(kind) == found.count(kind) for kind in found.things):

@@ -3,9 +3,10 @@
     boot, memory in a file ─▶ the agent waits ─▶ stop ─▶ devices written ─▶ QEMU ends ─▶ the file is sealed
     begin: the file mapped privately, devices read ─▶ run ─▶ the host says what the machine is (`machine.begin`)
 
-Nothing of a sandbox is in one: no image and no disk was looked at, no address was set, no random number of the guest's was given
-to anybody. Both files are the kernel's memory (memfd): they end with this host process and the machines that map them. Once
-sealed, nobody can write to them, QEMU neither, who has to open its memory for writing.
+Nothing of a sandbox is in one. Of a kind that waits, no image and no disk was looked at and no address was set; of one that has
+an image mounted (`qemu_making.py`), no program of it has run, and its disk is kept too. All files are the kernel's memory
+(memfd): they end with this host process and the machines that map them. Once sealed, nobody can write to them, QEMU neither,
+who has to open its memory for writing.
 
 The first who wants a kind of machine makes its template, and a few who come meanwhile wait: that is one boot for all of them.
 """
