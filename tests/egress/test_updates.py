@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hutch.errors import HutchError
+from hutch.errors import HutchError, InternalError
 from tests.egress.world import API, CANARY, EVIL, NAME_SERVER, SHARED, Guest, World
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("canary_stays")]
@@ -541,6 +541,52 @@ async def test_a_killed_gateway_is_back_with_everything_in_a_second(outside: Wor
     records, _ = await outside.audit.read(guest.sandbox_id, 0, 1000)
     assert chained(records)
     assert {json.loads(record)["lifecycle"] for record in records} == {"session_sand_0"}
+
+
+@pytest.mark.parametrize("at", ["sandbox.add", "sandbox.policy"])
+async def test_a_sandbox_that_ends_while_a_gateway_starts_again_leaves_the_others_theirs(
+    outside: World, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    ending, staying = await outside.guest({"allow": ["api.test"]}), await outside.guest({"allow": ["api.test"]})
+    call, ended = outside.gateway._call, False
+
+    async def meanwhile(method: str, body: dict[str, Any], *more: Any) -> Any:
+        nonlocal ended
+        if method == at and body["address"] == ending.network.guest_address and not ended:
+            ended = True
+            await outside.gateway.remove(ending.network)
+        return await call(method, body, *more)
+
+    monkeypatch.setattr(outside.gateway, "_call", meanwhile)
+    os.kill(outside.gateway_pid, signal.SIGKILL)
+    while outside.gateway.restarts == 0:
+        await asyncio.sleep(0.005)
+    await staying.policy({"allow": ["api.test"]})
+    assert ended
+    assert outside.gateway.restarts == 1
+    assert (await staying.curl("https://api.test/after")).out == "ok\n200"
+    listed = await call("sandbox.list", {})
+    assert [each["address"] for each in listed["sandboxes"]] == [staying.network.guest_address]
+
+
+async def test_a_gateway_that_could_not_be_told_everything_is_replaced(outside: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    guest = await outside.guest({"allow": ["api.test"]})
+    call, refused = outside.gateway._call, False
+
+    async def refusing(method: str, body: dict[str, Any], *more: Any) -> Any:
+        nonlocal refused
+        if method == "sandbox.policy" and not refused:
+            refused = True
+            raise InternalError("gateway_refused", "It does not want to.")
+        return await call(method, body, *more)
+
+    monkeypatch.setattr(outside.gateway, "_call", refusing)
+    os.kill(outside.gateway_pid, signal.SIGKILL)
+    while outside.gateway.restarts < 2:
+        await asyncio.sleep(0.005)
+    await guest.policy({"allow": ["api.test"]})
+    assert refused
+    assert (await guest.curl("https://api.test/after")).out == "ok\n200"
 
 
 async def test_nothing_passes_while_the_gateway_is_away(outside: World) -> None:

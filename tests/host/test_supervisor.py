@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 
 from hutch.errors import BadRequestError, ConflictError, GoneError, HutchError, NotFoundError, UnavailableError
-from hutch.host.protocol import Forget, SessionEvent, SessionStatus
+from hutch.host.protocol import Forget, SessionEvent, SessionStatus, Traffic
 from hutch.host.service import Service
 from hutch.host.supervisor import KEEP_LOGS_MS, KEEP_RECORDS_MS
 from hutch.isolation import choose, kvm
 from tests.host.guest import Guest, finished, guest, real_host, spec
 
 pytestmark = [pytest.mark.root, pytest.mark.sandbox]
+
+SEND = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(bytes(500), ('203.0.113.9', 9))"
 
 
 async def until_ended(box: Guest) -> None:
@@ -33,6 +35,15 @@ async def until_ended(box: Guest) -> None:
         await asyncio.wait_for(ended.wait(), 20)
     finally:
         watching.cancel()
+
+
+async def until_it_passes(box: Guest) -> Traffic:
+    """Send a datagram, and wait until the gateway has counted it."""
+    assert (await box.run("python3", "-c", SEND)).exit_code == 0
+    async with asyncio.timeout(20):
+        while "203.0.113.9" not in (passed := await box.supervisor.traffic(box.session_id)).tallies:
+            await asyncio.sleep(0.01)
+    return passed
 
 
 async def test_a_command_runs_as_the_images_user(box: Guest) -> None:
@@ -220,13 +231,10 @@ async def test_live_sessions_are_adopted_with_their_commands(no_leaks: Path) -> 
 
 
 async def test_what_passed_is_known_after_gateway_host_and_session_ended(no_leaks: Path) -> None:
-    send = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(bytes(500), ('203.0.113.9', 9))"
     async with real_host(no_leaks, end_all=False) as service:
         box = await guest(service)
-        assert (await box.run("python3", "-c", send)).exit_code == 0
         # The datagram is on its way to the gateway when the program ends.
-        while "203.0.113.9" not in (before := await service.supervisor.traffic(box.session_id)).tallies:
-            await asyncio.sleep(0.01)
+        before = await until_it_passes(box)
         assert before.egress_bytes >= 500
     # With the gateway that counted it.
     async with real_host(no_leaks, end_all=False) as again:
@@ -245,6 +253,30 @@ async def test_what_passed_is_known_after_gateway_host_and_session_ended(no_leak
         await last.supervisor.tidy(record.stopped_at + KEEP_RECORDS_MS + 1)
         with pytest.raises(NotFoundError):
             await last.supervisor.traffic(box.session_id)
+
+
+async def test_the_gateway_is_handed_packets_by_a_host_that_found_it_and_no_sandbox(no_leaks: Path) -> None:
+    """Without a sandbox that runs on, a host that starts makes its rules anew: they must name the gateway that is there."""
+    async with real_host(no_leaks, end_all=False) as service:
+        await (await guest(service)).stop()
+        gateway = service.supervisor._gateway._process
+        assert gateway is not None
+    async with real_host(no_leaks) as again:
+        assert again.supervisor._gateway._process == gateway, "it runs on"
+        box = await guest(again)
+        await until_it_passes(box)
+
+
+async def test_a_gateway_that_does_not_say_where_it_listens_is_replaced(no_leaks: Path) -> None:
+    """As one that a former release started."""
+    async with real_host(no_leaks, end_all=False) as service:
+        box = await guest(service)
+    record = no_leaks / "host" / "gateway" / "process"
+    pid, ticks, *_ = record.read_text().split()
+    record.write_text(f"{pid} {ticks}")
+    async with real_host(no_leaks) as again:
+        assert record.read_text().split()[0] != pid
+        await until_it_passes(Guest(again.supervisor, box.session_id))
 
 
 async def test_a_session_that_died_while_the_host_was_down_has_failed(no_leaks: Path) -> None:

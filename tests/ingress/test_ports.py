@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import signal
@@ -314,10 +315,14 @@ async def test_requests_go_on_after_the_death_of_ingress_host_and_api(ingress: I
 def _children(parent: int, part: str) -> list[int]:
     found = []
     for task in Path(f"/proc/{parent}/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-            if part in command:
-                found.append(int(pid))
+        # Threads and children end while they are read.
+        pids: list[str] = []
+        with contextlib.suppress(OSError):
+            pids = (task / "children").read_text().split()
+        for pid in pids:
+            with contextlib.suppress(OSError):
+                if part in Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode():
+                    found.append(int(pid))
     return found
 
 

@@ -210,13 +210,21 @@ class Gateway:
                         self._kill(process)
 
     async def _found(self) -> bool:
-        """Whether a predecessor's gateway runs, and answers."""
+        """Whether a predecessor's gateway runs, and answers.
+
+        It is handed the guests' packets again: the predecessor may have died before that, and where no sandbox ran on the rules
+        are new.
+        """
         try:
-            pid, ticks = (int(part) for part in self._files.process.read_text().split())
+            pid, ticks, *ports = (int(part) for part in self._files.process.read_text().split())
         except (OSError, ValueError):
             return False
         process = Process(pid, ticks)
         if not process.alive():
+            return False
+        if len(ports) != 2:
+            log.warning("a former release started the gateway, and did not say where it listens; another one takes its place")
+            await asyncio.to_thread(self._kill, process)
             return False
         try:
             self._connection = await connect_unix(self._files.control, HELLO, timeout_s=CALL_TIMEOUT_S)
@@ -224,6 +232,7 @@ class Gateway:
             log.warning("the gateway of the predecessor does not answer (%s); another one takes its place", error)
             await asyncio.to_thread(self._kill, process)
             return False
+        await asyncio.to_thread(self._networks.hand_to, *ports)
         self._process = process
         log.info("found the gateway, pid %d", pid)
         return True
@@ -269,8 +278,9 @@ class Gateway:
                 process = kernel.process(child.pid)
             except ProcessLookupError as error:
                 raise OSError(f"The gateway ended at once with {child.wait()}.") from error
-            self._files.process.write_text(f"{process.pid} {process.start_ticks}")
-            self._networks.hand_to(stream.getsockname()[1], datagrams.getsockname()[1])
+            ports = stream.getsockname()[1], datagrams.getsockname()[1]
+            self._files.process.write_text(f"{process.pid} {process.start_ticks} {ports[0]} {ports[1]}")
+            self._networks.hand_to(*ports)
         self._child, self._process = child, process
         log.info("started the gateway, pid %d", process.pid)
 
@@ -322,10 +332,17 @@ class Gateway:
         for address in there - self._known.keys():
             await self._call("sandbox.remove", {"address": address})
         for address, known in list(self._known.items()):
-            if address not in there:
-                await self._call("sandbox.add", known.add | {"counted": known.counted.message})
-            if known.policy is not None:
-                await self._call("sandbox.policy", known.policy)
+            try:
+                if address not in there:
+                    await self._call("sandbox.add", known.add | {"counted": known.counted.message})
+                if known.policy is not None:
+                    await self._call("sandbox.policy", known.policy)
+            except InternalError:
+                if address in self._known:
+                    raise
+            if address not in self._known:
+                # It ended meanwhile, and may have been removed before it was added.
+                await self._call("sandbox.remove", {"address": address})
         await self._call("open", {})
         self._audit = asyncio.get_running_loop().create_task(self._follow_audit())
         self._ready.set()
@@ -353,6 +370,9 @@ class Gateway:
                 failures = 0
             except (OSError, HutchError) as error:
                 log.error("the gateway could not be started: %s", error)
+                # One that was not told everything takes no connections: the next one will be.
+                if self._connection is not None:
+                    self._connection.close("it was not told everything")
                 await asyncio.sleep(RESTART_PAUSES_S[min(failures, len(RESTART_PAUSES_S) - 1)])
                 failures += 1
 

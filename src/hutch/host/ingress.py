@@ -260,6 +260,9 @@ class Ingress:
                 failures = 0
             except (OSError, HutchError, ValueError) as error:
                 log.error("the ingress could not be started: %s", error)
+                if self._connection is not None:
+                    # It has half of what it must know: the next one is told all of it.
+                    self._connection.close("it was not told everything")
                 await asyncio.sleep(RESTART_PAUSES_S[min(failures, len(RESTART_PAUSES_S) - 1)])
                 failures += 1
 
