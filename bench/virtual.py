@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,14 @@ from typing import Any
 from bench.machine import MIB, pss_bytes
 from bench.measure import Result, Series, Target, at_most
 from hutch import ids
-from hutch.host import channel
+from hutch.host import authority, channel
 from hutch.host.binaries import preload_path
 from hutch.host.channel import MONITOR_SOCKET_NAME
 from hutch.host.main import running
 from hutch.host.protocol import CommandStart, SessionSpec, SessionStatus, SnapshotRequest
 from hutch.host.service import Service
 from hutch.isolation import qemu_memory, tap, tsc
+from hutch.isolation.beginning import METHOD, Ending, beginning
 from hutch.isolation.qemu import Qemu
 from hutch.isolation.qemu_command import Accelerator, Card, VirtualMachine, command
 from hutch.isolation.qemu_disk import DISK, copy_disk
@@ -69,7 +71,9 @@ async def vm(quick: bool) -> list[Result]:
                 place.template for kind, place in qemu.templates._places.items() if kind.disk_bytes and place.template is not None
             ]
             layers = host.supervisor.images.exact("vercel/sandbox/universal:latest").layers
-            bare = Bare(qemu, template, tuple(layer.path for layer in layers), Path(name))
+            bare = Bare(
+                qemu, template, tuple(layer.path for layer in layers), host.supervisor._machines._trust.endings, Path(name)
+            )
             peers, commands, pss = await bare.measure(starts)
     facts = {
         "memory_mib": MEMORY_MB,
@@ -92,7 +96,7 @@ async def vm(quick: bool) -> list[Result]:
             f"{count} idle machines of one template",
             Series.of([each], "MiB", failures),
             Series.of([pss], "MiB"),
-            f"{starts} × plain QEMU with the same template, after the same command",
+            f"{starts} × plain QEMU with the same template, told and having run the same",
             [
                 at_most("× of plain QEMU's", each / pss, 1.0),
                 Target(f"{count + 2} alive", count + 2 - failures, failures == 0),
@@ -159,6 +163,14 @@ async def _pauses(host: Service, qemu: Qemu, session: str, count: int) -> list[f
     return pauses[1:]
 
 
+async def _belongs(connection: Connection, number: int, endings: Sequence[Ending]) -> None:
+    """Tell an agent what a host tells one that becomes a sandbox's."""
+    await connection.call(METHOD, beginning(f"192.0.2.{number * 4 + 2}", f"192.0.2.{number * 4 + 1}", endings))
+    user = {"name": "ubuntu", "uid": 1000, "gid": 1000, "groups": [], "home": b"/home/ubuntu"}
+    claim = {"hostname": "bench", "env": {}, "user": user, "cwd": b"/", "token": secrets.token_hex(16), "entropy": os.urandom(64)}
+    await connection.call("claim", claim | {"time_ns": 0})
+
+
 async def _ended(connection: Connection) -> None:
     """Have an agent run a program to its end."""
     stream = connection.open(
@@ -186,6 +198,7 @@ class Bare:
     qemu: Qemu
     template: Template
     layers: tuple[Path, ...]
+    endings: Callable[[authority.Authority], Sequence[Ending]]
     scratch: Path
 
     async def measure(self, count: int) -> tuple[list[float], list[float], float]:
@@ -205,6 +218,8 @@ class Bare:
                 times.append((time.monotonic() - began) * 1000)
                 await _ended(connection)
                 commands.append((time.monotonic() - began) * 1000)
+                # The same guest as ours from now on: what it was told is in its memory too.
+                await _belongs(connection, number, self.endings(authority.derive(b"bench", f"bare-{number}")))
                 ends.callback(connection.close, "it was measured")
             await asyncio.sleep(SETTLE_S)
             return times, commands, pss_bytes(pids) / count / MIB
@@ -235,7 +250,7 @@ class Bare:
                 monitor=monitor.fileno(),
                 preload=descriptor(preload_path()),
                 tsc_khz=tsc.frequency_khz() if self.qemu.accelerator is Accelerator.TCG else None,
-                card=Card(card, tap.HARDWARE, "192.0.2.2", "192.0.2.1"),
+                card=Card(card, tap.HARDWARE, "", ""),
                 comes_in=True,
                 memory=self.template.memory,
                 maps_privately=True,

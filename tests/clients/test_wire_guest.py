@@ -4,6 +4,7 @@ looks shares one sandbox."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 import time
@@ -337,7 +338,9 @@ def test_the_machine_is_linux_with_a_kernel_and_a_root_of_its_own(guest: Guest) 
     )
     assert guest.made["session"]["memory"] == 4096
     assert guest.sh("nproc") == "2\n"
-    assert guest.sh("awk '/MemTotal/ {print $2}' /proc/meminfo") == f"{4096 * 1024}\n"
+    total = int(guest.sh("awk '/MemTotal/ {print $2}' /proc/meminfo"))
+    # A kernel of its own has a part of it for itself.
+    assert 4096 * 1024 * (0.94 if os.environ.get("HUTCH_ISOLATION") == "qemu" else 1) <= total <= 4096 * 1024
 
 
 @pytest.mark.section("16.2")

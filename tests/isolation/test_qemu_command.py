@@ -90,8 +90,9 @@ def test_memory_is_its_own_unless_it_is_a_file_that_many_map() -> None:
     clone = command("qemu", dataclasses.replace(shared, maps_privately=True, comes_in=True))
     assert after(clone, "-object") == [file.format("off")]
     assert after(clone, "-incoming") == ["defer"]
-    # It runs when it is told to.
+    # It runs when it is told to, and has what it booted with in its memory.
     assert "-S" in clone
+    assert after(clone, "-kernel") + after(clone, "-initrd") + after(clone, "-append") == []
 
 
 def test_a_machine_and_its_template_have_the_same_devices() -> None:
@@ -114,6 +115,9 @@ def test_the_accelerator_is_the_one_that_was_asked_for() -> None:
     assert after(command("qemu", with_kvm), "-accel") == ["kvm"]
     assert "tsc" not in kernel_line(with_kvm)
     assert "tsc_early_khz=2000000" in kernel_line(MACHINE)
+    # What would cost an emulated guest most, and is there for everybody else.
+    for word in ("norandmaps", "mitigations=off"):
+        assert (word in kernel_line(MACHINE).split(), word in kernel_line(with_kvm).split()) == (True, False)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ mod endings;
 mod errors;
 mod files;
 mod identity;
+mod netlink;
 mod output;
 mod poller;
 mod requests;

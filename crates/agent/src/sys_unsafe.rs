@@ -10,7 +10,6 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_void};
 use std::io;
-use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
@@ -336,83 +335,5 @@ pub(crate) fn connect_vsock(context: u32, port: u32) -> Result<OwnedFd, Errno> {
         )))?;
         rustix::io::ioctl_fionbio(&socket, true)?;
         Ok(socket)
-    }
-}
-
-/// Have the loopback interface up, as it is in every sandbox. A kernel without one goes without.
-pub(crate) fn raise_loopback() {
-    // SAFETY: plain system calls on a whole `ifreq` and a descriptor that is closed here.
-    unsafe {
-        let descriptor = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
-        if descriptor < 0 {
-            return;
-        }
-        let mut request: libc::ifreq = std::mem::zeroed();
-        request.ifr_name[0] = b'l' as c_char;
-        request.ifr_name[1] = b'o' as c_char;
-        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-        libc::ioctl(descriptor, libc::SIOCSIFFLAGS, &raw const request);
-        libc::close(descriptor);
-    }
-}
-
-/// Give a network card its address and have all packets go to `gateway`. With the last address of a card its routes go; `first_off`,
-/// also those that others may have made.
-pub(crate) fn set_address(
-    card: &str,
-    address: Ipv4Addr,
-    mask: Ipv4Addr,
-    gateway: Ipv4Addr,
-    first_off: bool,
-) -> io::Result<()> {
-    let inet = |address: Ipv4Addr| {
-        let mut data = [0; 14];
-        // After the port.
-        for (place, byte) in data[2..6].iter_mut().zip(address.octets()) {
-            *place = byte as c_char;
-        }
-        libc::sockaddr {
-            sa_family: libc::AF_INET as libc::sa_family_t,
-            sa_data: data,
-        }
-    };
-    // SAFETY: plain system calls on whole requests that live until they return, and a descriptor that is closed here.
-    unsafe {
-        let descriptor = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
-        if descriptor < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let socket = OwnedFd::from_raw_fd(descriptor);
-        let checked = |code: c_int| {
-            if code < 0 {
-                Err(io::Error::last_os_error())
-            } else {
-                Ok(())
-            }
-        };
-        let mut request: libc::ifreq = std::mem::zeroed();
-        for (place, byte) in request.ifr_name.iter_mut().zip(card.bytes().take(libc::IFNAMSIZ - 1)) {
-            *place = byte as c_char;
-        }
-        if first_off {
-            request.ifr_ifru.ifru_flags = 0;
-            checked(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request))?;
-        }
-        request.ifr_ifru.ifru_addr = inet(address);
-        checked(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFADDR, &raw const request))?;
-        request.ifr_ifru.ifru_netmask = inet(mask);
-        checked(libc::ioctl(
-            socket.as_raw_fd(),
-            libc::SIOCSIFNETMASK,
-            &raw const request,
-        ))?;
-        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-        checked(libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request))?;
-        let mut route: libc::rtentry = std::mem::zeroed();
-        route.rt_dst = inet(Ipv4Addr::UNSPECIFIED);
-        route.rt_genmask = inet(Ipv4Addr::UNSPECIFIED);
-        route.rt_gateway = inet(gateway);
-        route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
-        checked(libc::ioctl(socket.as_raw_fd(), libc::SIOCADDRT, &raw const route))
     }
 }

@@ -100,10 +100,26 @@ pub(crate) fn set_hostname(name: &str) -> Result<(), ErrorMessage> {
     rustix::system::sethostname(name.as_bytes())
         .map_err(|error| system_failure("The hostname cannot be set", error))?;
     let hosts = format!("127.0.0.1 localhost\n127.0.1.1 {name}\n::1 localhost ip6-localhost ip6-loopback\n");
-    match std::fs::write("/etc/hosts", hosts).map_err(|error| crate::files::errno(&error)) {
+    match write_over("/etc/hosts", hosts.as_bytes()) {
         Ok(()) | Err(Errno::ROFS | Errno::NOENT) => Ok(()),
         Err(error) => Err(system_failure("/etc/hosts cannot be written", error)),
     }
+}
+
+/// Have a file be `data`, in place. One that is made empty first is given its blocks anew, and written to the disk when it is closed.
+pub(crate) fn write_over(path: &str, data: &[u8]) -> Result<(), Errno> {
+    // What is a pipe without a reader is an error instead of a wait.
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::from_raw_mode(0o644))?;
+    let mut written = 0;
+    while let Some(left) = data.get(written..).filter(|left| !left.is_empty()) {
+        written += rustix::io::write(&file, left)?;
+    }
+    let length = data.len() as u64;
+    if u64::try_from(rustix::fs::fstat(&file)?.st_size).is_ok_and(|size| size > length) {
+        rustix::fs::ftruncate(&file, length)?;
+    }
+    Ok(())
 }
 
 /// Set the clock.
@@ -120,5 +136,31 @@ pub(crate) fn add_entropy(data: &[u8]) {
     }
     if let Ok(random) = rustix::fs::open(c"/dev/urandom", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
         sys_unsafe::add_entropy(random.as_fd(), data);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{CWD, FileType, Mode};
+    use rustix::io::Errno;
+
+    use super::write_over;
+
+    #[test]
+    fn a_file_becomes_what_it_is_to_be() {
+        let directory = std::env::temp_dir().join(format!("hutch-write-over-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let path = directory.join("file");
+        let name = path.to_str().unwrap();
+        for text in ["new", "longer than that", "short", ""] {
+            write_over(name, text.as_bytes()).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        }
+        assert_eq!(write_over(&format!("{name}/below"), b""), Err(Errno::NOTDIR));
+        assert_eq!(write_over(directory.to_str().unwrap(), b""), Err(Errno::ISDIR));
+        let pipe = directory.join("pipe");
+        rustix::fs::mknodat(CWD, &pipe, FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        assert_eq!(write_over(pipe.to_str().unwrap(), b"x"), Err(Errno::NXIO));
+        std::fs::remove_dir_all(&directory).unwrap();
     }
 }

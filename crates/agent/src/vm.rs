@@ -31,7 +31,8 @@ use rustix::system::RebootCommand;
 use crate::bare;
 use crate::channel::Place;
 use crate::drives::{self, Drives};
-use crate::{sys_unsafe, system};
+use crate::netlink::Kernel;
+use crate::system;
 
 /// A device appears when its driver has looked at it; under emulation that takes a moment.
 const DEVICE_WAIT: Duration = Duration::from_secs(5);
@@ -44,6 +45,10 @@ pub(crate) const VSOCK_HOST: u32 = 2;
 
 /// The network card's name: there is one, and nobody renames it.
 const CARD: &str = "eth0";
+const CARD_NUMBER: &str = "/sys/class/net/eth0/ifindex";
+const NO_IPV6: &str = "/proc/sys/net/ipv6/conf/eth0/disable_ipv6";
+/// Of every network of Linux.
+const LOOPBACK: u32 = 1;
 const RESOLVER: &str = "/etc/resolv.conf";
 /// In memory, so that no snapshot of the files has another machine's.
 const OWN_DIRECTORY: &str = "/run/hutch";
@@ -68,7 +73,7 @@ struct Wanted {
 #[derive(Debug, PartialEq, Eq)]
 struct Network {
     address: Ipv4Addr,
-    prefix: u32,
+    prefix: u8,
     gateway: Ipv4Addr,
 }
 
@@ -104,8 +109,17 @@ pub(crate) struct Machine {
     disks: Disks,
     /// Whether the root is still to be mounted.
     waits: bool,
+    /// The network card, once it is switched on.
+    card: Option<Card>,
     /// Where file systems of drives are mounted, out of sight; there where a root is put together.
     hidden: Option<OwnedFd>,
+}
+
+/// A network card that is switched on: its number, and whom to ask about it.
+#[derive(Debug)]
+struct Card {
+    number: u32,
+    kernel: Kernel,
 }
 
 impl Machine {
@@ -126,11 +140,19 @@ impl Machine {
             switch_root()?;
             self.waits = false;
             finish_root();
+            if Path::new(CARD_NUMBER).exists() {
+                // Others that go on from here only add what is their own.
+                self.card = Some(switch_on()?);
+                let _ = set_resolver(Ipv4Addr::UNSPECIFIED);
+            }
         }
         set_boot_id(beginning.boot_id).map_err(|error| format!("{BOOT_ID} can't be set: {error}"))?;
-        network
-            .as_ref()
-            .map_or(Ok(()), |network| set_up(network, beginning.is_new))
+        if let Some(network) = &network {
+            let card = self.card.take().map_or_else(switch_on, Ok)?;
+            set_up(&card, network, beginning.is_new)?;
+            self.card = Some(card);
+        }
+        Ok(())
     }
 
     /// Where drives are mounted; `None` while there is nothing to mount them in.
@@ -189,10 +211,11 @@ fn prepare() -> Result<(Place, Machine), Failure> {
         mount_root(wanted.layers, wanted.disks)?;
         switch_root()?;
     }
+    let mut card = None;
     if !waits {
         finish_root();
         if let Some(network) = &wanted.network {
-            set_up(network, true)?;
+            set_up(card.insert(switch_on()?), network, true)?;
         }
     }
     let place = match wanted.vsock {
@@ -206,6 +229,7 @@ fn prepare() -> Result<(Place, Machine), Failure> {
         layers: wanted.layers,
         disks: wanted.disks,
         waits,
+        card,
         hidden,
     };
     Ok((place, machine))
@@ -456,18 +480,38 @@ fn finish_root() {
     for (name, target) in [("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")] {
         let _ = symlink(format!("/proc/self/fd{target}"), format!("/dev/{name}"));
     }
-    sys_unsafe::raise_loopback();
+    // A kernel without one goes without.
+    let _ = Kernel::reach().and_then(|kernel| kernel.switch(LOOPBACK, true));
 }
 
-/// Have the card be `network`'s. One that only we have used needs not be switched off for that, which takes its time.
-fn set_up(network: &Network, is_new: bool) -> Result<(), Failure> {
-    let card = format!("/sys/class/net/{CARD}");
-    awaited("network card", || {
-        Path::new(&card).exists().then(|| PathBuf::from(&card))
+/// Switch the card on. It has no address of IPv6: nobody would hear from it.
+fn switch_on() -> Result<Card, Failure> {
+    let number = awaited("network card", || {
+        Path::new(CARD_NUMBER).exists().then(|| PathBuf::from(CARD_NUMBER))
     })?;
-    let mask = Ipv4Addr::from(u32::MAX << (32 - network.prefix));
-    sys_unsafe::set_address(CARD, network.address, mask, network.gateway, !is_new)
-        .map_err(|error| format!("{CARD} can't have the address {}: {error}", network.address))?;
+    let number = fs::read_to_string(number)
+        .ok()
+        .and_then(|text| text.trim_end().parse().ok())
+        .ok_or_else(|| format!("{CARD} has no number"))?;
+    let _ = fs::write(NO_IPV6, "1");
+    let kernel = Kernel::reach().and_then(|kernel| kernel.switch(number, true).map(|()| kernel));
+    let kernel = kernel.map_err(|error| format!("{CARD} can't be switched on: {error}"))?;
+    Ok(Card { number, kernel })
+}
+
+/// Have the card, which is on, be `network`'s. What it was to somebody else, routes too, ends with being switched off.
+fn set_up(card: &Card, network: &Network, is_new: bool) -> Result<(), Failure> {
+    let Card { number, kernel } = card;
+    let set = || {
+        if !is_new {
+            kernel.switch(*number, false)?;
+            kernel.remove_addresses(*number)?;
+            kernel.switch(*number, true)?;
+        }
+        kernel.add_address(*number, network.address, network.prefix)?;
+        kernel.add_default_route(*number, network.gateway)
+    };
+    set().map_err(|error: io::Error| format!("{CARD} can't have the address {}: {error}", network.address))?;
     // An image that has no /etc resolves no names.
     let _ = set_resolver(network.gateway);
     Ok(())
@@ -475,12 +519,9 @@ fn set_up(network: &Network, is_new: bool) -> Result<(), Failure> {
 
 /// Have names asked for at `server`, by a mount over whatever file a former session left there.
 fn set_resolver(server: Ipv4Addr) -> io::Result<()> {
-    fs::create_dir_all(OWN_DIRECTORY)?;
-    let lies_over = fs::symlink_metadata(OWN_RESOLVER).is_ok_and(|found| found.is_file());
-    fs::write(
-        OWN_RESOLVER,
-        format!("nameserver {server}\noptions timeout:2 attempts:2\n"),
-    )?;
+    let lies_over = is_there(OWN_RESOLVER)?;
+    let text = format!("nameserver {server}\noptions timeout:2 attempts:2\n");
+    system::write_over(OWN_RESOLVER, text.as_bytes())?;
     if lies_over {
         return Ok(());
     }
@@ -492,11 +533,19 @@ fn set_resolver(server: Ipv4Addr) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether there is this file of our own, which then lies over another one already; at least there is a directory for it.
+fn is_there(path: &str) -> io::Result<bool> {
+    if fs::symlink_metadata(path).is_ok_and(|found| found.is_file()) {
+        return Ok(true);
+    }
+    fs::create_dir_all(OWN_DIRECTORY)?;
+    Ok(false)
+}
+
 /// Have programs see this as the id of the kernel's boot.
 fn set_boot_id(boot_id: &str) -> io::Result<()> {
-    fs::create_dir_all(OWN_DIRECTORY)?;
-    let lies_over = fs::symlink_metadata(OWN_BOOT_ID).is_ok_and(|found| found.is_file());
-    fs::write(OWN_BOOT_ID, format!("{boot_id}\n"))?;
+    let lies_over = is_there(OWN_BOOT_ID)?;
+    system::write_over(OWN_BOOT_ID, format!("{boot_id}\n").as_bytes())?;
     if !lies_over {
         rustix::mount::mount_bind(OWN_BOOT_ID, BOOT_ID)?;
         let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;

@@ -22,11 +22,11 @@ class Ending:
     data: bytes
 
 
-def beginning(address: str, gateway: str, endings: Iterable[Ending] = ()) -> dict[str, object]:
-    """Parameters of `METHOD`: new random numbers, the time, an id of the boot; the card's address, and where all packets go; what
-    files are to end with."""
+def beginning(address: str = "", gateway: str = "", endings: Iterable[Ending] = ()) -> dict[str, object]:
+    """Parameters of `METHOD`: new random numbers, the time, an id of the boot; the card's address, which it has none without, and
+    where all packets go; what files are to end with."""
     return {
-        "network": {"address": f"{address}/{LINK_PREFIX}", "gateway": gateway},
+        "network": {"address": f"{address}/{LINK_PREFIX}", "gateway": gateway} if address else None,
         "entropy": os.urandom(64),
         "time_ns": time.time_ns(),
         "boot_id": str(uuid.uuid4()),

@@ -341,13 +341,15 @@ class Qemu:
             self._record(plan, process, origin)
             if joined is not None:
                 joined.result()
-            with Monitor(plan.directory / MONITOR, START_TIMEOUT_S) as asked:
-                if plan.cgroup:
-                    self.cgroups.set_apart(plan.cgroup, GUEST_CGROUP, _guest_threads(process, asked))
-                else:
-                    asked.status()
+            with Monitor(plan.directory / MONITOR, START_TIMEOUT_S) as asked, ThreadPoolExecutor(1) as beside:
+                threads = _guest_threads(process, asked)
+                # The kernel takes about as long to move them as QEMU to read.
+                moved = beside.submit(self.cgroups.set_apart, plan.cgroup, GUEST_CGROUP, threads) if plan.cgroup else None
                 if origin.state is not None:
                     qemu_memory.read(asked, origin.state, without_memory=origin.memory is not None and not origin.saved)
+                if moved is not None:
+                    moved.result()
+                if origin.state is not None:
                     asked.ask("cont")
         except OSError:
             child.kill()

@@ -18,6 +18,9 @@ from hutch.isolation.protocol import LINK_PREFIX
 MIB = 1024 * 1024
 MIN_MEMORY_BYTES, MAX_LAYERS, MAX_DRIVES = 64 * MIB, 23, 4
 """The machine has places for 32 virtio devices: channel, entropy, disk, network and free memory are five."""
+EMULATED = ("norandmaps", "mitigations=off")
+"""What an emulated guest does without. Code that is at other addresses in each process is translated in each, so that a short
+command takes three times as long; and its kernel's guards against speculation are made for real processors."""
 TRANSLATION_CACHE_MIB = 64
 """Private to each machine under TCG; QEMU's own default is a gigabyte."""
 MEMORY = "ram"
@@ -113,7 +116,7 @@ def kernel_line_alone(tsc_khz: int | None) -> str:
 def _kernel_words(tsc_khz: int | None) -> list[str]:
     words = ["console=ttyS0", "quiet", "loglevel=3", "panic=-1", "oops=panic", "reboot=t"]
     if tsc_khz:
-        words += [f"tsc_early_khz={tsc_khz}", "tsc=reliable"]
+        words += [f"tsc_early_khz={tsc_khz}", "tsc=reliable", *EMULATED]
     return [*words, "hutch.vm=1"]
 
 
@@ -132,8 +135,10 @@ def command(binary: str, machine: VirtualMachine, line: str | None = None) -> li
     words += ["-smp", str(machine.vcpus), "-m", f"{machine.memory_bytes // MIB}M", "-object", _memory(machine)]
     if machine.comes_in:
         words += ["-S", "-incoming", "defer"]
-    words += ["-kernel", f"/proc/self/fd/{machine.kernel}", "-initrd", f"/proc/self/fd/{machine.initramfs}"]
-    words += ["-append", kernel_line(machine) if line is None else line]
+    if not machine.comes_in:
+        # Elsewhere they are in the memory already, and here each machine would hold them once more.
+        words += ["-kernel", f"/proc/self/fd/{machine.kernel}", "-initrd", f"/proc/self/fd/{machine.initramfs}"]
+        words += ["-append", kernel_line(machine) if line is None else line]
     words += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
     words += ["-chardev", f"socket,id=monitor,fd={machine.monitor},server=on,wait=off", "-mon", "chardev=monitor,mode=control"]
     # One port: it is the first, so no console of virtio takes its number.

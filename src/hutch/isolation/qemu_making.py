@@ -32,8 +32,6 @@ from hutch.wire import Connection
 from hutch.wire.connection import ConnectionClosed
 
 ANSWER_TIMEOUT_S, HANG_UP_TIMEOUT_S, EMPTY_TIMEOUT_S = 30.0, 2.0, 2.0
-ADDRESS, GATEWAY = "192.0.2.2", "192.0.2.1"
-"""A template's own, on a link that leads nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +74,7 @@ class Maker:
             undo.callback(os.close, state)
 
             async def install(connection: Connection) -> None:
-                await connection.call(METHOD, beginning(ADDRESS, GATEWAY))
+                await connection.call(METHOD, beginning())
                 if plan.prepare is not None:
                     await plan.prepare(connection)
 
