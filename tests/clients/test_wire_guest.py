@@ -4,7 +4,6 @@ looks shares one sandbox."""
 from __future__ import annotations
 
 import json
-import os
 import re
 import threading
 import time
@@ -17,6 +16,7 @@ import pytest
 from tests import leaks
 from tests.clients.test_wire import CA_VARIABLES, refusal
 from tests.conftest import SETTLE_S, RunningServer, wait_until
+from tests.host.guest import ON_MACHINES
 
 pytestmark = [pytest.mark.clients, pytest.mark.sandbox, pytest.mark.root]
 
@@ -340,7 +340,7 @@ def test_the_machine_is_linux_with_a_kernel_and_a_root_of_its_own(guest: Guest) 
     assert guest.sh("nproc") == "2\n"
     total = int(guest.sh("awk '/MemTotal/ {print $2}' /proc/meminfo"))
     # A kernel of its own has a part of it for itself.
-    assert 4096 * 1024 * (0.94 if os.environ.get("HUTCH_ISOLATION") == "qemu" else 1) <= total <= 4096 * 1024
+    assert 4096 * 1024 * (0.94 if ON_MACHINES else 1) <= total <= 4096 * 1024
 
 
 @pytest.mark.section("16.2")

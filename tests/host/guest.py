@@ -114,9 +114,13 @@ def host_settings(data_dir: Path, **flags: object) -> Settings:
     return load(None, environment={}, flags=given)
 
 
+ON_MACHINES = os.environ.get("HUTCH_ISOLATION") == "qemu"
+"""Whether the tests of all backends are run on virtual machines."""
+
+
 def differs(reason: str) -> pytest.MarkDecorator:
     """For tests of what is not the same on virtual machines (docs/isolation.md), where all others are run on them."""
-    return pytest.mark.skipif(os.environ.get("HUTCH_ISOLATION") == "qemu", reason=f"differs on virtual machines: {reason}")
+    return pytest.mark.skipif(ON_MACHINES, reason=f"differs on virtual machines: {reason}")
 
 
 @contextlib.asynccontextmanager

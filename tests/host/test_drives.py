@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 from pathlib import Path
 
@@ -16,12 +15,11 @@ from hutch.host.kernel import Process
 from hutch.host.protocol import DriveMode, DriveMount, DriveRecord, DriveRef, DriveSpec, SessionRecord, SessionStatus, StopRequest
 from hutch.host.service import Service
 from tests.host.dying import die_at
-from tests.host.guest import Guest, guest, real_host, spec
+from tests.host.guest import ON_MACHINES, Guest, guest, real_host, spec
 from tests.host.process import HostProcess
 from tests.host.test_storage import MIB
 
 pytestmark = pytest.mark.root
-ON_MACHINES = os.environ.get("HUTCH_ISOLATION") == "qemu"
 WRITTEN = "sync" if ON_MACHINES else "true"
 """What has to be done for what was written to outlive a sandbox that is killed."""
 

@@ -470,7 +470,7 @@ fn finish_root() {
             MountFlags::NOSUID | MountFlags::NOEXEC,
             c"mode=620,gid=5,ptmxmode=666",
         ),
-        ("tmpfs", "/dev/shm", "tmpfs", plain, c"mode=1777"),
+        ("tmpfs", "/dev/shm", "tmpfs", plain, c"mode=1777,size=64m"),
         ("tmpfs", "/run", "tmpfs", plain, c"mode=755"),
     ];
     for (source, target, kind, flags, options) in mounts {
