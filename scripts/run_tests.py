@@ -14,7 +14,7 @@ from pathlib import Path
 FAILED = Path(".pytest_cache", "v", "cache", "lastfailed")
 TESTS_FAILED = 1
 """pytest's exit code for that, and for nothing else."""
-MOST_AGAIN = 3
+MOST_AGAIN = 5
 
 
 def failed() -> list[str]:

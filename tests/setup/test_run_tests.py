@@ -13,7 +13,7 @@ PROGRAM = Path(__file__).resolve().parents[2] / "scripts" / "run_tests.py"
 SOUND = "def test_sound():\n    pass\n"
 DISTURBED = "import os\n\ndef test_disturbed():\n    assert 'PYTEST_XDIST_WORKER' not in os.environ\n"
 BROKEN = "def test_broken():\n    assert not 1\n"
-MANY = "import os, pytest\n\n@pytest.mark.parametrize('n', range(4))\n" + DISTURBED.partition("\n")[2].strip().replace(
+MANY = "import os, pytest\n\n@pytest.mark.parametrize('n', range(6))\n" + DISTURBED.partition("\n")[2].strip().replace(
     "()", "(n)"
 )
 
@@ -23,7 +23,7 @@ MANY = "import os, pytest\n\n@pytest.mark.parametrize('n', range(4))\n" + DISTUR
     [
         ([SOUND, DISTURBED], 0, "to be mended", "2 failed"),
         ([DISTURBED, BROKEN], 1, "1 failed, 1 passed", "to be mended"),
-        ([MANY], 1, "4 failed", "once more"),
+        ([MANY], 1, "6 failed", "once more"),
     ],
     ids=["disturbed", "broken", "many"],
 )
