@@ -55,13 +55,15 @@ async def test_all_traffic_is_the_gateways(tmp_path: Path, origins: Origins) -> 
             ip link set eth0 address 02:00:00:00:00:99 && curl -sS -m 3 http://{API}/ && echo out
             ip link set eth0 address {tap.HARDWARE}
             ip link add link eth0 name eth0.7 type vlan id 7 2>/dev/null && ip link set eth0.7 up
-            ip -6 addr add fd00::2/64 dev eth0 && ping -6 -c 1 -W 1 fd00::1 && echo out
+            echo 0 > /proc/sys/net/ipv6/conf/eth0/disable_ipv6
+            ip -6 addr add fd00::2/64 dev eth0 && echo six && ping -6 -c 1 -W 1 fd00::1 && echo out
             ping -c 1 -W 1 {EVIL} && echo out
             true
             """,
             sudo=True,
         )
         assert b"out" not in tried.stdout.split()
+        assert b"six" in tried.stdout.split(), tried
         stray = ["nsenter", f"--net={machine.network.namespace_path}", "--", "nft", "list", "counter", "netdev", "hutch", "stray"]
         assert "packets 0 " not in kernel.run(stray)
         # And afterwards it works as before.

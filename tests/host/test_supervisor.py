@@ -267,16 +267,19 @@ async def test_the_gateway_is_handed_packets_by_a_host_that_found_it_and_no_sand
         await until_it_passes(box)
 
 
-async def test_a_gateway_that_does_not_say_where_it_listens_is_replaced(no_leaks: Path) -> None:
-    """As one that a former release started."""
+@pytest.mark.parametrize("is_alone", [False, True], ids=["sandboxes", "alone"])
+async def test_a_gateway_that_does_not_say_where_it_listens_is_replaced_if_rules_are_new(no_leaks: Path, is_alone: bool) -> None:
+    """As one that a former release started: with sandboxes that run on it has their packets already."""
     async with real_host(no_leaks, end_all=False) as service:
         box = await guest(service)
+        if is_alone:
+            await box.stop()
     record = no_leaks / "host" / "gateway" / "process"
     pid, ticks, *_ = record.read_text().split()
     record.write_text(f"{pid} {ticks}")
     async with real_host(no_leaks) as again:
-        assert record.read_text().split()[0] != pid
-        await until_it_passes(Guest(again.supervisor, box.session_id))
+        assert (record.read_text().split()[0] != pid) is is_alone
+        await until_it_passes(await guest(again) if is_alone else Guest(again.supervisor, box.session_id))
 
 
 async def test_a_session_that_died_while_the_host_was_down_has_failed(no_leaks: Path) -> None:

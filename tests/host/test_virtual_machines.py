@@ -41,6 +41,7 @@ from hutch.isolation.qemu import DISK, GUEST_CGROUP, Qemu
 from hutch.isolation.qemu_template import Template
 from tests.host.guest import Guest, finished, guest, over, real_host, spec
 from tests.host.process import HostProcess
+from tests.host.test_supervisor import until_it_passes
 
 pytestmark = [pytest.mark.root, pytest.mark.sandbox, pytest.mark.timeout(300)]
 MIB = 1024 * 1024
@@ -363,6 +364,45 @@ async def test_machines_of_one_template_and_of_one_memory_are_different(no_leaks
 
 async def read(box: Guest, path: str) -> bytes:
     return (await box.run("cat", path)).stdout
+
+
+REBOUND = """
+card=$(basename $(readlink /sys/class/net/eth0/device))
+echo $card > /sys/bus/virtio/drivers/virtio_net/unbind && echo $card > /sys/bus/virtio/drivers/virtio_net/bind
+test $(cat /sys/class/net/eth0/ifindex) -gt 2
+"""
+"""The card is another one by the same name."""
+OTHER_ROUTES = """
+ip addr add 192.0.2.9/24 dev eth0 && ip link set eth0 arp off && ip link set lo down
+ip route replace blackhole default && ip route add 198.51.100.0/24 via 192.0.2.1
+"""
+RENAMED = "ip link set eth0 down && ip link set eth0 name lan0 && ip link set lan0 up"
+
+
+@pytest.mark.parametrize("change", ["true", OTHER_ROUTES, RENAMED, REBOUND], ids=["nothing", "routes", "name", "card"])
+async def test_a_fork_has_its_own_network_whatever_root_made_of_the_other(no_leaks: Path, change: str) -> None:
+    async with host_of_machines(no_leaks) as host:
+        qemu = host._supervisor._machines.backends.default
+        assert isinstance(qemu, Qemu)
+        # It boots by itself, and is told the address that it has.
+        qemu.templates = None
+        box = await guest(host, memory_mb=512)
+        await has_its_network(box, "eth0")
+        changed = await box.shell(change, sudo=True)
+        assert changed.exit_code == 0, changed
+        saved = await host.supervisor.snapshot(SnapshotRequest(session_id=box.session_id, keep_running=True, memory=True))
+        fork = await guest(host, source_snapshot=saved.snapshot.snapshot_id, memory_mb=512)
+        await has_its_network(fork, "lan0" if change == RENAMED else "eth0")
+
+
+async def has_its_network(box: Guest, card: str) -> None:
+    machine = box.session.machine
+    assert machine is not None
+    told = await box.shell(f"ip -4 -o addr show dev {card}; ip -o route show default | head -n 1; ip -6 -o addr show dev {card}")
+    own, route = told.stdout.decode().splitlines()
+    assert own.split()[1:6] == [card, "inet", f"{machine.network.guest_address}/30", "brd", own.split()[5]]
+    assert route.split()[:5] == ["default", "via", machine.network.host_address, "dev", card]
+    await until_it_passes(box)
 
 
 async def test_the_second_of_an_image_begins_with_it_mounted(no_leaks: Path) -> None:

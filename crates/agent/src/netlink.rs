@@ -34,6 +34,7 @@ const TABLE_MAIN: u8 = 254;
 const PROTOCOL_BOOT: u8 = 3;
 const UNICAST: u8 = 1;
 const IFF_UP: u32 = 1;
+const IFF_NOARP: u32 = 0x80;
 const INET: u8 = 2;
 
 /// The kernel's end of a conversation about its network.
@@ -46,12 +47,12 @@ impl Kernel {
         Ok(Self(socket))
     }
 
-    /// Switch a card on, or off, which ends its addresses' routes.
+    /// Switch a card on, or off, which ends the routes over it. It asks for hardware addresses then.
     pub(crate) fn switch(&self, card: u32, on: bool) -> io::Result<()> {
         let mut body = vec![0; 4];
         body.extend(card.to_ne_bytes());
         body.extend((if on { IFF_UP } else { 0 }).to_ne_bytes());
-        body.extend(IFF_UP.to_ne_bytes());
+        body.extend((IFF_UP | IFF_NOARP).to_ne_bytes());
         self.ask(NEWLINK, 0, &body)
     }
 
@@ -79,12 +80,12 @@ impl Kernel {
         }
     }
 
-    /// Have all packets for others go to `gateway`, over `card`.
+    /// Have all packets for others go to `gateway`, over `card`: before any other route of that kind, which may be there.
     pub(crate) fn add_default_route(&self, card: u32, gateway: Ipv4Addr) -> io::Result<()> {
         let mut body = vec![INET, 0, 0, 0, TABLE_MAIN, PROTOCOL_BOOT, 0, UNICAST, 0, 0, 0, 0];
         attribute(&mut body, RTA_GATEWAY, &gateway.octets());
         attribute(&mut body, RTA_OIF, &card.to_ne_bytes());
-        self.ask(NEWROUTE, CREATE | EXCLUSIVE, &body)
+        self.ask(NEWROUTE, CREATE, &body)
     }
 
     /// Ask for one thing, and wait until it is done.

@@ -3,7 +3,7 @@
 //! * starting a program with `CLONE_VM | CLONE_VFORK` runs a few calls of the child in our memory, which is what makes
 //!   a start cost hardly more than the `execve` itself, and lets the child report its error without a pipe;
 //! * credentials of one thread can only be changed by raw system calls (the C library changes all threads);
-//! * addresses of vsock, and flags, address and route of a network interface have none either;
+//! * addresses of vsock have none either;
 //! * `signalfd`, signal masks, `RNDADDENTROPY` and `kill` of any signal number have no safe wrapper here.
 
 #![allow(unsafe_code)]

@@ -101,7 +101,8 @@ pub(crate) fn set_hostname(name: &str) -> Result<(), ErrorMessage> {
         .map_err(|error| system_failure("The hostname cannot be set", error))?;
     let hosts = format!("127.0.0.1 localhost\n127.0.1.1 {name}\n::1 localhost ip6-localhost ip6-loopback\n");
     match write_over("/etc/hosts", hosts.as_bytes()) {
-        Ok(()) | Err(Errno::ROFS | Errno::NOENT) => Ok(()),
+        // Nor is a pipe what names are looked up in.
+        Ok(()) | Err(Errno::ROFS | Errno::NOENT | Errno::NXIO | Errno::AGAIN) => Ok(()),
         Err(error) => Err(system_failure("/etc/hosts cannot be written", error)),
     }
 }
@@ -113,7 +114,10 @@ pub(crate) fn write_over(path: &str, data: &[u8]) -> Result<(), Errno> {
     let file = rustix::fs::open(path, flags, Mode::from_raw_mode(0o644))?;
     let mut written = 0;
     while let Some(left) = data.get(written..).filter(|left| !left.is_empty()) {
-        written += rustix::io::write(&file, left)?;
+        match rustix::io::retry_on_intr(|| rustix::io::write(&file, left))? {
+            0 => return Err(Errno::IO),
+            count => written += count,
+        }
     }
     let length = data.len() as u64;
     if u64::try_from(rustix::fs::fstat(&file)?.st_size).is_ok_and(|size| size > length) {

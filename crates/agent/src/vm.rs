@@ -115,11 +115,12 @@ pub(crate) struct Machine {
     hidden: Option<OwnedFd>,
 }
 
-/// A network card that is switched on: its number, and whom to ask about it.
+/// A network card that is switched on: its number, whom to ask about it, and what it was set up to be.
 #[derive(Debug)]
 struct Card {
     number: u32,
     kernel: Kernel,
+    network: Option<Network>,
 }
 
 impl Machine {
@@ -147,12 +148,25 @@ impl Machine {
             }
         }
         set_boot_id(beginning.boot_id).map_err(|error| format!("{BOOT_ID} can't be set: {error}"))?;
-        if let Some(network) = &network {
-            let card = self.card.take().map_or_else(switch_on, Ok)?;
-            set_up(&card, network, beginning.is_new)?;
+        if let Some(network) = network {
+            let mut card = self.own_card(beginning.is_new)?;
+            // One that booted with its address has it.
+            if !beginning.is_new || card.network.as_ref() != Some(&network) {
+                set_up(&mut card, network, beginning.is_new)?;
+            }
             self.card = Some(card);
         }
         Ok(())
+    }
+
+    /// The network card, switched on. A guest's root may have made another one of it, or given it another name, and may speak with
+    /// whoever asks for long.
+    fn own_card(&mut self, is_new: bool) -> Result<Card, Failure> {
+        match self.card.take() {
+            Some(card) if is_new => Ok(card),
+            Some(card) if !Path::new(CARD_NUMBER).exists() => switch_on_number(card.number),
+            _ => switch_on(),
+        }
     }
 
     /// Where drives are mounted; `None` while there is nothing to mount them in.
@@ -214,7 +228,7 @@ fn prepare() -> Result<(Place, Machine), Failure> {
     let mut card = None;
     if !waits {
         finish_root();
-        if let Some(network) = &wanted.network {
+        if let Some(network) = wanted.network {
             set_up(card.insert(switch_on()?), network, true)?;
         }
     }
@@ -494,16 +508,24 @@ fn switch_on() -> Result<Card, Failure> {
         .and_then(|text| text.trim_end().parse().ok())
         .ok_or_else(|| format!("{CARD} has no number"))?;
     let _ = fs::write(NO_IPV6, "1");
-    let kernel = Kernel::reach().and_then(|kernel| kernel.switch(number, true).map(|()| kernel));
-    let kernel = kernel.map_err(|error| format!("{CARD} can't be switched on: {error}"))?;
-    Ok(Card { number, kernel })
+    switch_on_number(number)
 }
 
-/// Have the card, which is on, be `network`'s. What it was to somebody else, routes too, ends with being switched off.
-fn set_up(card: &Card, network: &Network, is_new: bool) -> Result<(), Failure> {
-    let Card { number, kernel } = card;
+fn switch_on_number(number: u32) -> Result<Card, Failure> {
+    let kernel = Kernel::reach().and_then(|kernel| kernel.switch(number, true).map(|()| kernel));
+    let kernel = kernel.map_err(|error| format!("{CARD} can't be switched on: {error}"))?;
+    Ok(Card {
+        number,
+        kernel,
+        network: None,
+    })
+}
+
+/// Have the card, which is on, be `network`'s. What it was to somebody else, routes over it too, ends with being switched off.
+fn set_up(card: &mut Card, network: Network, is_new: bool) -> Result<(), Failure> {
+    let Card { number, kernel, .. } = card;
     let set = || {
-        if !is_new {
+        if !is_new || card.network.is_some() {
             kernel.switch(*number, false)?;
             kernel.remove_addresses(*number)?;
             kernel.switch(*number, true)?;
@@ -514,6 +536,7 @@ fn set_up(card: &Card, network: &Network, is_new: bool) -> Result<(), Failure> {
     set().map_err(|error: io::Error| format!("{CARD} can't have the address {}: {error}", network.address))?;
     // An image that has no /etc resolves no names.
     let _ = set_resolver(network.gateway);
+    card.network = Some(network);
     Ok(())
 }
 

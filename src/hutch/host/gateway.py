@@ -222,7 +222,7 @@ class Gateway:
         process = Process(pid, ticks)
         if not process.alive():
             return False
-        if len(ports) != 2:
+        if len(ports) != 2 and self._networks.is_new:
             log.warning("a former release started the gateway, and did not say where it listens; another one takes its place")
             await asyncio.to_thread(self._kill, process)
             return False
@@ -232,7 +232,8 @@ class Gateway:
             log.warning("the gateway of the predecessor does not answer (%s); another one takes its place", error)
             await asyncio.to_thread(self._kill, process)
             return False
-        await asyncio.to_thread(self._networks.hand_to, *ports)
+        if len(ports) == 2:
+            await asyncio.to_thread(self._networks.hand_to, *ports)
         self._process = process
         log.info("found the gateway, pid %d", pid)
         return True
@@ -280,8 +281,9 @@ class Gateway:
                 raise OSError(f"The gateway ended at once with {child.wait()}.") from error
             ports = stream.getsockname()[1], datagrams.getsockname()[1]
             self._files.process.write_text(f"{process.pid} {process.start_ticks} {ports[0]} {ports[1]}")
+            # Known before what may fail: whoever tries again ends it first.
+            self._child, self._process = child, process
             self._networks.hand_to(*ports)
-        self._child, self._process = child, process
         log.info("started the gateway, pid %d", process.pid)
 
     def _close_addresses(self) -> None:
@@ -338,7 +340,7 @@ class Gateway:
                 if known.policy is not None:
                     await self._call("sandbox.policy", known.policy)
             except InternalError:
-                if address in self._known:
+                if self._known.get(address) is known:
                     raise
             if address not in self._known:
                 # It ended meanwhile, and may have been removed before it was added.

@@ -189,6 +189,8 @@ class Networks:
         self._next = 1
         self._block_file: int | None = None
         self.block = -1
+        self.is_new = False
+        """Whether `open` made the rules anew, which then name no gateway."""
         self._refill: asyncio.Task[None] | None = None
 
     # -- the instance ------------------------------------------------------------------------------
@@ -216,6 +218,7 @@ class Networks:
                 before_reassembly=BEFORE_REASSEMBLY,
             )
             kernel.run(["nft", "-f", "-"], stdin=rules + ingress)
+            self.is_new = True
         elif not self._has("chain", self._names.table, "public"):
             # A former release made it.
             kernel.run(["nft", "-f", "-"], stdin=ingress)

@@ -342,16 +342,20 @@ class Qemu:
             if joined is not None:
                 joined.result()
             with Monitor(plan.directory / MONITOR, START_TIMEOUT_S) as asked, ThreadPoolExecutor(1) as beside:
-                threads = _guest_threads(process, asked)
-                # The kernel takes about as long to move them as QEMU to read.
-                moved = beside.submit(self.cgroups.set_apart, plan.cgroup, GUEST_CGROUP, threads) if plan.cgroup else None
+                moved = None
+                if plan.cgroup:
+                    # The kernel takes about as long to move them as QEMU to read.
+                    threads = _guest_threads(process, asked)
+                    moved = beside.submit(self.cgroups.set_apart, plan.cgroup, GUEST_CGROUP, threads)
+                else:
+                    asked.status()
                 if origin.state is not None:
                     qemu_memory.read(asked, origin.state, without_memory=origin.memory is not None and not origin.saved)
                 if moved is not None:
                     moved.result()
                 if origin.state is not None:
                     asked.ask("cont")
-        except OSError:
+        except BaseException:
             child.kill()
             # So that what it said is in the log, and its descriptors are closed.
             reader.join(DEATH_TIMEOUT_S)

@@ -4,7 +4,7 @@
     mounted   a copy of one that waits ─▶ images and a new disk are mounted, files that all sandboxes get are written ─▶ memory
               and disk are kept
 
-No program of an image runs in one, and what it is told of itself, address, random numbers, authority, is no sandbox's.
+No program of an image runs in one, and what it is told of itself, random numbers and an id, is no sandbox's. It has no address.
 """
 
 from __future__ import annotations
