@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -587,6 +588,32 @@ async def test_a_gateway_that_could_not_be_told_everything_is_replaced(outside: 
     await guest.policy({"allow": ["api.test"]})
     assert refused
     assert (await guest.curl("https://api.test/after")).out == "ok\n200"
+
+
+@pytest.mark.parametrize("step", ["_kill", "hand_to"])
+async def test_a_gateway_that_could_not_be_replaced_once_is_replaced_later(
+    outside: World, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    guest = await outside.guest({"allow": ["api.test"]})
+    owner = outside.gateway if step == "_kill" else outside.networks
+    real, failed = getattr(owner, step), False
+
+    def failing(*arguments: Any) -> None:
+        nonlocal failed
+        if not failed:
+            failed = True
+            raise OSError(24, "Too many open files")
+        real(*arguments)
+
+    monkeypatch.setattr(owner, step, failing)
+    os.kill(outside.gateway_pid, signal.SIGKILL)
+    while outside.gateway.restarts < 2:
+        await asyncio.sleep(0.005)
+    await guest.policy({"allow": ["api.test"]})
+    assert (await guest.curl("https://api.test/after")).out == "ok\n200"
+    own = os.fsencode(outside.directory / "gateway" / "root")
+    alive = [entry for entry in Path("/proc").glob("[0-9]*") if own in (entry / "cmdline").read_bytes().split(b"\0")]
+    assert [int(entry.name) for entry in alive] == [outside.gateway_pid]
 
 
 async def test_nothing_passes_while_the_gateway_is_away(outside: World) -> None:

@@ -9,15 +9,16 @@ import sqlite3
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hutch.errors import HutchError, UnavailableError
 from hutch.host import kernel
 from hutch.host.machine import Machines
-from hutch.host.protocol import SessionStatus, SnapshotRequest
+from hutch.host.protocol import SessionEvent, SessionStatus, SnapshotRequest
 from hutch.host.service import Service
-from tests.host.guest import Guest, guest, real_host
+from tests.host.guest import Guest, guest, real_host, spec
 
 pytestmark = pytest.mark.root
 
@@ -199,3 +200,101 @@ async def test_files_that_a_stopping_host_can_not_keep_are_kept_by_the_next(
         assert snapshot is not None
         again = await guest(service, source_snapshot=snapshot.snapshot_id)
         assert (await again.shell("cat kept")).stdout == b"here\n"
+
+
+def failing_once(real: Callable[..., Awaitable[Any]], when: Callable[..., bool]) -> Callable[..., Awaitable[Any]]:
+    """The same, but the first time that it is `when` it fails as on a full disk."""
+    failed = False
+
+    async def call(*arguments: Any, **named: Any) -> Any:
+        nonlocal failed
+        if not failed and when(*arguments, **named):
+            failed = True
+            raise sqlite3.OperationalError("database or disk is full")
+        return await real(*arguments, **named)
+
+    return call
+
+
+async def test_an_end_that_could_not_be_written_is_written_and_told_later(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = await guest(host, persistent=True)
+    journal = host.supervisor._sessions._journal
+    told: list[SessionStatus] = []
+
+    async def seen(event: SessionEvent) -> None:
+        if event.session.session_id == box.session_id:
+            told.append(event.session.status)
+
+    following = asyncio.ensure_future(box.supervisor.events(0, seen))
+    try:
+        last = failing_once(journal.put_session, lambda _, record, __: record.stopped_at is not None)
+        monkeypatch.setattr(journal, "put_session", last)
+        monkeypatch.setattr(
+            journal, "put_snapshot", failing_once(journal.put_snapshot, lambda record, **_: bool(record.durable_at))
+        )
+        snapshot = (await box.stop()).snapshot
+        assert snapshot is not None
+
+        async def is_told() -> bool:
+            return SessionStatus.STOPPED in told
+
+        async def is_durable() -> bool:
+            return host.supervisor.snapshots.record(snapshot.snapshot_id).durable_at is not None
+
+        monkeypatch.setattr("hutch.host.ends.END_AGAIN_S", 0.1)
+        await eventually(is_told)
+        await eventually(is_durable)
+        written = {record.session_id: record for _, record, _ in journal.sessions()}
+        assert written[box.session_id].status is SessionStatus.STOPPED
+    finally:
+        following.cancel()
+
+
+async def test_a_clock_s_end_that_failed_is_tried_again(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hutch.host.ends.END_AGAIN_S", 0.1)
+    end, tries = Machines.end, 0
+
+    async def fails_twice(*arguments: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise OSError(24, "Too many open files")
+        return await end(*arguments)
+
+    monkeypatch.setattr(Machines, "end", fails_twice)
+    box = await guest(host, timeout_ms=1000)
+
+    async def is_over() -> bool:
+        return not box.session.live
+
+    await eventually(is_over)
+    assert tries == 3
+    assert box.record.status is SessionStatus.STOPPED
+
+
+@pytest.mark.sandbox
+async def test_a_snapshot_whose_removal_could_not_be_written_is_there_until_it_is(
+    host: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = (await (await guest(host, persistent=True)).stop()).snapshot
+    assert snapshot is not None
+    snapshots, journal = host.supervisor.snapshots, host.supervisor.snapshots._journal
+    removal = failing_once(journal.put_snapshot, lambda _, **named: named.get("deleted") is True)
+    monkeypatch.setattr(journal, "put_snapshot", removal)
+    with pytest.raises(sqlite3.OperationalError):
+        await snapshots.remove(snapshot.snapshot_id)
+    assert snapshots.record(snapshot.snapshot_id).snapshot_id == snapshot.snapshot_id
+    await snapshots.remove(snapshot.snapshot_id)
+    assert snapshot.snapshot_id not in snapshots._layers.snapshots()
+
+
+async def test_a_create_that_fails_leaves_nothing_of_its_policy(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse_claim(*_: Any) -> None:
+        raise UnavailableError("guest_busy", "It does not want to.")
+
+    monkeypatch.setattr(Machines, "claim", refuse_claim)
+    wanted = spec()
+    with pytest.raises(UnavailableError):
+        await host.supervisor.create(wanted)
+    assert host.supervisor.egress.state(wanted.session_id) is None
+    assert wanted.session_id not in host.supervisor._sessions._journal.egress()

@@ -176,3 +176,16 @@ def test_a_journal_of_the_release_before_is_read(tmp_path: Path) -> None:
         journal = Journal(path)
         journal.open()
         assert journal.commands() == [before]
+
+
+async def test_what_sqlite_does_not_take_ends_no_writer(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.db")
+    journal.open()
+    journal.start()
+    try:
+        with pytest.raises(OverflowError):
+            await asyncio.wait_for(journal.windows(2**64), 20)
+        await asyncio.wait_for(journal.put_meta("after", "it"), 20)
+        assert journal.meta("after") == "it"
+    finally:
+        journal.close()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import socket
+from asyncio.subprocess import Process
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import DBAPIError
 
 from hutch import serve
+from hutch.api.startup import for_ever
 from hutch.serving import ready
-from hutch.serving.children import child_environment
+from hutch.serving.children import Child, child_environment
 from hutch.serving.supervisor import base_url, listen
 from hutch.settings import HOST_SECRETS, SettingsError, load
 
@@ -99,3 +104,47 @@ def test_a_policy_of_the_operator_that_is_none_starts_nothing(tmp_path: Path) ->
     with pytest.raises(SettingsError, match="/allow/0"):
         serve.run(settings)
     assert not data_dir.exists()
+
+
+async def test_a_child_that_could_not_be_started_once_is_started_later(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("hutch.serving.children.FIRST_PAUSE_S", 0.01)
+    child = Child("part", ["sleep", "1000"], {"PATH": os.environ["PATH"]})
+    tries = 0
+
+    async def start(own: Child) -> Process:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return await own.start()
+
+    kept = asyncio.ensure_future(child.keep(start))
+    async with asyncio.timeout(30):
+        while child.process is None:
+            await asyncio.sleep(0.01)
+    assert await child.stop(10)
+    await kept
+    assert tries == 3
+    assert "part could not be started" in caplog.text
+
+
+async def test_a_loop_that_fails_goes_on(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("hutch.api.startup.AGAIN_S", 0.01)
+    tries = 0
+
+    async def loop() -> None:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise DBAPIError("", {}, Exception("nobody thought of it"))
+        await asyncio.sleep(1000)
+
+    running = asyncio.ensure_future(for_ever(loop))
+    async with asyncio.timeout(30):
+        while tries < 3:
+            await asyncio.sleep(0.01)
+    assert not running.done()
+    running.cancel()
+    assert caplog.text.count("nobody thought of it") >= 2

@@ -101,9 +101,9 @@ async def serve(
 
 async def _report(services: Services, report_fd: int) -> None:
     """Tell the supervisor once that a create would succeed."""
-    own = await identity(services)
     while True:
         try:
+            own = await identity(services)
             info = await ready(services)
             break
         except HutchError:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import logging
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from hutch.api import events, ingress, network_bounds, snapshots, sources, teardown, telemetry, token_uses, webhooks, windows
 from hutch.api.auth import Authenticator, TokenSigner, new_token
@@ -36,6 +38,9 @@ from hutch.workers.ahead import Ahead
 from hutch.workers.rates import WorkerRates
 from hutch.workers.warm import WarmRuns
 
+log = logging.getLogger(__name__)
+
+AGAIN_S = 1.0
 DEFAULT_TEAM = "default"
 DEFAULT_PROJECT = "default"
 SERVER_TOKEN_NAME = "hutch serve"  # noqa: S105 - a name, not a secret
@@ -129,11 +134,11 @@ async def started(settings: Settings, loaded: Loaded, images: Images, clock: Clo
             scheduler.keep_syncing,
             mirrors.keep_mirroring,
         )
-        tasks = [asyncio.create_task(work(services)) for work in endless]
-        tasks.append(asyncio.create_task(presence.keep()))
-        tasks.append(asyncio.create_task(token_uses.keep_written(services.auth.uses, database)))
+        loops: list[Callable[[], Awaitable[None]]] = [partial(work, services) for work in endless]
+        loops += [presence.keep, partial(token_uses.keep_written, services.auth.uses, database)]
         if loaded.exporter is not None:
-            tasks.append(asyncio.create_task(telemetry.keep_sending(services, loaded.exporter)))
+            loops.append(partial(telemetry.keep_sending, services, loaded.exporter))
+        tasks = [asyncio.create_task(for_ever(loop)) for loop in loops]
         yield services
         services.draining = True
         if services.working:
@@ -156,6 +161,16 @@ async def started(settings: Settings, loaded: Loaded, images: Images, clock: Clo
             await provider.aclose()
         await host.close()
         await database.close()
+
+
+async def for_ever(loop: Callable[[], Awaitable[None]]) -> None:
+    """Run a loop that has no end. What it did not expect is logged, and it begins again: nobody else would do what it does."""
+    while True:
+        try:
+            return await loop()
+        except Exception:
+            log.exception("what goes on for ever failed; it begins again in %.0f s", AGAIN_S)
+        await asyncio.sleep(AGAIN_S)
 
 
 async def _default_tenant(services: Services) -> tuple[Team, Project]:

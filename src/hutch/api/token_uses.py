@@ -54,7 +54,7 @@ class TokenUses:
             async with database.write() as connection:
                 for token_id, use in due.items():
                     await tokens.used(connection, token_id, use.count, use.at, use.address)
-        except HutchError:
+        except BaseException:
             for token_id, use in due.items():
                 later = self._due.get(token_id, _Use(0, use.at, use.address))
                 self._due[token_id] = _Use(use.count + later.count, later.at, later.address)

@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
 
 from hutch.host.gateway import AuditEvent
@@ -37,6 +38,8 @@ class AuditStore:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._tails: dict[str, _Tail] = {}
+        self._whole: set[str] = set()
+        """Sandboxes whose file ends with a whole line, as far as we know."""
         self._changed = asyncio.Event()
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -65,21 +68,30 @@ class AuditStore:
         changed.set()
 
     def _append(self, events: Sequence[AuditEvent]) -> None:
-        by_sandbox: dict[str, list[bytes]] = {}
+        by_sandbox: dict[str, list[tuple[int, bytes]]] = {}
         for event in events:
             if not event.sandbox_id:
                 continue
-            seq, _ = self.position(event.sandbox_id)
-            if event.seq <= seq:
-                continue
-            line = event.record.encode()
-            by_sandbox.setdefault(event.sandbox_id, []).append(line)
-            self._tails[event.sandbox_id] = _Tail(event.seq, hashlib.sha256(line).hexdigest())
+            lines = by_sandbox.get(event.sandbox_id)
+            seq = lines[-1][0] if lines else self.position(event.sandbox_id)[0]
+            if event.seq > seq:
+                by_sandbox.setdefault(event.sandbox_id, []).append((event.seq, event.record.encode()))
         for sandbox_id, lines in by_sandbox.items():
             file = self._file(sandbox_id)
-            with file.open("ab") as output:
-                output.write(b"".join(line + b"\n" for line in lines))
-                full = output.tell() > MAX_FILE_BYTES
+            if sandbox_id not in self._whole:
+                _cut_off(file)
+            self._whole.discard(sandbox_id)
+            try:
+                with file.open("ab", buffering=0) as output:
+                    _write_all(output, b"".join(line + b"\n" for _, line in lines))
+                    full = output.tell() > MAX_FILE_BYTES
+            except OSError:
+                # What is there is found out before it is tried again.
+                self._tails.pop(sandbox_id, None)
+                raise
+            seq, last = lines[-1]
+            self._tails[sandbox_id] = _Tail(seq, hashlib.sha256(last).hexdigest())
+            self._whole.add(sandbox_id)
             if full:
                 file.replace(_old(file))
 
@@ -100,6 +112,7 @@ class AuditStore:
         for path in (file, _old(file)):
             path.unlink(missing_ok=True)
         self._tails.pop(sandbox_id, None)
+        self._whole.discard(sandbox_id)
 
     def tidy(self) -> None:
         """Remove what nothing was added to for long. Blocks."""
@@ -118,6 +131,22 @@ def _old(file: Path) -> Path:
 def _number(line: bytes) -> int:
     found = _SEQ.search(line)
     return int(found[1]) if found else 0
+
+
+def _write_all(output: RawIOBase, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[output.write(left) or 0 :]
+
+
+def _cut_off(file: Path) -> None:
+    """Take away what a kill, or a full disk, has left of a line."""
+    with contextlib.suppress(FileNotFoundError), file.open("r+b") as lines:
+        size = lines.seek(0, 2)
+        lines.seek(max(0, size - 1024 * 1024))
+        end = lines.read()
+        if end and not end.endswith(b"\n"):
+            lines.truncate(size - len(end) + end.rfind(b"\n") + 1)
 
 
 def _last_line(file: Path) -> bytes:

@@ -108,6 +108,7 @@ class Claims:
         try:
             await self._claim(machine, kind, spec)
         except BaseException:
+            await self._egress.forget(spec.session_id)
             await self.discard(machine)
             raise
         return machine

@@ -152,7 +152,12 @@ class Drives:
         if holders:
             raise ConflictError("drive_attached", f"The drive is mounted in session '{holders[0]}'. Stop that first.")
         del self._records[drive_id]
-        await self._journal.put_drive(record, deleted=True)
+        try:
+            await self._journal.put_drive(record, deleted=True)
+        except BaseException:
+            # Whoever asks again must not hear that it is gone.
+            self._records[drive_id] = record
+            raise
         await self._remove(record)
 
     async def _remove(self, record: DriveRecord) -> None:

@@ -9,7 +9,9 @@ when its final record is written; what is left of its machine is removed behind 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import sqlite3
 
 from hutch.clock import now_ms
 from hutch.errors import NotReadyError
@@ -31,6 +33,8 @@ log = logging.getLogger(__name__)
 SEAL_AGAIN_S = 0.2
 SEAL_AGAIN_MAX_S = 30.0
 ADOPT_WAIT_S = 10.0
+END_AGAIN_S = 5.0
+"""Between tries of what failed on its way, as where the host's disk is full or it has no descriptor left."""
 
 
 class Ends:
@@ -89,6 +93,7 @@ class Ends:
             elif planned is None and method is not None:
                 planned = self._planned(session, method)
             session.ending = asyncio.get_running_loop().create_task(self._end(session, status, reason, planned))
+            session.ending.add_done_callback(lambda _: self._carry_on(session, status, reason, planned))
         return await asyncio.shield(session.ending)
 
     async def _end(self, session: Session, status: SessionStatus, reason: str, planned: SnapshotRecord | None) -> SessionRecord:
@@ -115,7 +120,7 @@ class Ends:
         # Before anybody hears that it ended, and could ask for its drives.
         await self._drives.release(session.record.session_id)
         now = now_ms()
-        await self._sessions.write_end(
+        written = await self._sessions.write_end(
             session,
             status=status,
             stop_reason=reason,
@@ -126,6 +131,8 @@ class Ends:
             egress_bytes=passed.egress_bytes,
             snapshot=snapshot,
         )
+        if not written:
+            self._background.spawn(self._sessions.write_again(session))
         self.settle(snapshot)
         session.machine = session.commands = None
         removal = asyncio.get_running_loop().create_task(self._remove(session.record.session_id, machine))
@@ -133,6 +140,28 @@ class Ends:
         removal.add_done_callback(self.removals.discard)
         removal.add_done_callback(_log_failure)
         return session.record
+
+    def _carry_on(self, session: Session, status: SessionStatus, reason: str, planned: SnapshotRecord | None) -> None:
+        """Have an end that failed on its way be tried again: who asked for it may be a clock, and asks once."""
+        ending = session.ending
+        if ending is None or ending.cancelled() or (error := ending.exception()) is None or self.draining or self.left:
+            return
+        log.error("the end of session %s failed: %s", session.record.session_id, error, exc_info=error)
+        self._background.spawn(self._end_again(session, ending, status, reason, planned))
+
+    async def _end_again(
+        self,
+        session: Session,
+        failed: asyncio.Task[SessionRecord],
+        status: SessionStatus,
+        reason: str,
+        planned: SnapshotRecord | None,
+    ) -> None:
+        await asyncio.sleep(END_AGAIN_S)
+        if session.ending is failed and not (self.draining or self.left):
+            # Of one that fails again it is told there.
+            with contextlib.suppress(Exception):
+                await self.end(session, status, reason, planned=planned)
 
     async def _remove(self, session_id: str, machine: Machine) -> None:
         await self._egress.forget(session_id)
@@ -219,7 +248,15 @@ class Ends:
     def settle(self, record: SnapshotRecord | None) -> None:
         """Behind everybody's back, have a snapshot survive a power cut."""
         if record is not None and record.durable_at is None:
-            self._background.spawn(self._snapshots.settle(record.snapshot_id, self.settled))
+            self._background.spawn(self._settle(record.snapshot_id))
+
+    async def _settle(self, snapshot_id: str) -> None:
+        while True:
+            try:
+                return await self._snapshots.settle(snapshot_id, self.settled)
+            except (OSError, sqlite3.Error) as error:
+                log.error("snapshot %s is not safe from a power cut yet: %s", snapshot_id, error)
+            await asyncio.sleep(END_AGAIN_S)
 
     async def settled(self, record: SnapshotRecord) -> None:
         session = self._sessions.find(record.session_id)

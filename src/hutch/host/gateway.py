@@ -358,10 +358,10 @@ class Gateway:
             reason = await asyncio.shield(connection.closed)
             self._ready.clear()
             log.error("the gateway is gone (%s); starting it again", reason)
-            if self._process is not None:
-                await asyncio.to_thread(self._kill, self._process)
             self.restarts += 1
             try:
+                if self._process is not None:
+                    await asyncio.to_thread(self._kill, self._process)
                 await self._spawn()
                 await self._configure()
                 # Where each audit goes on is what was stored, not what was sent.
@@ -370,7 +370,7 @@ class Gateway:
                         known.policy |= self._position(known.policy["sandbox_id"])
                 await self._sync()
                 failures = 0
-            except (OSError, HutchError) as error:
+            except (OSError, HutchError, ValueError) as error:
                 log.error("the gateway could not be started: %s", error)
                 # One that was not told everything takes no connections: the next one will be.
                 if self._connection is not None:

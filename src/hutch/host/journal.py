@@ -521,7 +521,8 @@ def _commit(connection: sqlite3.Connection, operations: list[Operation]) -> Base
         for operation in operations:
             operation(connection)
         connection.execute("commit")
-    except sqlite3.Error as error:
+    except Exception as error:  # noqa: BLE001 - it is given to whoever waits
+        # Whatever it is: without this thread nothing would be written any more.
         if connection.in_transaction:
             connection.execute("rollback")
         return error
@@ -531,7 +532,7 @@ def _commit(connection: sqlite3.Connection, operations: list[Operation]) -> Base
 def _attempt(connection: sqlite3.Connection, operation: Operation) -> BaseException | None:
     try:
         operation(connection)
-    except sqlite3.Error as error:
+    except Exception as error:  # noqa: BLE001 - as above
         return error
     return None
 

@@ -18,6 +18,8 @@ from hutch.host.protocol import LIVE, SessionEvent, SessionRecord, SessionStatus
 
 log = logging.getLogger(__name__)
 
+WRITE_AGAIN_S = 1.0
+
 
 @dataclass(slots=True)
 class Session:
@@ -121,12 +123,21 @@ class Sessions:
         await self.put(session, msgspec.structs.replace(session.record, **fields))
         self.announce()
 
-    async def write_end(self, session: Session, **fields: object) -> None:
-        """Like `change`, but a journal that can't be written (a full disk) does not keep a sandbox alive."""
+    async def write_end(self, session: Session, **fields: object) -> bool:
+        """Like `change`, but a journal that can't be written (a full disk) does not keep a sandbox alive. Whether it was."""
         try:
             await self.change(session, **fields)
         except sqlite3.Error as error:
             log.error("the end of session %s could not be written: %s", session.record.session_id, error)
+            return False
+        return True
+
+    async def write_again(self, session: Session) -> None:
+        """Write what a session's record is now, as soon as the journal takes it."""
+        while self._all.get(session.record.session_id) is session:
+            if await self.write_end(session):
+                return
+            await asyncio.sleep(WRITE_AGAIN_S)
 
     async def forget(self, session_id: str) -> None:
         """Forget an ended session; nothing happens when there is none."""

@@ -239,7 +239,12 @@ class Snapshots:
         record = self._records.pop(snapshot_id, None)
         if record is None:
             return
-        await self._journal.put_snapshot(record, deleted=True)
+        try:
+            await self._journal.put_snapshot(record, deleted=True)
+        except BaseException:
+            # Whoever asks again must not hear that it is gone.
+            self._records[snapshot_id] = record
+            raise
         self._reached("removing")
         if self._uploading is not None and self._uploading[0] == snapshot_id:
             self._uploading[1].cancel()

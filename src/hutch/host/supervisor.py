@@ -28,6 +28,7 @@ from hutch.clock import now_ms
 from hutch.errors import BadRequestError, ConflictError, HutchError, UnavailableError
 from hutch.host.audit import AuditStore
 from hutch.host.background import Background
+from hutch.host.budgets import going_on
 from hutch.host.claims import Claims, not_started
 from hutch.host.commands import Commands
 from hutch.host.conversion import names_of
@@ -478,7 +479,8 @@ class Supervisor:
                 for session in self._sessions
                 if session.machine is not None and session.ending is None
             ]
-            await self._meter.flush(running)
+            with going_on("what passed could not be read"):
+                await self._meter.flush(running)
             await asyncio.sleep(FLUSH_EVERY_S)
 
     async def _read_ahead(self) -> None:

@@ -92,7 +92,16 @@ class Child:
         pause = FIRST_PAUSE_S
         while True:
             began = time.monotonic()
-            process = await start(self)
+            try:
+                process = await start(self)
+            except OSError as error:
+                # As on a machine that has no room for one more process just now.
+                log.error("%s could not be started (%s); again in %.1f s", self.name, error, pause)
+                await asyncio.sleep(pause)
+                if self._stopping.is_set():
+                    return
+                pause = min(pause * 2, LONGEST_PAUSE_S)
+                continue
             code = await process.wait()
             if self._stopping.is_set():
                 return

@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.util import LRUCache
 
@@ -24,6 +25,9 @@ from hutch.errors import BadRequestError, UnavailableError
 from hutch.storage.migrate import Migrations
 
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
+_AWAY_STATES = ("08", "53", "57", "40001", "40P01")
+"""How PostgreSQL's codes begin for what another try may find otherwise: no connection, no room for one, a server that starts or
+stops, transactions in each other's way."""
 BUSY_TIMEOUT_MS = 5000
 READERS = 4
 MAX_STATEMENTS = 2000
@@ -140,10 +144,12 @@ def _translated() -> Any:
     try:
         yield
     except DBAPIError as error:
-        if error.connection_invalidated or type(error).__name__ in ("OperationalError", "InterfaceError"):
+        state = getattr(error.orig, "sqlstate", None) or ""
+        is_away = error.connection_invalidated or type(error).__name__ in ("OperationalError", "InterfaceError")
+        if is_away or state.startswith(_AWAY_STATES):
             raise _unavailable() from error
         raise
-    except OSError as error:
+    except (OSError, PoolTimeoutError) as error:
         raise _unavailable() from error
 
 
