@@ -93,6 +93,7 @@ def test_memory_is_its_own_unless_it_is_a_file_that_many_map() -> None:
     # It runs when it is told to, and has what it booted with in its memory.
     assert "-S" in clone
     assert after(clone, "-kernel") + after(clone, "-initrd") + after(clone, "-append") == []
+    assert not {MACHINE.kernel, MACHINE.initramfs} & set(dataclasses.replace(shared, comes_in=True).descriptors)
 
 
 def test_a_machine_and_its_template_have_the_same_devices() -> None:

@@ -95,7 +95,8 @@ class VirtualMachine:
         memory = () if self.memory is None else (self.memory,)
         preload = () if self.preload is None else (self.preload,)
         disks = (*self.layers, self.disk, *self.drives)
-        return (self.kernel, self.initramfs, *disks, self.channel, self.monitor, *tap, *memory, *preload)
+        boots = () if self.comes_in else (self.kernel, self.initramfs)
+        return (*boots, *disks, self.channel, self.monitor, *tap, *memory, *preload)
 
 
 def kernel_line(machine: VirtualMachine) -> str:
