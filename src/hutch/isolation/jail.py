@@ -34,7 +34,13 @@ def start(
     are those of the host that it sees at the same path. `descriptors` keep their numbers, `output` becomes its output.
     """
 
+    # A thread may be somewhere else than its process in version 1 alone. That this one moves by itself, and all that it starts is
+    # born there, spares the kernel a wait of some 10 ms for every other processor.
+    born = [directory for directory in cgroups if (directory / "tasks").exists()]
+
     def enter() -> subprocess.Popen[bytes]:
+        for directory in born:
+            (directory / "tasks").write_text("0")
         kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWPID)
         _make_root(root, files)
         kernel.pivot_root(root)
@@ -55,7 +61,7 @@ def start(
     assert child.stdin is not None
     try:
         with child.stdin as told:
-            for directory in cgroups:
+            for directory in set(cgroups).difference(born):
                 # By us: a descriptor of this file would stay with it.
                 (directory / "cgroup.procs").write_text(str(child.pid))
             told.write(b"\n")

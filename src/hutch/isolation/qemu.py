@@ -281,6 +281,11 @@ class Qemu:
         return os.path.realpath(binary)
 
     def _start(self, plan: MachinePlan, origin: Origin) -> Process:
+        with ThreadPoolExecutor(2, thread_name_prefix=f"start-{plan.machine_id}") as beside:
+            return self._started(plan, origin, beside)
+
+    def _started(self, plan: MachinePlan, origin: Origin, beside: ThreadPoolExecutor) -> Process:
+        """Start a machine. What takes the kernel long is done `beside`, while QEMU starts."""
         binary = self._program()
         with contextlib.ExitStack() as opened:
 
@@ -293,7 +298,7 @@ class Qemu:
             monitor.listen(1)
             agent = opened.enter_context(bind_unix(plan.channel_dir / MONITOR_SOCKET_NAME))
             agent.listen(1)
-            card, joined = _card(plan, opened, alone=origin.waits)
+            card, joined = _card(plan, opened, beside, alone=origin.waits)
             machine = VirtualMachine(
                 accelerator=self.accelerator,
                 vcpus=plan.vcpus,
@@ -339,9 +344,7 @@ class Qemu:
         try:
             process = kernel.process(child.pid)
             self._record(plan, process, origin)
-            if joined is not None:
-                joined.result()
-            with Monitor(plan.directory / MONITOR, START_TIMEOUT_S) as asked, ThreadPoolExecutor(1) as beside:
+            with Monitor(plan.directory / MONITOR, START_TIMEOUT_S) as asked:
                 moved = None
                 if plan.cgroup:
                     # The kernel takes about as long to move them as QEMU to read.
@@ -351,10 +354,13 @@ class Qemu:
                     asked.status()
                 if origin.state is not None:
                     qemu_memory.read(asked, origin.state, without_memory=origin.memory is not None and not origin.saved)
+                if joined is not None:
+                    joined.result()
+                if origin.state is not None:
+                    # What it does before it is where it is counted is nobody's yet.
+                    asked.ask("cont")
                 if moved is not None:
                     moved.result()
-                if origin.state is not None:
-                    asked.ask("cont")
         except BaseException:
             child.kill()
             # So that what it said is in the log, and its descriptors are closed.
@@ -502,8 +508,10 @@ def monitor(directory: Path) -> Monitor:
     return Monitor(directory / MONITOR, MONITOR_TIMEOUT_S)
 
 
-def _card(plan: MachinePlan, opened: contextlib.ExitStack, *, alone: bool) -> tuple[Card | None, Future[None] | None]:
-    """The network card of a machine, if it has one, and what joins it with its link meanwhile; `alone` on one that leads
+def _card(
+    plan: MachinePlan, opened: contextlib.ExitStack, beside: ThreadPoolExecutor, *, alone: bool
+) -> tuple[Card | None, Future[None] | None]:
+    """The network card of a machine, if it has one, and what joins it with its link `beside`; `alone`: on one that leads
     nowhere."""
     if not plan.address:
         return None, None
@@ -512,8 +520,7 @@ def _card(plan: MachinePlan, opened: contextlib.ExitStack, *, alone: bool) -> tu
     card = Card(descriptor, tap.HARDWARE, plan.address, plan.nameserver)
     if alone:
         return card, None
-    joining = opened.enter_context(ThreadPoolExecutor(1, thread_name_prefix=f"tap-{plan.machine_id}"))
-    return card, joining.submit(tap.join, plan.namespace, plan.address, plan.nameserver)
+    return card, beside.submit(tap.join, plan.namespace, plan.address, plan.nameserver)
 
 
 def _guest_threads(process: Process, asked: Monitor) -> list[int]:
