@@ -15,6 +15,8 @@ from hutch.host import kernel
 
 _USR = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _SIZE = "size=256k,nr_inodes=64,mode=755"
+# A heap for all threads: each of its own is memory that nobody else has.
+_ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 # Sees its own processes, waits until it is told that it is where it belongs, then becomes what is named.
 _ENTER = 'mount -t proc -o nosuid,nodev,noexec,subset=pid proc /proc && read -r told && exec "$@"; exit 125'
 
@@ -47,7 +49,7 @@ def start(
         return subprocess.Popen(
             ["/usr/bin/sh", "-c", _ENTER, "sh", *words],
             cwd="/",
-            env=kernel.command_environment(),
+            env=kernel.command_environment() | _ENVIRONMENT,
             # Not of a device: there is none in there.
             stdin=subprocess.PIPE,
             stdout=output,
