@@ -15,6 +15,7 @@ import pytest
 
 from hutch.errors import HutchError, UnavailableError
 from hutch.host import kernel
+from hutch.host.journal import Journal
 from hutch.host.machine import Machines
 from hutch.host.protocol import SessionEvent, SessionStatus, SnapshotRequest
 from hutch.host.service import Service
@@ -248,6 +249,48 @@ async def test_an_end_that_could_not_be_written_is_written_and_told_later(host: 
         assert written[box.session_id].status is SessionStatus.STOPPED
     finally:
         following.cancel()
+
+
+async def test_an_end_that_the_next_host_can_not_carry_through_at_once_holds_up_nobody_and_is_carried_through(
+    no_leaks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hutch.host.ends.END_AGAIN_S", 0.1)
+    async with real_host(no_leaks, end_all=False) as service:
+        box = await guest(service, persistent=True)
+        await box.shell("echo here > kept; sync")
+    adopt, remove, tries = Machines.adopt, Machines.remove_by_id, 0
+
+    async def unreachable(*_: Any) -> Any:
+        raise OSError(111, "Connection refused")
+
+    def fails_twice(machines: Machines, identifier: str) -> None:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise OSError(16, "Device or resource busy")
+        remove(machines, identifier)
+
+    monkeypatch.setattr(Machines, "adopt", unreachable)
+    monkeypatch.setattr(Machines, "remove_by_id", fails_twice)
+    monkeypatch.setattr(
+        Journal, "put_session", failing_once(Journal.put_session, lambda _, __, record, ___: record.stopped_at is not None)
+    )
+    async with real_host(no_leaks) as service:
+        monkeypatch.setattr(Machines, "adopt", adopt)
+        late = Guest(service.supervisor, box.session_id)
+        # The host takes work all the same.
+        assert (await (await guest(service)).shell("echo hello")).stdout == b"hello\n"
+
+        async def is_written() -> bool:
+            written = {record.session_id: record for _, record, _ in service.supervisor._sessions._journal.sessions()}
+            return written[box.session_id].status is SessionStatus.FAILED
+
+        await eventually(is_written)
+        assert tries == 3
+        snapshot = late.record.snapshot
+        assert snapshot is not None
+        again = await guest(service, source_snapshot=snapshot.snapshot_id)
+        assert (await again.shell("cat kept")).stdout == b"here\n"
 
 
 async def test_a_clock_s_end_that_failed_is_tried_again(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,13 @@ import pwd
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
 
 import httpx
 import pytest
 
+from hutch.serving.supervisor import READY_AGAIN_S
 from tests.serve.conftest import DEADLINE_S, Served, Start, eventually, gone
 
 
@@ -29,6 +31,21 @@ def test_the_ready_file_says_everything_and_to_its_owner_only(shared: Served) ->
         assert http.post("/api/v3/sandboxes", json={"image": "nope"}).json()["error"]["code"] == "not_found"
         who = http.get("/api/hutch/v1/whoami").json()
     assert (who["team"]["id"], who["project"]["id"], who["role"]) == (ready["team_id"], ready["project_id"], "admin")
+
+
+def test_a_ready_file_that_could_not_be_written_is_written_later(start: Start, tmp_path: Path) -> None:
+    blocked = tmp_path / "ready-0.json"
+    (blocked / "taken").mkdir(parents=True)
+    server = start(wait=False)
+    assert server.ready_file == blocked
+    eventually(lambda: "the ready file could not be written" in server.log.read_text(), "nothing is said")
+    time.sleep(2 * READY_AGAIN_S)
+    (blocked / "taken").rmdir()
+    blocked.rmdir()
+    eventually(blocked.is_file, "the server is not ready")
+    assert server.log.read_text().count("the ready file could not be written") == 1
+    with server.http() as http:
+        assert http.get("/api/hutch/v1/whoami").status_code == 200
 
 
 def test_the_api_process_is_shut_in(shared: Served, user: str) -> None:

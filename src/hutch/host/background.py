@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 
 log = logging.getLogger(__name__)
 
@@ -29,3 +30,12 @@ class Background:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def going_on(what: str) -> Iterator[None]:
+    """Whatever goes wrong once, nobody would do what a loop does any more if it ended with it."""
+    try:
+        yield
+    except Exception:
+        log.exception("%s", what)

@@ -11,7 +11,6 @@ let them: a distant one now and then, a close one with every look.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import time
@@ -20,6 +19,7 @@ from typing import Protocol
 
 from hutch.clock import now_ms
 from hutch.host.admissions import Admissions
+from hutch.host.background import going_on
 from hutch.host.journal import Journal
 from hutch.host.notices import Notices
 from hutch.host.protocol import BudgetState
@@ -304,12 +304,3 @@ class HostBudgets:
         if threshold.limit in COUNTS and not over:
             return self._counted(key, threshold.limit, now)
         return None
-
-
-@contextlib.contextmanager
-def going_on(what: str) -> Iterator[None]:
-    """Whatever goes wrong once, nobody would meter or stop anything any more if the loop ended with it."""
-    try:
-        yield
-    except Exception:
-        log.exception("%s", what)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import sqlite3
 
 from hutch.clock import now_ms
 from hutch.errors import NotReadyError
@@ -174,13 +173,25 @@ class Ends:
         ending = asyncio.get_running_loop().create_task(self._after_death(session, status, reason))
         self.removals.add(ending)
         ending.add_done_callback(self.removals.discard)
-        ending.add_done_callback(_log_failure)
+        ending.add_done_callback(lambda _: self._carry_through_again(session, ending, status, reason))
         await asyncio.wait({ending}, timeout=ADOPT_WAIT_S)
-        if ending.done():
-            ending.result()
+
+    def _carry_through_again(self, session: Session, ending: asyncio.Task[None], status: SessionStatus, reason: str) -> None:
+        """Have one that failed on its way be tried again: before the next start of a host nobody else would."""
+        if ending.cancelled() or (error := ending.exception()) is None:
+            return
+        log.error("the end of session %s could not be carried through: %s", session.record.session_id, error, exc_info=error)
+
+        async def again() -> None:
+            await asyncio.sleep(END_AGAIN_S)
+            await self.carry_through(session, status, reason)
+
+        if not (self.draining or self.left):
+            self._background.spawn(again())
 
     async def _after_death(self, session: Session, status: SessionStatus, reason: str) -> None:
-        """Write the end of a session whose machine is gone or unreachable, and remove what is left of it."""
+        """Write the end of a session whose machine is gone or unreachable, and remove what is left of it. Done again, it does
+        no more than is missing."""
         assert session.entry is not None
         entry = session.entry
         cpu = self._machines.cpu_of(entry, session.record.isolation)
@@ -188,12 +199,13 @@ class Ends:
         used = await self._metered.end(session, cpu, passed)
         snapshot = await self._sealed(session)
         await asyncio.to_thread(self._machines.remove_by_id, entry.machine_id)
-        await self._gateway.remove(self._networks.network(entry.network))
-        await self._networks.give_back(self._networks.network(entry.network))
         await self._egress.forget(session.record.session_id)
         await self._drives.release(session.record.session_id)
+        await self._gateway.remove(self._networks.network(entry.network))
+        # Last, and once: from here on it may be another sandbox's.
+        await self._networks.give_back(self._networks.network(entry.network))
         now = now_ms()
-        await self._sessions.change(
+        written = await self._sessions.write_end(
             session,
             status=status,
             stop_reason=reason,
@@ -204,6 +216,8 @@ class Ends:
             egress_bytes=passed.egress_bytes,
             snapshot=snapshot,
         )
+        if not written:
+            self._background.spawn(self._sessions.write_again(session))
         self.settle(snapshot)
 
     # -- files that are kept ------------------------------------------------------------------------
@@ -254,8 +268,8 @@ class Ends:
         while True:
             try:
                 return await self._snapshots.settle(snapshot_id, self.settled)
-            except (OSError, sqlite3.Error) as error:
-                log.error("snapshot %s is not safe from a power cut yet: %s", snapshot_id, error)
+            except Exception as error:
+                log.error("snapshot %s is not safe from a power cut yet: %s", snapshot_id, error, exc_info=error)
             await asyncio.sleep(END_AGAIN_S)
 
     async def settled(self, record: SnapshotRecord) -> None:

@@ -281,8 +281,10 @@ class Snapshots:
                 if now - collected >= COLLECT_EVERY_S:
                     collected = now
                     await self.collect()
-            except (sqlite3.Error, HutchError, OSError) as error:
-                log.warning("the blob store is behind: %s", error)
+            except Exception as error:
+                # Nobody else would keep copies. What nobody thought of is told whole.
+                expected = isinstance(error, (sqlite3.Error, HutchError, OSError))
+                log.warning("the blob store is behind: %s", error, exc_info=not expected)
             pause = FIRST_PAUSE_S if complete else min(pause * 2, LONGEST_PAUSE_S)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(COLLECT_EVERY_S if complete else pause):

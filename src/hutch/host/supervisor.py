@@ -27,8 +27,7 @@ import msgspec
 from hutch.clock import now_ms
 from hutch.errors import BadRequestError, ConflictError, HutchError, UnavailableError
 from hutch.host.audit import AuditStore
-from hutch.host.background import Background
-from hutch.host.budgets import going_on
+from hutch.host.background import Background, going_on
 from hutch.host.claims import Claims, not_started
 from hutch.host.commands import Commands
 from hutch.host.conversion import names_of
@@ -491,11 +490,9 @@ class Supervisor:
 
     async def _bound_for_ever(self) -> None:
         while True:
-            try:
+            # As on a store that is full itself: it is bounded anew when it takes that again.
+            with going_on("what sandboxes may write could not be bounded"):
                 await asyncio.to_thread(self.snapshots.bound)
-            except OSError as error:
-                # As on a store that is full itself: it is bounded anew when it takes that again.
-                log.error("what sandboxes may write could not be bounded: %s", error)
             await asyncio.sleep(BOUND_EVERY_S)
 
     async def change_credential(self, change: CredentialChange) -> None:
@@ -560,11 +557,9 @@ class Supervisor:
 
     async def _tidy_for_ever(self) -> None:
         while True:
-            try:
+            # A disk that is full now will not be for ever.
+            with going_on("what ended long ago could not be forgotten"):
                 await self.tidy(now_ms())
-            except (sqlite3.Error, OSError) as error:
-                # A disk that is full now will not be for ever.
-                log.error("what ended long ago could not be forgotten: %s", error)
             await asyncio.sleep(TIDY_EVERY_S)
 
     async def tidy(self, now: int) -> None:

@@ -19,7 +19,8 @@ import msgspec
 
 from hutch.clock import now_ms
 from hutch.errors import ConflictError, NotFoundError
-from hutch.host.budgets import HostBudgets, Read, going_on
+from hutch.host.background import going_on
+from hutch.host.budgets import HostBudgets, Read
 from hutch.host.journal import Journal
 from hutch.host.protocol import NumberedWindow, RuleTraffic, SessionUsage
 from hutch.metering import budgets

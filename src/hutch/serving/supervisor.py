@@ -30,6 +30,7 @@ API_COMMAND = (sys.executable, "-P", "-m", "hutch.api.main")
 BACKLOG = 2048
 HOST_STOP_S = 180.0
 API_STOP_MARGIN_S = 5.0
+READY_AGAIN_S = 1.0
 GIVE_UP_AFTER = 3
 """A child that dies this often before the server was ever ready will not do better the next time."""
 
@@ -135,6 +136,7 @@ class Supervisor:
         self._api = Child("the API process", API_COMMAND, confined)
         self._stop = asyncio.Event()
         self._ready = False
+        self._said: ready.Ready | None = None
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT; the exit code."""
@@ -226,8 +228,21 @@ class Supervisor:
             isolation=said["isolation"],
             pid=os.getpid(),
         )
-        for path in self._files:
-            ready.write(path, content)
+        self._said = content
+        self._write_ready(content)
+
+    def _write_ready(self, content: ready.Ready, failed: str = "") -> None:
+        """Where it can't be written, as on a full disk, it is tried again: the children will not say it a second time."""
+        if self._stop.is_set() or content is not self._said:
+            return
+        try:
+            for path in self._files:
+                ready.write(path, content)
+        except OSError as error:
+            if (why := f"{path}: {error.strerror or error}") != failed:
+                log.error("the ready file could not be written, and is tried again: %s", why)
+            asyncio.get_running_loop().call_later(READY_AGAIN_S, self._write_ready, content, why)
+            return
         if not self._ready:
             self._ready = True
             log.info("ready at %s (isolation: %s)", self._url, content.isolation)
