@@ -90,7 +90,8 @@ async def test_a_host_remembers_what_its_sandboxes_read(no_leaks: Path) -> None:
         assert (await box.shell("node -v")).exit_code == 0
         [layer] = service.supervisor.images.exact(box.record.image).layers
     kept = msgspec.msgpack.decode((no_leaks / "host" / "prefetch" / layer.path.name).read_bytes(), type=list[tuple[int, int]])
-    assert sum(length for _, length in kept) > 1_000_000
+    # Some megabytes; the kernel may have taken most of them back meanwhile.
+    assert sum(length for _, length in kept) > 100_000
 
 
 def test_where_nothing_can_be_written_nothing_is_remembered(image: Path, tmp_path: Path) -> None:
