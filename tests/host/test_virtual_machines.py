@@ -7,12 +7,14 @@ sandboxes do is shown by the other tests of the host, run with `HUTCH_ISOLATION=
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import io
 import os
 import re
 import signal
 import ssl
+import subprocess
 import tarfile
 import threading
 import time
@@ -36,11 +38,13 @@ from hutch.host.protocol import (
     StopRequest,
 )
 from hutch.host.service import Service
+from hutch.images import MAX_LAYERS, Layer
 from hutch.isolation import qemu_memory, qemu_template
 from hutch.isolation.qemu import DISK, GUEST_CGROUP, Qemu
 from hutch.isolation.qemu_template import Template
 from tests.host.guest import Guest, finished, guest, over, real_host, spec
 from tests.host.process import HostProcess
+from tests.host.test_drives import at, drive
 from tests.host.test_supervisor import until_it_passes
 
 pytestmark = [pytest.mark.root, pytest.mark.sandbox, pytest.mark.timeout(300)]
@@ -435,6 +439,35 @@ async def test_the_second_of_an_image_begins_with_it_mounted(no_leaks: Path) -> 
         again = await guest(host, memory_mb=512, source_snapshot=taken.snapshot.snapshot_id)
         assert await read(again, "number") == b"3\n"
         assert await read(again, GUEST_AUTHORITY) not in authorities
+
+
+async def test_an_image_may_have_as_many_layers_as_elsewhere(
+    no_leaks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with host_of_machines(no_leaks) as host:
+        images = host.supervisor.images
+        image = images.exact("vercel/sandbox/universal:latest")
+        layers = list(image.layers)
+        for number in range(len(layers), MAX_LAYERS):
+            tree, path = tmp_path / f"tree-{number}", tmp_path / f"layer-{number}.erofs"
+            tree.mkdir()
+            tree.chmod(0o755)
+            for name in (f"only-{number}", "highest"):
+                (tree / name).write_text(f"{number}\n")
+                (tree / name).chmod(0o644)
+            subprocess.run(["mkfs.erofs", "-Enoinline_data", path, tree], check=True, capture_output=True)
+            layers.append(Layer(path, "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size))
+        monkeypatch.setattr(images, "exact", lambda _: dataclasses.replace(image, layers=tuple(layers)))
+        drives = [at(f"/drive-{number}", await drive(host, 32 * MIB)) for number in range(4)]
+        script = "set -e; cat /highest; ls -d /only-* | wc -l; echo mine > own; cat own; findmnt -no TARGET -t ext4 || true"
+        # With drives, then with the template of its kind, then with the one of its image.
+        for mounts in (drives, [], []):
+            box = await guest(host, memory_mb=512, mounts=mounts)
+            told = await box.shell(script)
+            assert told.stderr == b""
+            highest, only, own, *mounted = told.stdout.decode().splitlines()
+            assert (highest, only, own) == (str(MAX_LAYERS - 1), str(MAX_LAYERS - len(image.layers)), "mine")
+            assert mounted == [mount.path for mount in mounts]
 
 
 async def test_a_monitor_that_is_killed_while_its_memory_is_saved_leaves_nothing(

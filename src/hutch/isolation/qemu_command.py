@@ -5,7 +5,8 @@ devices take theirs as a *set* (`-add-fd`), kernel and initramfs by their place 
 
 The machine is `microvm`: no PCI, a serial line as console, and ACPI in its reduced form, in which Debian's kernel finds virtio
 devices (it does not read their places from its command line). That form has no timer to calibrate with, so a guest under TCG is
-told the rate of the time stamp counter, or it would wait for its first tick for ever; KVM's clock tells it by itself.
+told the rate of the time stamp counter, or it would wait for its first tick for ever; KVM's clock tells it by itself. It has few
+places for devices: a machine of more images than those hold has PCI too, and the highest ones there.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from hutch import images
 from hutch.isolation.protocol import LINK_PREFIX
 
 MIB = 1024 * 1024
-MIN_MEMORY_BYTES, MAX_LAYERS, MAX_DRIVES = 64 * MIB, 23, 4
-"""The machine has places for 32 virtio devices: channel, entropy, disk, network and free memory are five."""
+MIN_MEMORY_BYTES, MAX_LAYERS, MAX_DRIVES = 64 * MIB, images.MAX_LAYERS, 4
+PLACES = 23
+"""For virtio devices that are none of PCI. QEMU's `microvm` has one more, but a machine that uses that one too does not answer.
+Channel, entropy, disk, network and free memory are five."""
 EMULATED = ("norandmaps", "mitigations=off")
 """What an emulated guest does without. Code that is at other addresses in each process is translated in each, so that a short
 command takes three times as long; and its kernel's guards against speculation are made for real processors."""
@@ -90,6 +94,12 @@ class VirtualMachine:
             raise ValueError(f"A virtual machine has at most {MAX_DRIVES} drives, not {len(self.drives)}.")
 
     @property
+    def places_for_layers(self) -> int:
+        """How many images are no devices of PCI."""
+        others = 3 + (self.card is not None) + (self.preload is not None) + len(self.drives)
+        return PLACES - others
+
+    @property
     def descriptors(self) -> tuple[int, ...]:
         tap = () if self.card is None else (self.card.tap,)
         memory = () if self.memory is None else (self.memory,)
@@ -127,7 +137,8 @@ def command(binary: str, machine: VirtualMachine, line: str | None = None) -> li
     words += [binary, "-name", "hutch", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-sandbox", SECCOMP]
     words += [
         "-machine",
-        f"microvm,acpi=on,pic=on,pit=on,rtc=on,x-option-roms=off,isa-serial=on,usb=off,graphics=off,memory-backend={MEMORY}",
+        f"microvm,acpi=on,pic=on,pit=on,rtc=on,x-option-roms=off,isa-serial=on,usb=off,graphics=off,memory-backend={MEMORY}"
+        + (",pcie=on" if len(machine.layers) > machine.places_for_layers else ""),
     ]
     if machine.accelerator is Accelerator.TCG:
         words += ["-accel", f"tcg,tb-size={TRANSLATION_CACHE_MIB}", "-cpu", "max"]
@@ -155,7 +166,7 @@ def command(binary: str, machine: VirtualMachine, line: str | None = None) -> li
         # Nobody is told that it goes on elsewhere: Linux 6.12 stands still for ever when its card is switched off meanwhile.
         words += ["-device", f"virtio-net-device,netdev=link,mac={machine.card.hardware},guest_announce=off"]
     for number, descriptor in enumerate(machine.layers):
-        words += _block(f"layer{number}", descriptor, number + 1, read_only=True)
+        words += _block(f"layer{number}", descriptor, number + 1, read_only=True, pci=number >= machine.places_for_layers)
     words += _block("disk", machine.disk, len(machine.layers) + 1, read_only=False)
     for number, descriptor in enumerate(machine.drives):
         # A reader's too: its own copy, whose journal it may have to replay.
@@ -172,10 +183,10 @@ def _memory(machine: VirtualMachine) -> str:
     return f"memory-backend-file,{size},share={share},mem-path=/proc/self/fd/{machine.memory}"
 
 
-def _block(name: str, descriptor: int, fd_set: int, *, read_only: bool) -> list[str]:
+def _block(name: str, descriptor: int, fd_set: int, *, read_only: bool, pci: bool = False) -> list[str]:
     # Locks of files are the host's business: an image is shared by all machines, a disk belongs to one.
     drive = f"driver=raw,node-name={name},read-only={'on' if read_only else 'off'},file.driver=file,file.locking=off"
-    device = f"virtio-blk-device,drive={name},serial={name}"
+    device = f"virtio-blk-{'pci' if pci else 'device'},drive={name},serial={name}"
     if not read_only:
         # What a guest deletes is a hole in the file. Where the host has no room, the guest is told: a machine that stands still
         # until there is some would look like a dead one.
