@@ -43,7 +43,7 @@ const PORT: &str = "hutch";
 /// The host's address on every vsock.
 pub(crate) const VSOCK_HOST: u32 = 2;
 
-/// The network card's name: there is one, and nobody renames it.
+/// The network card as the kernel names it, before anybody in the guest may rename it.
 const CARD: &str = "eth0";
 const CARD_NUMBER: &str = "/sys/class/net/eth0/ifindex";
 const NO_IPV6: &str = "/proc/sys/net/ipv6/conf/eth0/disable_ipv6";
