@@ -251,8 +251,9 @@ async def test_an_end_that_could_not_be_written_is_written_and_told_later(host: 
         following.cancel()
 
 
+@pytest.mark.parametrize("error", [OSError(111, "Connection refused"), TypeError("nobody thought of it")])
 async def test_an_end_that_the_next_host_can_not_carry_through_at_once_holds_up_nobody_and_is_carried_through(
-    no_leaks: Path, monkeypatch: pytest.MonkeyPatch
+    no_leaks: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr("hutch.host.ends.END_AGAIN_S", 0.1)
     async with real_host(no_leaks, end_all=False) as service:
@@ -261,7 +262,7 @@ async def test_an_end_that_the_next_host_can_not_carry_through_at_once_holds_up_
     adopt, remove, tries = Machines.adopt, Machines.remove_by_id, 0
 
     async def unreachable(*_: Any) -> Any:
-        raise OSError(111, "Connection refused")
+        raise error
 
     def fails_twice(machines: Machines, identifier: str) -> None:
         nonlocal tries
@@ -291,6 +292,32 @@ async def test_an_end_that_the_next_host_can_not_carry_through_at_once_holds_up_
         assert snapshot is not None
         again = await guest(service, source_snapshot=snapshot.snapshot_id)
         assert (await again.shell("cat kept")).stdout == b"here\n"
+
+
+async def test_what_could_not_be_removed_at_once_is_removed_later(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hutch.host.background.AGAIN_S", 0.1)
+    machines, journal = host.supervisor._machines, host.supervisor._sessions._journal
+    remove, is_busy = machines._remove_files, True
+
+    def remove_files(identifier: str) -> None:
+        if is_busy:
+            raise OSError(16, "Device or resource busy")
+        remove(identifier)
+
+    monkeypatch.setattr(machines, "_remove_files", remove_files)
+    monkeypatch.setattr(journal, "delete_egress", failing_once(journal.delete_egress, lambda _: True))
+    box = await guest(host)
+    assert box.session_id in journal.egress()
+    await box.stop()
+    with pytest.raises(UnavailableError, match="can't be removed now"):
+        await host.supervisor.scrub()
+    is_busy = False
+
+    async def is_gone() -> bool:
+        return not machines.left_behind() and not journal.egress()
+
+    await eventually(is_gone)
+    await host.supervisor.scrub()
 
 
 async def test_a_clock_s_end_that_failed_is_tried_again(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:

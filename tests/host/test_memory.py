@@ -192,6 +192,17 @@ async def test_memory_of_another_kernel_or_processor_is_refused(host: Service, m
     await (await guest(host, source_snapshot=snapshot.snapshot_id, with_memory=False)).stop()
 
 
+async def test_memory_is_that_of_the_release_that_runs_it(host: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = await guest(host)
+    with monkeypatch.context() as upgraded:
+        # What is installed has become another one since.
+        upgraded.setattr(type(host.supervisor._machines.backends.default), "fingerprint", lambda _: "another")
+        snapshot = await saved(box)
+        with pytest.raises(ConflictError, match="another release"):
+            await guest(host, source_snapshot=snapshot.snapshot_id)
+    await guest(host, source_snapshot=snapshot.snapshot_id)
+
+
 async def test_saved_memory_goes_with_its_snapshot(host: Service) -> None:
     box = await guest(host)
     snapshot = await saved(box)

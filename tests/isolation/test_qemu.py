@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 from hutch.host.binaries import guest_path
 from hutch.host.cgroups import Cgroups
 from hutch.host.debug_qemu import run
-from hutch.isolation import tsc
+from hutch.isolation import qemu_probe, tsc
 from hutch.isolation.protocol import BootFailed
 from hutch.isolation.qemu import GUEST_CGROUP, Guest, Qemu, last_words, monitor
 from hutch.isolation.qemu_command import MIB, Accelerator
@@ -89,6 +91,9 @@ def test_a_machine_boots_and_runs_a_program(qemu: Qemu, image: Path, tmp_path: P
         assert "Uid:\t0" not in status
         assert "CapEff:\t0000000000000000" in status
         assert "Seccomp:\t2" in status
+        # No file becomes larger than its disk.
+        limits = Path(f"/proc/{booted.process.pid}/limits").read_text()
+        assert re.search(rf"^Max file size +{64 * MIB} +{64 * MIB} ", limits, re.MULTILINE)
         # In a jail: nothing of the host but its read-only programs, no process but itself, no network.
         own = Path(f"/proc/{booted.process.pid}")
         mounts = [line.split() for line in (own / "mountinfo").read_text().splitlines()]
@@ -105,6 +110,25 @@ def test_a_machine_boots_and_runs_a_program(qemu: Qemu, image: Path, tmp_path: P
     lowers = (qemu.guest.probe_root, image)
     code = asyncio.run(with_machine(qemu, lowers, use, deadline_s=DEADLINE_S, parent=tmp_path, cgroup=CGROUP))
     assert (code, capfd.readouterr().out) == (7, "hello 0\n")
+
+
+def test_what_is_known_of_kvm_is_asked_again_where_it_did_not_work(
+    qemu: Qemu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_kvm, tries, now = qemu.using(Accelerator.KVM), 0, time.time()
+
+    def busy(_: Qemu) -> None:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise BootFailed("No agent answered within 5 s")
+
+    monkeypatch.setattr(qemu_probe, "boots", busy)
+    found = []
+    for after_s in (0, 1, qemu_probe.REFUSAL_KEPT_S - 1, qemu_probe.REFUSAL_KEPT_S + 1, 3 * qemu_probe.REFUSAL_KEPT_S, 10**6):
+        monkeypatch.setattr("hutch.isolation.qemu_probe.time.time", lambda at=now + after_s: at)
+        found.append((qemu_probe.verdict(with_kvm, tmp_path / "verdicts").usable, tries))
+    assert found == [(False, 1), (False, 1), (False, 1), (False, 2), (True, 3), (True, 3)]
 
 
 def test_a_corrupt_image_is_told(qemu: Qemu, tmp_path: Path) -> None:

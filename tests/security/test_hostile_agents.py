@@ -23,7 +23,7 @@ from hutch.host.network import Network
 from hutch.host.protocol import CommandStart
 from hutch.isolation.gvisor import Gvisor
 from hutch.wire import Connection, Hello, Role, Stream
-from hutch.wire.sockets import address
+from hutch.wire.sockets import address, bind_unix
 
 HELLO = Hello(version=1, role=Role.AGENT, window=1024 * 1024, max_streams=64, boot="0" * 32, token="", agent="0.1.0")
 Behaviour = Callable[[Stream], Awaitable[None]]
@@ -211,6 +211,7 @@ async def test_an_agent_that_stalls_is_dead_after_the_ping(rig: Rig, monkeypatch
     [
         Hello(version=1, role=Role.CONTROL, window=65536, max_streams=1),
         Hello(version=1, role=Role.AGENT, window=65536, max_streams=1, token="guessed"),
+        Hello(version=1, role=Role.AGENT, window=65536, max_streams=1, token="é"),
         Hello(version=2, role=Role.AGENT, window=65536, max_streams=1),
         Hello(version=1, role=Role.AGENT, window=1, max_streams=1),
     ],
@@ -223,6 +224,22 @@ async def test_a_stranger_is_turned_away_and_the_agent_still_comes(rig: Rig, hel
     connection = await accepting
     assert not real.closed.done()
     connection.close("done")
+
+
+async def test_who_answers_for_an_agent_with_another_token_is_not_it(rig: Rig) -> None:
+    tokens = iter(["é", "", "guessed", "secret"])
+
+    def answer() -> Connection:
+        hello = Hello(version=1, role=Role.AGENT, window=65536, max_streams=1, token=next(tokens))
+        rig.agents.append(Connection(hello, client=False))
+        return rig.agents[-1]
+
+    listener = bind_unix(rig.directory / "channel" / channel.MONITOR_SOCKET_NAME)
+    server = await asyncio.get_running_loop().create_unix_server(answer, sock=listener)
+    connection = await channel.reach_agent(rig.directory / "channel", "secret", 10)
+    assert next(tokens, None) is None
+    connection.close("done")
+    server.close()
 
 
 async def test_strangers_that_say_nothing_do_not_keep_the_agent_out(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
 log = logging.getLogger(__name__)
+
+AGAIN_S = 5.0
+"""Between tries of what failed on its way, as where the host's disk is full or it has no descriptor left."""
 
 
 class Background:
@@ -20,6 +23,21 @@ class Background:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
+
+    async def insist(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Have it done: what fails is tried again, behind everybody's back, until it does not."""
+        try:
+            await work()
+        except Exception as error:
+            log.error("%s, and is tried again: %s", what, error, exc_info=error)
+            self.spawn(self._again(what, work))
+
+    async def _again(self, what: str, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await asyncio.sleep(AGAIN_S)
+            with going_on(what):
+                await work()
+                break
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

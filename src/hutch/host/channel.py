@@ -64,7 +64,7 @@ async def accept_agent(
         with contextlib.suppress(TimeoutError, ConnectionClosed):
             async with asyncio.timeout(greeting_timeout_s):
                 hello = await connection.greeted()
-            if hello.role is Role.AGENT and hmac.compare_digest(hello.token, token) and not found.done():
+            if _is_agent(hello, token) and not found.done():
                 found.set_result(connection)
                 return
         connection.close("not the machine's agent")
@@ -105,12 +105,17 @@ async def reach_agent(directory: Path, token: str, timeout_s: float, silence_s: 
                     connection.close("nobody waits for the agent any more")
                     raise
                 else:
-                    if hello.role is Role.AGENT and hmac.compare_digest(hello.token, token):
+                    if _is_agent(hello, token):
                         return connection
                     connection.close("not the machine's agent")
                 await asyncio.sleep(AGAIN_S)
     except TimeoutError as error:
         raise AgentMissing(f"No agent answered within {timeout_s:.0f} s.") from error
+
+
+def _is_agent(hello: Hello, token: str) -> bool:
+    # As bytes: of other text than ASCII there is no comparison, but an error, and a guest says what it likes.
+    return hello.role is Role.AGENT and hmac.compare_digest(hello.token.encode(), token.encode())
 
 
 async def _connected(path: Path) -> Connection:

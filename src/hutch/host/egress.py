@@ -139,8 +139,9 @@ class Egress:
 
     async def forget(self, session_id: str) -> None:
         """Nothing holds for an ended session."""
-        if self._states.pop(session_id, None) is not None:
+        if session_id in self._states:
             await self._journal.delete_egress(session_id)
+            self._states.pop(session_id, None)
 
     async def keep_only(self, session_ids: set[str]) -> None:
         """Forget whatever belongs to no live session."""

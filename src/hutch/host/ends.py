@@ -37,8 +37,8 @@ END_AGAIN_S = 5.0
 
 
 class Ends:
-    """Ends sessions. `removals` are what is still being removed; while `draining` what can't be kept is left to the next start,
-    and a host that has `left` ends nothing any more."""
+    """Ends sessions. `removals` are what is still being removed, `unremoved` are machines of which something is left; while
+    `draining` what can't be kept is left to the next start, and a host that has `left` ends nothing any more."""
 
     def __init__(
         self,
@@ -66,6 +66,7 @@ class Ends:
         self._drives = drives
         self._background = background
         self.removals: set[asyncio.Task[None]] = set()
+        self.unremoved: set[str] = set()
         self.draining = self.left = False
 
     async def end(
@@ -137,7 +138,6 @@ class Ends:
         removal = asyncio.get_running_loop().create_task(self._remove(session.record.session_id, machine))
         self.removals.add(removal)
         removal.add_done_callback(self.removals.discard)
-        removal.add_done_callback(_log_failure)
         return session.record
 
     def _carry_on(self, session: Session, status: SessionStatus, reason: str, planned: SnapshotRecord | None) -> None:
@@ -163,8 +163,16 @@ class Ends:
                 await self.end(session, status, reason, planned=planned)
 
     async def _remove(self, session_id: str, machine: Machine) -> None:
-        await self._egress.forget(session_id)
-        await self._machines.remove(machine)
+        self.unremoved.add(machine.machine_id)
+
+        async def removed() -> None:
+            await self._machines.remove(machine)
+            self.unremoved.discard(machine.machine_id)
+
+        await self._background.insist(f"machine {machine.machine_id} could not be removed completely", removed)
+        await self._background.insist(
+            f"the policy of session {session_id} could not be forgotten", lambda: self._egress.forget(session_id)
+        )
 
     # -- of a machine that is gone ------------------------------------------------------------------
 
@@ -281,8 +289,3 @@ class Ends:
     def _planned(self, session: Session, method: SnapshotMethod) -> SnapshotRecord:
         assert session.entry is not None
         return self._snapshots.plan(session.record, session.entry, method)
-
-
-def _log_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("a machine could not be removed completely: %s", error, exc_info=error)

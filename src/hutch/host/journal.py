@@ -93,7 +93,8 @@ drop table commands;
 
 class MachineEntry(msgspec.Struct, frozen=True, kw_only=True):
     """What is needed to find a session's machine again. `cpu_zero_us` is the cgroup's counter at the claim,
-    `image_bytes` the size of its image, `inherited_bytes` that of the snapshot that its layer began with."""
+    `image_bytes` the size of its image, `inherited_bytes` that of the snapshot that its layer began with, `fingerprint` what its
+    memory needs to go on when it is saved (empty: an older release started it)."""
 
     machine_id: str
     pid: int
@@ -104,6 +105,7 @@ class MachineEntry(msgspec.Struct, frozen=True, kw_only=True):
     layer: str
     image_bytes: int = 0
     inherited_bytes: int = 0
+    fingerprint: str = ""
 
 
 class ImageEntry(msgspec.Struct, frozen=True, kw_only=True):

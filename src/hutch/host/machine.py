@@ -117,6 +117,7 @@ class Machine:
     token: str = ""
     cpu_zero_us: int = 0
     image_bytes: int = 0
+    fingerprint: str = ""
     inherited_bytes: int = 0
     ping_timeout_s: float = 4.0
     died: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -173,6 +174,7 @@ class Machine:
             cpu_zero_us=self.cpu_zero_us,
             layer=self.machine_id,
             image_bytes=self.image_bytes,
+            fingerprint=self.fingerprint,
             inherited_bytes=self.inherited_bytes,
         )
 
@@ -342,6 +344,8 @@ class Machines:
             connecting = self._connect(traits, plan.channel_dir, token, traits.boot_timeout_s, boots=memory is None)
             agent = asyncio.ensure_future(connecting)
             undo.callback(agent.cancel)
+            # Of what runs it: what is installed may be another release when its memory is saved.
+            fingerprint = await self._blocking(isolation.fingerprint)
             process = await self._boot_process(isolation, plan)
             undo.push_async_callback(self._blocking, isolation.kill, process)
             connection = await self._unless_dead(isolation, agent, process, directory)
@@ -349,6 +353,7 @@ class Machines:
             machine.ping_timeout_s = traits.ping_timeout_s
             machine.image_bytes = sum(layer.path.stat().st_size for layer in kind.image.layers)
             machine.inherited_bytes = source.size_bytes if source is not None else 0
+            machine.fingerprint = fingerprint
             undo.callback(machine.unwatch)
             machine.watch()
             # Its files may be those of a template.
@@ -489,10 +494,10 @@ class Machines:
             raise ProcessLookupError("its sandbox process died while the host was down")
         directory = self._directory / entry.machine_id
         mark = directory / SUSPENDED_MARK
-        if mark.exists():
+        stood_still = mark.exists()
+        if stood_still:
             # The host died while it saved the machine's memory.
             await self._blocking(isolation.resume, entry.machine_id)
-            mark.unlink()
         traits = isolation.traits
         connection = await self._connect(traits, directory / "channel", entry.token, traits.adopt_timeout_s)
         network = self._networks.network(entry.network)
@@ -503,7 +508,12 @@ class Machines:
         machine.token, machine.cpu_zero_us = entry.token, entry.cpu_zero_us
         machine.ping_timeout_s = traits.ping_timeout_s
         machine.image_bytes, machine.inherited_bytes = entry.image_bytes, entry.inherited_bytes
+        machine.fingerprint = entry.fingerprint
         machine.watch()
+        if stood_still:
+            if traits.begins:
+                await self._set_clock(machine)
+            mark.unlink()
         return machine
 
     async def claim(self, machine: Machine, image: Image, hostname: str, env: dict[str, str]) -> None:

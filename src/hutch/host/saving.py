@@ -94,7 +94,7 @@ class Saving:
         machine, commands, memory = session.machine, session.commands, self._snapshots.memory
         assert machine is not None
         assert commands is not None
-        fingerprint = await asyncio.to_thread(self._machines.fingerprint, session.record.isolation)
+        fingerprint = machine.fingerprint or await asyncio.to_thread(self._machines.fingerprint, session.record.isolation)
         # What is written already is not written while everything stands still, and the files alone have it too.
         await self._machines.write_so_far(machine)
         await asyncio.to_thread(self._snapshots.sync)

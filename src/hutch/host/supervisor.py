@@ -208,8 +208,11 @@ class Supervisor:
             # Its end had begun; it is carried through.
             await self.ends.carry_through(session, SessionStatus.STOPPED, str(interrupted))
             return
-        except OSError as error:
-            reason = f"The sandbox could not be adopted: {reason_of(error)}."
+        except Exception as error:
+            # Whatever it is: one sandbox must not keep the host from all others.
+            if not isinstance(error, OSError):
+                log.exception("session %s could not be adopted", session.record.session_id)
+            reason = f"The sandbox could not be adopted: {reason_of(error) if isinstance(error, OSError) else error}."
             await self.ends.carry_through(session, SessionStatus.FAILED, reason)
             return
         await self._meter.resume(session.record.session_id, machine.network)
@@ -599,6 +602,8 @@ class Supervisor:
         """Have the files hold nothing of what was forgotten. Raises `UnavailableError` when that has to be tried again."""
         # Machines go behind the end of their sessions.
         await asyncio.gather(*self.ends.removals, return_exceptions=True)
+        if self.ends.unremoved:
+            raise UnavailableError("not_scrubbed", "The files of a sandbox that ended can't be removed now.", retry_after_s=1)
         await self.images.collect()
         try:
             await self._machines.scrub()

@@ -6,11 +6,13 @@ import contextlib
 import os
 import re
 import subprocess
+import time
 from pathlib import Path
 from typing import IO
 
 MAX_CONSOLE_BYTES = 256 * 1024
 """What a guest says after that is read and dropped: its console must not fill the host's disk."""
+DROPPED_PAUSE_S = 0.05
 _NO_START = re.compile(r"hutch-agent: this machine can't start: ([ -~]{1,300})")
 _PANIC = re.compile(r"Kernel panic - not syncing: ([ -~]{1,200})")
 
@@ -34,6 +36,9 @@ def keep(child: subprocess.Popen[bytes], source: IO[bytes], file: Path) -> None:
         with contextlib.suppress(OSError):
             sink = file.open("wb", buffering=0)
         while block := os.read(source.fileno(), 16 * 1024):
+            if room <= 0:
+                # A guest that goes on without end waits for itself: each byte would wake the host.
+                time.sleep(DROPPED_PAUSE_S)
             if sink is not None and room > 0:
                 # A full disk of the host, or a directory that is being removed, ends the log and not the machine.
                 with contextlib.suppress(OSError):

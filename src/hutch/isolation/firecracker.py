@@ -20,7 +20,6 @@ of its own, under its own filter of system calls, and in the machine's cgroup fr
 from __future__ import annotations
 
 import asyncio
-import functools
 import hashlib
 import json
 import os
@@ -262,11 +261,10 @@ class Firecracker:
             raise FirecrackerFailed(f"There is no machine {machine_id}") from error
         return Monitor(self._jail(machine_id, directory), channel, process, self._limits.api_s)
 
-    @functools.cache  # noqa: B019 - there is one for as long as the process lives
     def fingerprint(self) -> str:
         found = hashlib.sha256(str(self.programs.version).encode())
         for file in (self.programs.binary, self._files.kernel, self._files.initramfs):
-            found.update(hashlib.sha256(file.read_bytes()).digest())
+            found.update(processor.digest(file))
         found.update(kernel_line(self._files.arguments, 0).encode())
         found.update(processor.model(also=frozenset({"stepping"})))
         return found.hexdigest()

@@ -10,7 +10,6 @@ sandbox's writable layer on top. What a guest writes is on the host at once, so 
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -198,9 +197,8 @@ class Gvisor:
         options = ["-leave-running", "-exclude-committed-zero-pages", *_direct(image), f"-image-path={image}"]
         kernel.run([*self._command(), "checkpoint", *options, machine_id], timeout_s=CHECKPOINT_TIMEOUT_S)
 
-    @functools.cache  # noqa: B019 - there is one for as long as the process lives
     def fingerprint(self) -> str:
-        found = hashlib.sha256(self.runsc.read_bytes())
+        found = hashlib.sha256(processor.digest(self.runsc))
         found.update(processor.model())
         return found.hexdigest()
 

@@ -14,7 +14,6 @@ A machine boots, or begins with a template (`qemu_template.py`), or goes on from
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import logging
@@ -370,9 +369,12 @@ class Qemu:
 
     def _unprivileged(self, plan: MachinePlan) -> list[str]:
         """What becomes QEMU, so that the process stays the same."""
+        # A disk's file is as large as the disk from the beginning: no file that it has is to become larger.
+        largest = max(file.stat().st_size for file in (plan.layer / DISK, *(mount.source for mount in plan.mounts)))
+        bounded = ["prlimit", f"--fsize={largest}", "--core=0", "--"]
         uid = FIRST_UID + int(hashlib.sha256(plan.machine_id.encode()).hexdigest()[:7], 16)
         words = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
-        return [*words, *self._groups(), "--"]
+        return [*bounded, *words, *self._groups(), "--"]
 
     def _files(self, binary: str) -> list[str]:
         """What QEMU needs beside the system's programs and libraries."""
@@ -441,13 +443,12 @@ class Qemu:
         except (ValueError, KeyError, TypeError) as error:
             raise OSError(f"the record of {machine_id} is none, or of an older release") from error
 
-    @functools.cache  # noqa: B019 - there is one for as long as the process lives
     def fingerprint(self) -> str:
         binary = shutil.which(self.binary, path=kernel.command_environment()["PATH"])
         found = hashlib.sha256(self.accelerator.encode() + processor.model())
         found.update(BALLOON.encode())
         for file in (Path(binary) if binary else None, self.guest.kernel, self.guest.initramfs):
-            found.update(hashlib.sha256(file.read_bytes() if file else b"").digest())
+            found.update(processor.digest(file) if file else hashlib.sha256().digest())
         return found.hexdigest()
 
     # -- end ---------------------------------------------------------------------------------------

@@ -27,9 +27,11 @@ from hutch.isolation.protocol import BootFailed, MachinePlan, PlannedMount
 from hutch.isolation.qemu import Qemu, last_words
 from hutch.isolation.qemu_command import MIB, Accelerator
 from hutch.wire import Connection
+from hutch.wire.connection import ConnectionClosed
 
 T = TypeVar("T")
 KVM_DEADLINE_S = 5.0
+REFUSAL_KEPT_S = 600.0
 TCG_DEADLINE_S = 60.0
 """Measured: 3 s on an idle machine. Emulation takes as long as others use the processors."""
 ANSWER_TIMEOUT_S = 10.0
@@ -121,7 +123,7 @@ async def _answered(agent: asyncio.Future[Connection], process: Process, directo
     try:
         connection = agent.result()
         await connection.ping(ANSWER_TIMEOUT_S)
-    except OSError as error:
+    except (OSError, ConnectionClosed) as error:
         raise BootFailed(f"No agent answered within {deadline_s:g} s: {error}{last_words(directory)}") from error
     return connection
 
@@ -157,13 +159,14 @@ def kvm_verdict(qemu: Qemu, directory: Path = VERDICTS) -> Verdict:
 
 
 def verdict(qemu: Qemu, directory: Path = VERDICTS) -> Verdict:
-    """The same of a backend's accelerator, whichever it is. That emulation fails is not kept: it may have been too slow."""
+    """The same of a backend's accelerator, whichever it is. That KVM does not boot is kept for a while,
+    since a machine that just starts may have been too busy; that emulation fails is not."""
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text()
     key = hashlib.sha256(f"{boot_id}{qemu.fingerprint()}".encode()).hexdigest()
     file = directory / f"verdict-{qemu.accelerator}.json"
     with suppress(OSError, ValueError, KeyError, TypeError):
         kept = json.loads(file.read_text())
-        if kept["key"] == key:
+        if kept["key"] == key and (kept["usable"] or 0 <= time.time() - kept["at"] < REFUSAL_KEPT_S):
             return Verdict(bool(kept["usable"]), str(kept["reason"]))
     found = _tried(qemu)
     if found.usable or qemu.accelerator is Accelerator.KVM:
@@ -171,7 +174,7 @@ def verdict(qemu: Qemu, directory: Path = VERDICTS) -> Verdict:
         # Of one of those who try at the same time.
         descriptor, part = tempfile.mkstemp(dir=directory, prefix=".verdict-")
         with open(descriptor, "w") as written:
-            written.write(json.dumps({"key": key, **asdict(found)}))
+            written.write(json.dumps({"key": key, "at": time.time(), **asdict(found)}))
         Path(part).replace(file)
     return found
 
