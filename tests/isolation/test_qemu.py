@@ -91,9 +91,10 @@ def test_a_machine_boots_and_runs_a_program(qemu: Qemu, image: Path, tmp_path: P
         assert "Uid:\t0" not in status
         assert "CapEff:\t0000000000000000" in status
         assert "Seccomp:\t2" in status
-        # No file becomes larger than its disk.
+        # No file becomes larger than its disk and its memory.
         limits = Path(f"/proc/{booted.process.pid}/limits").read_text()
-        assert re.search(rf"^Max file size +{64 * MIB} +{64 * MIB} ", limits, re.MULTILINE)
+        largest = max(64 * MIB, booted.plan.memory_bytes)
+        assert re.search(rf"^Max file size +{largest} +{largest} ", limits, re.MULTILINE)
         # In a jail: nothing of the host but its read-only programs, no process but itself, no network.
         own = Path(f"/proc/{booted.process.pid}")
         mounts = [line.split() for line in (own / "mountinfo").read_text().splitlines()]

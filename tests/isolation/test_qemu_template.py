@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import mmap
 import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from hutch.host import kernel
+from hutch.host.cgroups import Cgroups
 from hutch.isolation import qemu_template
+from hutch.isolation.protocol import MachinePlan
+from hutch.isolation.qemu_making import Maker
 from hutch.isolation.qemu_template import Kind, Template, Templates, file, seal
 from tests.conftest import wait_until
 
@@ -99,6 +105,31 @@ def test_one_makes_it_for_all(templates: Templates) -> None:
     assert (calls, found) == ([1], [False] * 2 + [True] * qemu_template.MOST_WAITING)
 
 
+def test_those_who_wait_for_many_kinds_leave_threads_to_others(templates: Templates) -> None:
+    gate, lock = threading.Event(), threading.Lock()
+    making, found = 0, []
+
+    def make() -> Template:
+        nonlocal making
+        with lock:
+            making += 1
+        assert gate.wait(60)
+        return template()
+
+    def want(vcpus: int) -> None:
+        with templates.using(dataclasses.replace(KIND, vcpus=vcpus), make) as got:
+            found.append(got is not None)
+
+    threads = [threading.Thread(target=want, args=(vcpus,)) for vcpus in range(1, qemu_template.MOST_WAITING_IN_ALL + 3)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: len(found) == 2 and making == qemu_template.MOST_WAITING_IN_ALL, 60, lambda: f"{found}, {making}")
+    gate.set()
+    for thread in threads:
+        thread.join()
+    assert found == [False] * 2 + [True] * qemu_template.MOST_WAITING_IN_ALL
+
+
 def test_one_that_can_not_be_made_is_not_tried_at_once(
     templates: Templates, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -170,3 +201,34 @@ def test_a_template_with_a_disk_is_copied_and_closed_whole(templates: Templates)
         assert got is not None
         assert got.disk is not None
         assert os.pread(got.disk, 5, 0) == b"files"
+
+
+def test_a_machine_that_dies_while_a_template_is_made_is_not_waited_for(tmp_path: Path) -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    process = kernel.process(child.pid)
+    child.kill()
+    child.wait()
+    maker = Maker(
+        directory=tmp_path,
+        cgroups=Cgroups.detect(),
+        probe_root=tmp_path,
+        boot_timeout_s=3600,
+        start=lambda *_: process,
+        monitor=lambda _: pytest.fail("nobody is there to be asked"),
+        end=lambda *_: ": its kernel panicked",
+    )
+    plan = MachinePlan(
+        machine_id="m",
+        directory=tmp_path,
+        lowers=(tmp_path,),
+        layer=tmp_path,
+        channel_dir=tmp_path,
+        agent=tmp_path,
+        namespace=tmp_path,
+        nameserver="",
+        cgroup="",
+        vcpus=1,
+        memory_bytes=512 * 2**20,
+    )
+    with pytest.raises(OSError, match="ended before its agent answered: its kernel panicked"):
+        maker.waiting(plan)

@@ -369,9 +369,9 @@ class Qemu:
 
     def _unprivileged(self, plan: MachinePlan) -> list[str]:
         """What becomes QEMU, so that the process stays the same."""
-        # A disk's file is as large as the disk from the beginning: no file that it has is to become larger.
-        largest = max(file.stat().st_size for file in (plan.layer / DISK, *(mount.source for mount in plan.mounts)))
-        bounded = ["prlimit", f"--fsize={largest}", "--core=0", "--"]
+        # A disk's file is as large as the disk from the beginning. What a template's devices are written to is less than memory.
+        sizes = (file.stat().st_size for file in (plan.layer / DISK, *(mount.source for mount in plan.mounts)))
+        bounded = ["prlimit", f"--fsize={max(plan.memory_bytes, *sizes)}", "--core=0", "--"]
         uid = FIRST_UID + int(hashlib.sha256(plan.machine_id.encode()).hexdigest()[:7], 16)
         words = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
         return [*bounded, *words, *self._groups(), "--"]

@@ -32,6 +32,7 @@ from hutch.wire import Connection
 from hutch.wire.connection import ConnectionClosed
 
 ANSWER_TIMEOUT_S, HANG_UP_TIMEOUT_S, EMPTY_TIMEOUT_S = 30.0, 2.0, 2.0
+LOOK_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ class Maker:
         process: Process | None = None
         try:
             process = self.start(own, origin)
-            asyncio.run(self._ask(own.directory, ask))
+            asyncio.run(self._ask(own.directory, process, ask))
             with self.monitor(own.directory) as asked:
                 qemu_memory.stand_still(asked)
                 qemu_memory.write(asked, devices, without_memory=True)
@@ -121,8 +122,8 @@ class Maker:
                 self.cgroups.kill_all(own.cgroup, EMPTY_TIMEOUT_S)
                 self.cgroups.remove(own.cgroup, EMPTY_TIMEOUT_S)
 
-    async def _ask(self, directory: Path, ask: Callable[[Connection], Awaitable[None]]) -> None:
-        connection = await channel.reach_agent(directory, "", self.boot_timeout_s)
+    async def _ask(self, directory: Path, process: Process, ask: Callable[[Connection], Awaitable[None]]) -> None:
+        connection = await self._reached(directory, process)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 await ask(connection)
@@ -133,6 +134,18 @@ class Maker:
             raise OSError(f"the agent of a template did not do what it was asked: {error}") from error
         finally:
             connection.close("the template is made")
+
+    async def _reached(self, directory: Path, process: Process) -> Connection:
+        agent = asyncio.ensure_future(channel.reach_agent(directory, "", self.boot_timeout_s))
+        try:
+            # One that can't start ends long before the deadline, and threads of the host wait.
+            while not agent.done() and process.alive():
+                await asyncio.wait([agent], timeout=LOOK_S)
+            if not agent.done():
+                raise OSError("the machine of a template ended before its agent answered")
+            return await agent
+        finally:
+            agent.cancel()
 
 
 async def _until_it_answers(connection: Connection) -> None:

@@ -28,6 +28,8 @@ MOST = 8
 """Templates at a time: each holds what a kernel and the agent need, some tens of MiB."""
 MOST_WAITING = 4
 """Who wait for one template, its maker among them: each keeps one of the host's threads meanwhile. More boot by themselves."""
+MOST_WAITING_IN_ALL = 6
+"""The same of all kinds together: who ends, meters and seals machines needs threads too."""
 MOST_ASKED = 64
 """Of how many kinds it is known that somebody wanted one."""
 REST_S = 60.0
@@ -168,7 +170,8 @@ class Templates:
             place = self._places.setdefault(kind, _Place())
             place.used = time.monotonic()
             self._forget_unused()
-            if place.template is None and place.waiting >= MOST_WAITING:
+            waiting = sum(each.waiting for each in self._places.values())
+            if place.template is None and (place.waiting >= MOST_WAITING or waiting >= MOST_WAITING_IN_ALL):
                 return None
             place.waiting += 1
         try:
