@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
+import os
 import tarfile
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -105,6 +108,22 @@ async def test_an_archive_that_is_too_large_is_refused(api: Api) -> None:
     refused = await api.client("").post(path, files={"file": b"\0" * (limit + 100_000)})
     assert (refused.status_code, refused.json()["error"]["code"]) == (413, "payload_too_large")
     assert list((api.services.settings.control_dir / "uploads").iterdir()) == []
+
+
+async def test_an_archive_that_there_is_no_room_for_is_refused_and_may_be_sent_again(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, path = await created(api)
+
+    def full(written: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", full)
+        refused = await api.client("").post(path, files={"file": archive(a="b")})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "disk_full")
+    assert list((api.services.settings.control_dir / "uploads").iterdir()) == []
+    assert (await api.client("").post(path, files={"file": archive(a="b")})).status_code == 204
 
 
 async def test_secrets_are_sealed_named_and_shown_to_those_who_may(api: Api) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import html
 import logging
@@ -31,7 +32,15 @@ from hutch.api.services import Services, services_of
 from hutch.control import worker_wire as wire
 from hutch.control.permissions import Permission
 from hutch.control.records import Scope
-from hutch.errors import BadRequestError, ConflictError, HutchError, NotFoundError, PayloadTooLargeError, RateLimitedError
+from hutch.errors import (
+    BadRequestError,
+    ConflictError,
+    HutchError,
+    NotFoundError,
+    PayloadTooLargeError,
+    RateLimitedError,
+    UnavailableError,
+)
 from hutch.storage import audit_log, worker_syncs
 from hutch.storage import workers as rows
 from hutch.storage.workers import Deployment, Run, Worker
@@ -163,7 +172,7 @@ async def workers_delete(request: Request) -> Response:
 @router.post(
     "/hutch/v1/worker-uploads/{upload}",
     status_code=204,
-    openapi_extra=documented(status=204, upload="multipart/form-data", public=True, errors=(400, 404)),
+    openapi_extra=documented(status=204, upload="multipart/form-data", public=True, errors=(400, 404, 503)),
 )
 async def upload_source(request: Request, upload: str) -> Response:
     """A worker's source: a gzipped tar archive as the part `file`. The path is the secret that `workersCreateWorker` and
@@ -174,9 +183,14 @@ async def upload_source(request: Request, upload: str) -> Response:
     if found is None:
         raise NotFoundError("not_found", "This upload is over, or never was. Deploy again.")
     scope, deployment_id = found
-    content = await _file(request, services.settings.workers.max_archive_bytes)
-    store = builds.archives(services)
-    await asyncio.to_thread(store.keep, deployment_id, content)
+    try:
+        content = await _file(request, services.settings.workers.max_archive_bytes)
+        store = builds.archives(services)
+        await asyncio.to_thread(store.keep, deployment_id, content)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UnavailableError("disk_full", "The server has no room for the archive.", retry_after_s=30) from error
     now = services.clock()
     async with services.database.write() as connection:
         taken = await rows.change_deployment(connection, scope, deployment_id, now, status="uploaded", before=("uploading",))

@@ -60,16 +60,20 @@ class Archives:
     def keep(self, deployment_id: str, content: bytes) -> None:
         """Write it whole or not at all. Raises `OSError`."""
         written = self.path(deployment_id).with_suffix(".new")
-        with open(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(content)
-        written.replace(self.path(deployment_id))
+        try:
+            with open(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(content)
+            written.replace(self.path(deployment_id))
+        except OSError:
+            written.unlink(missing_ok=True)
+            raise
 
     def drop(self, deployment_id: str) -> None:
         self.path(deployment_id).unlink(missing_ok=True)
 
 
 def archives(services: Services) -> Archives:
-    directory = services.settings.control_dir / "uploads"
+    directory = services.settings.uploads_dir
     directory.mkdir(mode=0o700, exist_ok=True)
     return Archives(directory)
 
