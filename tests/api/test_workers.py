@@ -13,9 +13,10 @@ from typing import Any
 import httpx
 import pytest
 
-from hutch.api.workers import _told
+from hutch.api.workers import MAX_WAITING, UPLOAD_LIFE_MS, _told
 from hutch.control.permissions import TokenRole
 from hutch.storage import workers as rows
+from hutch.workers import builds, retention
 from tests.api.conftest import Api
 
 MOST = 1024 * 1024
@@ -216,6 +217,65 @@ async def test_tokens_for_workers_are_good_for_nothing_else(api: Api) -> None:
     assert (await send("RevokeToken", tokenId=other)).status_code == 404
     assert (await send("RevokeToken", tokenId=listed["id"])).status_code == 200
     assert (await send("ListWorkers", http)).status_code == 401
+
+
+async def test_an_address_for_an_upload_is_good_for_an_hour(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, path = await created(api)
+    clock = api.services.clock
+    with monkeypatch.context() as patched:
+        patched.setattr(api.services, "clock", lambda: clock() + UPLOAD_LIFE_MS)
+        late = await api.client("").post(path, files={"file": b"x"})
+    assert (late.status_code, late.json()["error"]["code"]) == (404, "not_found")
+    assert (await api.client("").post(path, files={"file": b"x"})).status_code == 204
+
+
+async def test_of_what_nobody_builds_the_newest_is_kept(api: Api) -> None:
+    worker, path = await created(api)
+    other, kept = await created(api)
+    assert (await api.client("").post(kept, files={"file": b"another's"})).status_code == 204
+    for number in range(MAX_WAITING + 2):
+        assert (await api.client("").post(path, files={"file": str(number).encode()})).status_code == 204
+        again = (await call(api.http, "UpdateWorker", workerId=worker, uploadType="source")).json()
+        path = httpx.URL(again["url"]).path
+    uploads = api.services.settings.control_dir / "uploads"
+    newest = {str(number).encode() for number in range(3, MAX_WAITING + 2)}
+    assert {entry.read_bytes() for entry in uploads.iterdir()} == newest | {b"another's"}
+    assert (await api.client("").post(path, files={"file": b"last"})).status_code == 204
+    assert (await call(api.http, "DeleteWorker", workerId=worker)).status_code == 200
+    assert [entry.read_bytes() for entry in uploads.iterdir()] == [b"another's"]
+    assert (await call(api.http, "GetWorker", workerId=other)).status_code == 200
+
+
+async def test_archives_that_nobody_waits_for_go_with_time(api: Api) -> None:
+    for content in (b"young", b"old"):
+        _, path = await created(api)
+        assert (await api.client("").post(path, files={"file": content})).status_code == 204
+    uploads = api.services.settings.control_dir / "uploads"
+    (old,) = (entry for entry in uploads.iterdir() if entry.read_bytes() == b"old")
+    os.utime(old, (0, 0))
+    (uploads / "nobody.tar.gz").touch()
+    following = asyncio.create_task(retention.follow(api.services))
+    try:
+        async with asyncio.timeout(20):
+            while len(list(uploads.iterdir())) > 1:
+                await asyncio.sleep(0.05)
+    finally:
+        following.cancel()
+    assert [entry.read_bytes() for entry in uploads.iterdir()] == [b"young"]
+
+
+async def test_an_archive_that_goes_meanwhile_is_no_error(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, path = await created(api)
+    assert (await api.client("").post(path, files={"file": b"x"})).status_code == 204
+    awaited = rows.awaited_uploads
+
+    async def slow(connection: Any) -> set[str]:
+        for entry in (api.services.settings.control_dir / "uploads").iterdir():
+            entry.unlink()
+        return await awaited(connection)
+
+    monkeypatch.setattr(rows, "awaited_uploads", slow)
+    await builds.drop_archives(api.services)
 
 
 async def test_a_deleted_project_leaves_no_archive(api: Api) -> None:

@@ -55,6 +55,8 @@ router = APIRouter(route_class=WorkerRoute, tags=["workers"])
 log = logging.getLogger(__name__)
 
 UPLOAD_LIFE_MS = 3_600_000
+MAX_WAITING = 10
+"""Uploads of one worker that wait to be built: as many deploys at once, and no disk full of what nobody built."""
 FORM_SLACK_BYTES = 64 * 1024
 MAX_FIELDS = 20
 HEARTBEAT_S = 10.0
@@ -135,13 +137,17 @@ async def workers_create(request: Request) -> Response:
     openapi_extra=documented(wire.UpdateWorker, answer=wire.Upload, errors=(404,), needs=Permission.WORKER_WRITE),
 )
 async def workers_update(request: Request) -> Response:
-    """Where a worker's next source goes."""
+    """Where a worker's next source goes. Of those that wait to be built the ten newest are kept."""
     services, scope, body = await _asked(request, wire.UpdateWorker)
     worker = await _find(services, scope, body.workerId)
     now = services.clock()
     secret, deployment = _upload(worker, now)
     async with services.database.write() as connection:
         await rows.add_deployment(connection, deployment)
+        forgotten = await rows.forget_waiting(connection, scope, worker.id, MAX_WAITING)
+    store = builds.archives(services)
+    for deployment_id in forgotten:
+        await asyncio.to_thread(store.drop, deployment_id)
     return JsonResponse(_where(services, secret))
 
 
@@ -163,6 +169,9 @@ async def workers_delete(request: Request) -> Response:
         await audit_log.append(
             connection, scope.team_id, actor, "worker.deleted", worker.id, services.clock(), project=scope.project_id
         )
+    # It is deleted all the same: what stays is looked for again.
+    with contextlib.suppress(UnavailableError):
+        await builds.drop_archives(services)
     return JsonResponse({})
 
 
@@ -179,7 +188,7 @@ async def upload_source(request: Request, upload: str) -> Response:
     `workersUpdateWorker` answer; it is good for one upload within an hour."""
     services = services_of(request)
     async with services.database.read() as connection:
-        found = await rows.uploading(connection, _digest(upload))
+        found = await rows.uploading(connection, _digest(upload), services.clock() - UPLOAD_LIFE_MS)
     if found is None:
         raise NotFoundError("not_found", "This upload is over, or never was. Deploy again.")
     scope, deployment_id = found
