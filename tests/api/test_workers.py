@@ -17,6 +17,7 @@ from hutch.api.workers import MAX_WAITING, UPLOAD_LIFE_MS, _told
 from hutch.control.permissions import TokenRole
 from hutch.storage import workers as rows
 from hutch.workers import builds, retention
+from hutch.workers.lines import MAX_LINE_BYTES
 from tests.api.conftest import Api
 
 MOST = 1024 * 1024
@@ -290,6 +291,23 @@ async def test_a_deleted_project_leaves_no_archive(api: Api) -> None:
         while len(list(uploads.iterdir())) > 1:
             await asyncio.sleep(0.05)
     assert [path.read_bytes() for path in uploads.iterdir()] == [b"stays"]
+
+
+async def test_a_reader_that_is_slow_has_few_records_wait_for_it() -> None:
+    begun = 0
+
+    async def floods(records: asyncio.Queue[bytes | None]) -> None:
+        nonlocal begun
+        while True:
+            begun += 1
+            await records.put(b"x" * MAX_LINE_BYTES)
+
+    stream = _told(floods)
+    await anext(stream)
+    for _ in range(5000):
+        await asyncio.sleep(0)
+    assert begun * MAX_LINE_BYTES <= 2 * 1024 * 1024
+    await stream.aclose()  # type: ignore[attr-defined]
 
 
 async def test_a_stream_ends_though_nobody_reads_what_a_worker_floods_it_with() -> None:

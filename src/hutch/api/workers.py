@@ -60,6 +60,8 @@ MAX_WAITING = 10
 FORM_SLACK_BYTES = 64 * 1024
 MAX_FIELDS = 20
 HEARTBEAT_S = 10.0
+MAX_RECORDS = 16
+"""That wait for a reader of a stream: each may have a line of 64 KiB, in which a byte takes up to six as JSON."""
 
 Records = asyncio.Queue[bytes | None]
 
@@ -563,7 +565,7 @@ def _where(services: Services, secret: str) -> dict[str, Any]:
 
 async def _told(work: Callable[[Records], Awaitable[None]]) -> AsyncIterator[bytes]:
     """The records of some work as they come, and empty lines while none does. When nobody reads any more, the work ends."""
-    records: Records = asyncio.Queue(1000)
+    records: Records = asyncio.Queue(MAX_RECORDS)
 
     async def whole() -> None:
         try:
