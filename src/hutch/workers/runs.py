@@ -165,6 +165,11 @@ async def fetch_manifest(services: Services, scope: Scope, worker: Worker) -> tu
     now = services.clock()
     sealed = services.sealer.seal(json.loads(content), found.id)
     async with services.database.write() as connection:
+        # Locked first: one that was built meanwhile may be about to serve, and what it had migrated would be migrated back.
+        await reconcile.lock(connection, scope, worker.id, services.sealer, now)
+        newest = await rows.latest(connection, scope, worker.id, ("built", "ready"), services.sealer)
+        if newest is None or newest.id != found.id:
+            raise ConflictError("deployment_replaced", "A newer deployment was built while the manifest of this one was read.")
         await reconcile.apply(connection, scope, worker.id, manifest, services.sealer, now)
         await rows.change_deployment(connection, scope, found.id, now, status="ready", before=("built", "ready"), manifest=sealed)
         await rows.touch(connection, scope, worker.id, now, deployment_id=found.id)
