@@ -948,6 +948,11 @@ class Settings(BaseSettings):
         return self.server.data_dir / "control"
 
     @property
+    def uploads_dir(self) -> Path:
+        """Archives of workers until they are built, and what is on its way to be one."""
+        return self.control_dir / "uploads"
+
+    @property
     def host_dir(self) -> Path:
         """The host's journal, layers and logs; root only."""
         return self.server.data_dir / "host"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -208,6 +209,34 @@ async def test_a_deployment_that_reaches_more_waits_until_somebody_agrees(api: A
     await built(api, worker, "evil.test")
     answer = await dev.post("/v3/workersFetchAndSaveCapabilities", json={"workerId": worker})
     assert answer.json()["network"] == {"added": [], "removed": ["api.example.com"]}
+
+
+async def test_a_deployment_does_not_overtake_one_that_was_built_meanwhile(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = await deployed(api, lambda job: OK, ASK)
+    await built(api, worker, "old.example.com")
+    api.host.manifest = json.dumps({"sdkVersion": "0.9.2", "capabilities": ASK}).encode()
+    reading, newer_serves = asyncio.Event(), asyncio.Event()
+    load = api.host._load_worker
+
+    async def slow(*loaded: Any) -> None:
+        if not reading.is_set():
+            reading.set()
+            await newer_serves.wait()
+        await load(*loaded)
+
+    monkeypatch.setattr(api.host, "_load_worker", slow)
+    older = asyncio.create_task(api.http.post("/v3/workersFetchAndSaveCapabilities", json={"workerId": worker}))
+    await reading.wait()
+    newer = await built(api, worker, "new.example.com")
+    answer = await api.http.post("/v3/workersFetchAndSaveCapabilities", json={"workerId": worker})
+    assert answer.status_code == 200, answer.text
+    newer_serves.set()
+    refused = await older
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "deployment_replaced"), refused.text
+    async with api.services.database.read() as connection:
+        found = await rows.find(connection, Scope(api.own.team_id, api.own.project_id), worker)
+    assert found is not None
+    assert found.deployment_id == newer
 
 
 async def test_in_a_project_that_reviews_developers_can_only_narrow(api: Api) -> None:

@@ -18,10 +18,15 @@ import httpx
 import pytest
 from sqlalchemy import update
 
+from hutch.control.records import Scope
 from hutch.egress.policy import check
+from hutch.errors import UnavailableError
 from hutch.host.protocol import NetworkSpec, SessionStatus
+from hutch.storage import worker_oauth, workers
 from hutch.storage.models import DeploymentModel
-from hutch.workers import oauth
+from hutch.storage.workers import Worker
+from hutch.workers import connections, oauth
+from hutch.workers.manifest import OAuth
 from tests.api.conftest import Api
 from tests.api.serving import deployed, tool
 from tests.workers.declared import oauth as declared
@@ -211,6 +216,74 @@ async def test_a_token_that_ends_is_refreshed_once_for_all_who_wait(api: Api, pr
     assert set(tokens) == {"access-2"}, "it had less than a minute"
     assert [form["grant_type"] for form in provider.asked] == ["authorization_code", "refresh_token"]
     assert await token(api, worker) == "access-2"
+
+
+async def test_a_refresh_goes_on_when_nobody_waits_for_it(api: Api, provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+    scope, worker, found = await connection_of(api, provider)
+    asking = asyncio.create_task(connections.current(api.services, scope, worker, found))
+    put, failed = worker_oauth.put_token, False
+
+    def goes_away(form: dict[str, str]) -> tuple[int, bytes]:
+        asking.cancel()
+        provider.answer = None
+        provider.lives_s = 3600
+        return provider.token(form, "")
+
+    async def fails_once(*given: Any) -> None:
+        nonlocal failed
+        if not failed:
+            failed = True
+            raise UnavailableError("database_unavailable", "The database does not answer. Try again.")
+        await put(*given)
+
+    provider.answer = goes_away
+    monkeypatch.setattr(worker_oauth, "put_token", fails_once)
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    refreshed = await token(api, worker.id)
+    assert (failed, refreshed) == (True, f"access-{len(provider.asked)}")
+    assert [form["refresh_token"] for form in provider.asked[1:]] == ["refresh-1", "refresh-1"], "asked once, and counted twice"
+
+
+async def test_a_login_that_is_another_by_now_is_not_given_up(
+    api: Api, provider: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scope, worker, found = await connection_of(api, provider)
+    services = api.services
+    newer = oauth.Token(access_token="newer", refresh_token="another", expires_at_ms=services.clock() + 3_600_000)
+
+    async def overtaken(answer: oauth.Token | oauth.Refused) -> oauth.Token | None:
+        """What is answered when another process has stored a token by the time the provider answers."""
+
+        async def asked(*_: Any) -> Any:
+            async with services.database.write() as connection:
+                await worker_oauth.put_token(connection, scope, worker.id, found.name, newer, services.sealer, 1)
+            return answer
+
+        async with services.database.write() as connection:
+            over = oauth.Token(access_token="over", refresh_token="used up", expires_at_ms=1)
+            await worker_oauth.put_token(connection, scope, worker.id, found.name, over, services.sealer, 1)
+        with monkeypatch.context() as patched:
+            patched.setattr(connections, "_asked", asked)
+            return await connections.current(services, scope, worker, found)
+
+    assert await overtaken(oauth.Refused("invalid_grant", final=True)) == newer
+    assert await token(api, worker.id) == "newer"
+    late = oauth.Token(access_token="late", refresh_token="late", expires_at_ms=services.clock() + 3_600_000)
+    assert await overtaken(late) == late
+    assert await token(api, worker.id) == "newer"
+
+
+async def connection_of(api: Api, provider: Provider) -> tuple[Scope, Worker, OAuth]:
+    """A worker with a token that ends soon."""
+    worker_id = await deployed(api, capability())
+    provider.lives_s = 30
+    await connected(api, provider, worker_id)
+    scope = Scope(api.own.team_id, api.own.project_id)
+    async with api.services.database.read() as connection:
+        worker = await workers.find(connection, scope, worker_id)
+    assert worker is not None
+    return scope, worker, await connections.config(api.services, scope, worker, "github")
 
 
 async def test_a_login_that_the_provider_ended_is_over_and_one_that_it_did_not_answer_is_not(

@@ -5,8 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
+from hutch.errors import UnavailableError
 from hutch.host.protocol import SessionStatus
 from hutch.metering.budgets import Limits
+from hutch.storage import workers as rows
+from hutch.workers import runs as executions
 from tests.api.conftest import Api
 from tests.api.deployed import ProgramError, deploy, deployed
 
@@ -126,6 +131,33 @@ async def test_a_sandbox_that_is_lost_before_the_result_is_a_lost_attempt(api: A
     answer = await api.http.post(f"/hutch/v1/workers/{worker}/automations/press/trigger", json={"wait": True})
     job = answer.json()["job"]
     assert (job["status"], job["attempts"], job["error"]["name"]) == ("dead", 1, "RunLostError")
+
+
+async def test_what_came_of_a_run_outlives_an_outage_of_the_database(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = await deployed(api, lambda job: {"heard": job["context"]["text"]})
+    end, is_away, tried = rows.end_run, True, asyncio.Event()
+
+    async def end_run(*given: Any, **named: Any) -> None:
+        tried.set()
+        if is_away:
+            raise UnavailableError("database_unavailable", "The database does not answer. Try again.")
+        await end(*given, **named)
+
+    monkeypatch.setattr(rows, "end_run", end_run)
+    waiting = asyncio.create_task(ask(api, worker, text="short"))
+    await tried.wait()
+    is_away = False
+    assert (await waiting).json() == {"result": {"heard": "short"}}
+    is_away = True
+    monkeypatch.setattr(executions, "WRITE_S", 0.05)
+    assert (await ask(api, worker, text="long")).json() == {"result": {"heard": "long"}}
+    [late, written] = (await runs(api, worker))["runs"]
+    assert (written["exit_code"], late.get("ended_at")) == (0, None)
+    is_away = False
+    async with asyncio.timeout(20):
+        while (full := await run(api, worker, late["id"])).get("ended_at") is None:
+            await asyncio.sleep(0.05)
+    assert (full["exit_code"], full["output"]) == (0, {"_tag": "success", "value": {"heard": "long"}})
 
 
 async def test_a_run_has_a_budget_and_says_when_that_is_used_up(api: Api) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
+import os
 import tarfile
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from hutch.api.workers import _told
+from hutch.api.workers import MAX_WAITING, UPLOAD_LIFE_MS, _told
 from hutch.control.permissions import TokenRole
 from hutch.storage import workers as rows
+from hutch.workers import builds, retention
+from hutch.workers.lines import MAX_LINE_BYTES
 from tests.api.conftest import Api
 
 MOST = 1024 * 1024
@@ -107,6 +112,22 @@ async def test_an_archive_that_is_too_large_is_refused(api: Api) -> None:
     assert list((api.services.settings.control_dir / "uploads").iterdir()) == []
 
 
+async def test_an_archive_that_there_is_no_room_for_is_refused_and_may_be_sent_again(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, path = await created(api)
+
+    def full(written: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", full)
+        refused = await api.client("").post(path, files={"file": archive(a="b")})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "disk_full")
+    assert list((api.services.settings.control_dir / "uploads").iterdir()) == []
+    assert (await api.client("").post(path, files={"file": archive(a="b")})).status_code == 204
+
+
 async def test_secrets_are_sealed_named_and_shown_to_those_who_may(api: Api) -> None:
     worker, _ = await created(api)
     secrets = [{"key": "B", "value": "two"}, {"key": "A", "value": "sealed-value"}, {"key": "B", "value": "three"}]
@@ -199,6 +220,65 @@ async def test_tokens_for_workers_are_good_for_nothing_else(api: Api) -> None:
     assert (await send("ListWorkers", http)).status_code == 401
 
 
+async def test_an_address_for_an_upload_is_good_for_an_hour(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, path = await created(api)
+    clock = api.services.clock
+    with monkeypatch.context() as patched:
+        patched.setattr(api.services, "clock", lambda: clock() + UPLOAD_LIFE_MS)
+        late = await api.client("").post(path, files={"file": b"x"})
+    assert (late.status_code, late.json()["error"]["code"]) == (404, "not_found")
+    assert (await api.client("").post(path, files={"file": b"x"})).status_code == 204
+
+
+async def test_of_what_nobody_builds_the_newest_is_kept(api: Api) -> None:
+    worker, path = await created(api)
+    other, kept = await created(api)
+    assert (await api.client("").post(kept, files={"file": b"another's"})).status_code == 204
+    for number in range(MAX_WAITING + 2):
+        assert (await api.client("").post(path, files={"file": str(number).encode()})).status_code == 204
+        again = (await call(api.http, "UpdateWorker", workerId=worker, uploadType="source")).json()
+        path = httpx.URL(again["url"]).path
+    uploads = api.services.settings.control_dir / "uploads"
+    newest = {str(number).encode() for number in range(3, MAX_WAITING + 2)}
+    assert {entry.read_bytes() for entry in uploads.iterdir()} == newest | {b"another's"}
+    assert (await api.client("").post(path, files={"file": b"last"})).status_code == 204
+    assert (await call(api.http, "DeleteWorker", workerId=worker)).status_code == 200
+    assert [entry.read_bytes() for entry in uploads.iterdir()] == [b"another's"]
+    assert (await call(api.http, "GetWorker", workerId=other)).status_code == 200
+
+
+async def test_archives_that_nobody_waits_for_go_with_time(api: Api) -> None:
+    for content in (b"young", b"old"):
+        _, path = await created(api)
+        assert (await api.client("").post(path, files={"file": content})).status_code == 204
+    uploads = api.services.settings.control_dir / "uploads"
+    (old,) = (entry for entry in uploads.iterdir() if entry.read_bytes() == b"old")
+    os.utime(old, (0, 0))
+    (uploads / "nobody.tar.gz").touch()
+    following = asyncio.create_task(retention.follow(api.services))
+    try:
+        async with asyncio.timeout(20):
+            while len(list(uploads.iterdir())) > 1:
+                await asyncio.sleep(0.05)
+    finally:
+        following.cancel()
+    assert [entry.read_bytes() for entry in uploads.iterdir()] == [b"young"]
+
+
+async def test_an_archive_that_goes_meanwhile_is_no_error(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, path = await created(api)
+    assert (await api.client("").post(path, files={"file": b"x"})).status_code == 204
+    awaited = rows.awaited_uploads
+
+    async def slow(connection: Any) -> set[str]:
+        for entry in (api.services.settings.control_dir / "uploads").iterdir():
+            entry.unlink()
+        return await awaited(connection)
+
+    monkeypatch.setattr(rows, "awaited_uploads", slow)
+    await builds.drop_archives(api.services)
+
+
 async def test_a_deleted_project_leaves_no_archive(api: Api) -> None:
     tenant = await api.tenant("leaving", "main", TokenRole.OWNER)
     made = (await call(tenant.http, "CreateWorker", name="one")).json()
@@ -211,6 +291,23 @@ async def test_a_deleted_project_leaves_no_archive(api: Api) -> None:
         while len(list(uploads.iterdir())) > 1:
             await asyncio.sleep(0.05)
     assert [path.read_bytes() for path in uploads.iterdir()] == [b"stays"]
+
+
+async def test_a_reader_that_is_slow_has_few_records_wait_for_it() -> None:
+    begun = 0
+
+    async def floods(records: asyncio.Queue[bytes | None]) -> None:
+        nonlocal begun
+        while True:
+            begun += 1
+            await records.put(b"x" * MAX_LINE_BYTES)
+
+    stream = _told(floods)
+    await anext(stream)
+    for _ in range(5000):
+        await asyncio.sleep(0)
+    assert begun * MAX_LINE_BYTES <= 2 * 1024 * 1024
+    await stream.aclose()  # type: ignore[attr-defined]
 
 
 async def test_a_stream_ends_though_nobody_reads_what_a_worker_floods_it_with() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.errors import BadRequestError, ConflictError, GoneError, NotFoundError
+from hutch.errors import BadRequestError, ConflictError, GoneError, NotFoundError, UnavailableError
 from hutch.host.protocol import ImageBuild, ImagePull, ImageQuery, ImageRecord, ImageRemove, ImageUser
 from hutch.host.service import Service
 from hutch.oci import written
@@ -182,6 +182,11 @@ def test_links_are_counted_and_not_followed(tmp_path: Path) -> None:
     (tmp_path / "a" / "up").symlink_to("..")
     (tmp_path / "root").symlink_to("/")
     os.mkfifo(tmp_path / "pipe")
-    assert written.count(tmp_path, written.Request(max_bytes=10, max_entries=4)) == 4
+    assert written.count(tmp_path, written.Request(max_bytes=10, room_bytes=10, max_entries=4)) == 4
     with pytest.raises(BadRequestError, match="max_entries"):
-        written.count(tmp_path, written.Request(max_bytes=10, max_entries=3))
+        written.count(tmp_path, written.Request(max_bytes=10, room_bytes=10, max_entries=3))
+    with (tmp_path / "hole").open("wb") as hole:
+        hole.truncate(1024**3)
+    assert written.count(tmp_path, written.Request(max_bytes=1024**3, room_bytes=1024**3, max_entries=5)) == 5
+    with pytest.raises(UnavailableError, match="bytes of disk"):
+        written.count(tmp_path, written.Request(max_bytes=1024**3, room_bytes=1024**3 - 1, max_entries=5))

@@ -27,7 +27,7 @@ def merged(tmp_path: Path, *made: Layer) -> Tree:
     for number, one in enumerate(made):
         (tmp_path / str(number)).write_bytes(one.blob)
         files.append(LayerFile(path=str(tmp_path / str(number)), compression=one.compression, diff_id=one.diff_id))
-    return layers.merge(files, 10**8, 10**4)
+    return layers.merge(files, layers.Budget(10**8), 10**4)
 
 
 def names(node: Node, prefix: str = "") -> list[str]:

@@ -65,6 +65,15 @@ def test_the_api_process_is_shut_in(shared: Served, user: str) -> None:
     assert sorted(path for path in writable if not path.startswith("/dev")) == ["/", "/data/control", "/data/run"]
 
 
+def test_an_archive_larger_than_the_api_process_s_root_is_taken(shared: Served) -> None:
+    content = os.urandom(6 * 1024 * 1024)
+    with shared.http() as http:
+        made = http.post("/api/v3/workersCreateWorker", json={"name": "large", "uploadType": "source"}).json()
+        taken = http.post(httpx.URL(made["url"]).path, files={"file": content})
+    assert taken.status_code == 204, taken.text
+    assert [path.read_bytes() == content for path in (shared.data_dir / "control" / "uploads").iterdir()] == [True]
+
+
 def test_directories_belong_to_whom_they_should(shared: Served, user: str) -> None:
     server = shared
     account = pwd.getpwnam(user)

@@ -139,9 +139,9 @@ class Services:
     process_id: str = field(default_factory=lambda: secrets.token_hex(8))
     """This API process, among others that share the database."""
     working: set[asyncio.Task[Any]] = field(default_factory=set)
-    """Jobs and syncs that run: they are waited for when the server ends."""
+    """Jobs and syncs that run, and ends of runs that are written: they are waited for when the server ends."""
     ending: set[asyncio.Task[None]] = field(default_factory=set)
-    """Sandboxes of processes that died, being ended."""
+    """Sandboxes of processes that died, being ended, and ends of runs that are written late: canceled when the server ends."""
     verifications: set[asyncio.Task[Any]] = field(default_factory=set)
     """Requests of webhooks that a worker looks at now."""
     metrics: Metrics = field(default_factory=Metrics)

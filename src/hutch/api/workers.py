@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import html
 import logging
@@ -31,7 +32,15 @@ from hutch.api.services import Services, services_of
 from hutch.control import worker_wire as wire
 from hutch.control.permissions import Permission
 from hutch.control.records import Scope
-from hutch.errors import BadRequestError, ConflictError, HutchError, NotFoundError, PayloadTooLargeError, RateLimitedError
+from hutch.errors import (
+    BadRequestError,
+    ConflictError,
+    HutchError,
+    NotFoundError,
+    PayloadTooLargeError,
+    RateLimitedError,
+    UnavailableError,
+)
 from hutch.storage import audit_log, worker_syncs
 from hutch.storage import workers as rows
 from hutch.storage.workers import Deployment, Run, Worker
@@ -46,9 +55,13 @@ router = APIRouter(route_class=WorkerRoute, tags=["workers"])
 log = logging.getLogger(__name__)
 
 UPLOAD_LIFE_MS = 3_600_000
+MAX_WAITING = 10
+"""Uploads of one worker that wait to be built: as many deploys at once, and no disk full of what nobody built."""
 FORM_SLACK_BYTES = 64 * 1024
 MAX_FIELDS = 20
 HEARTBEAT_S = 10.0
+MAX_RECORDS = 16
+"""That wait for a reader of a stream: each may have a line of 64 KiB, in which a byte takes up to six as JSON."""
 
 Records = asyncio.Queue[bytes | None]
 
@@ -126,13 +139,17 @@ async def workers_create(request: Request) -> Response:
     openapi_extra=documented(wire.UpdateWorker, answer=wire.Upload, errors=(404,), needs=Permission.WORKER_WRITE),
 )
 async def workers_update(request: Request) -> Response:
-    """Where a worker's next source goes."""
+    """Where a worker's next source goes. Of those that wait to be built the ten newest are kept."""
     services, scope, body = await _asked(request, wire.UpdateWorker)
     worker = await _find(services, scope, body.workerId)
     now = services.clock()
     secret, deployment = _upload(worker, now)
     async with services.database.write() as connection:
         await rows.add_deployment(connection, deployment)
+        forgotten = await rows.forget_waiting(connection, scope, worker.id, MAX_WAITING)
+    store = builds.archives(services)
+    for deployment_id in forgotten:
+        await asyncio.to_thread(store.drop, deployment_id)
     return JsonResponse(_where(services, secret))
 
 
@@ -154,6 +171,9 @@ async def workers_delete(request: Request) -> Response:
         await audit_log.append(
             connection, scope.team_id, actor, "worker.deleted", worker.id, services.clock(), project=scope.project_id
         )
+    # It is deleted all the same: what stays is looked for again.
+    with contextlib.suppress(UnavailableError):
+        await builds.drop_archives(services)
     return JsonResponse({})
 
 
@@ -163,20 +183,25 @@ async def workers_delete(request: Request) -> Response:
 @router.post(
     "/hutch/v1/worker-uploads/{upload}",
     status_code=204,
-    openapi_extra=documented(status=204, upload="multipart/form-data", public=True, errors=(400, 404)),
+    openapi_extra=documented(status=204, upload="multipart/form-data", public=True, errors=(400, 404, 503)),
 )
 async def upload_source(request: Request, upload: str) -> Response:
     """A worker's source: a gzipped tar archive as the part `file`. The path is the secret that `workersCreateWorker` and
     `workersUpdateWorker` answer; it is good for one upload within an hour."""
     services = services_of(request)
     async with services.database.read() as connection:
-        found = await rows.uploading(connection, _digest(upload))
+        found = await rows.uploading(connection, _digest(upload), services.clock() - UPLOAD_LIFE_MS)
     if found is None:
         raise NotFoundError("not_found", "This upload is over, or never was. Deploy again.")
     scope, deployment_id = found
-    content = await _file(request, services.settings.workers.max_archive_bytes)
-    store = builds.archives(services)
-    await asyncio.to_thread(store.keep, deployment_id, content)
+    try:
+        content = await _file(request, services.settings.workers.max_archive_bytes)
+        store = builds.archives(services)
+        await asyncio.to_thread(store.keep, deployment_id, content)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UnavailableError("disk_full", "The server has no room for the archive.", retry_after_s=30) from error
     now = services.clock()
     async with services.database.write() as connection:
         taken = await rows.change_deployment(connection, scope, deployment_id, now, status="uploaded", before=("uploading",))
@@ -540,7 +565,7 @@ def _where(services: Services, secret: str) -> dict[str, Any]:
 
 async def _told(work: Callable[[Records], Awaitable[None]]) -> AsyncIterator[bytes]:
     """The records of some work as they come, and empty lines while none does. When nobody reads any more, the work ends."""
-    records: Records = asyncio.Queue(1000)
+    records: Records = asyncio.Queue(MAX_RECORDS)
 
     async def whole() -> None:
         try:

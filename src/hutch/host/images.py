@@ -26,7 +26,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 from weakref import WeakValueDictionary
@@ -93,6 +93,9 @@ class Images:
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._slots = asyncio.Semaphore(PULLS_AT_ONCE)
         self._unpacking = asyncio.Semaphore(UNPACKED_AT_ONCE)
+        self._promised = 0
+        """Bytes of disk that those who unpack now may write."""
+        self._given_back = asyncio.Condition()
         # Held while files appear or go: two images may have the same one.
         self._placing = asyncio.Lock()
 
@@ -293,7 +296,7 @@ class Images:
         """Bring an image here. Whatever goes wrong, nothing of it is left."""
         limits = self._settings.image
         manifest = documents.manifest(found.raw, found.media_type, limits.max_bytes)
-        # The blobs, what they unpack to, and that packed; three times as much is usual for text.
+        # The blobs, what they unpack to, and that packed; three times as much is usual for text. What it really is shows later.
         needed = sum(layer.size for layer in manifest.layers) * 4 + MIN_FREE_BYTES
         if shutil.disk_usage(self._staging).free < needed:
             raise UnavailableError("disk_full", f"The image needs about {needed} bytes of free disk space.", retry_after_s=60)
@@ -315,10 +318,16 @@ class Images:
                 )
                 for layer, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
             ]
-            request = unpack.Request(
-                layers=layers, user=config.user, cwd=config.cwd, max_bytes=limits.max_bytes, max_entries=limits.max_entries
-            )
-            async with self._unpacking:
+            # What it unpacks to, and that packed.
+            async with self._room(copies=2) as room_bytes:
+                request = unpack.Request(
+                    layers=layers,
+                    user=config.user,
+                    cwd=config.cwd,
+                    max_bytes=limits.max_bytes,
+                    room_bytes=room_bytes,
+                    max_entries=limits.max_entries,
+                )
                 unpacked = await _confined([directory], request, unpack.Result)
             async with self._placing:
                 packed = await asyncio.to_thread(self._put, directory / "image.erofs")
@@ -327,6 +336,26 @@ class Images:
                 self._entries[entry.digest] = entry
         finally:
             await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
+
+    @contextlib.asynccontextmanager
+    async def _room(self, copies: int) -> AsyncIterator[int]:
+        """A turn at unpacking, and how many bytes an image may have of which `copies` are written. Who would have less than
+        others leave waits for them."""
+        wanted = self._settings.image.max_bytes * copies
+        async with self._unpacking:
+            async with self._given_back:
+                await self._given_back.wait_for(lambda: not self._promised or self._free() >= wanted)
+                room = max(0, min(self._free(), wanted))
+                self._promised += room
+            try:
+                yield room // copies
+            finally:
+                self._promised -= room
+                async with self._given_back:
+                    self._given_back.notify_all()
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self._staging).free - MIN_FREE_BYTES - self._promised
 
     def _put(self, packed: Path) -> tuple[str, int]:
         """An EROFS file among the others, under its hash; its digest and size. Durable when it returns."""
@@ -342,31 +371,27 @@ class Images:
 
     # -- building ----------------------------------------------------------------------------------
 
-    async def build(self, request: ImageBuild, base: Image, size_bytes: int, reading: Reading) -> ImageRecord:
+    async def build(self, request: ImageBuild, base: Image, reading: Reading) -> ImageRecord:
         """Make an image of what lies in the upper directory of an overlay over `base`, to which nobody writes. Raises
         `HutchError`; `reading` does when the directory was removed meanwhile."""
-        task = asyncio.get_running_loop().create_task(self._build(request, base, size_bytes, reading))
+        task = asyncio.get_running_loop().create_task(self._build(request, base, reading))
         self._building.add(task)
         task.add_done_callback(self._building.discard)
         # The caller may go away; half of what is to be written down would be worse than the image.
         return await asyncio.shield(task)
 
-    async def _build(self, request: ImageBuild, base: Image, size_bytes: int, reading: Reading) -> ImageRecord:
+    async def _build(self, request: ImageBuild, base: Image, reading: Reading) -> ImageRecord:
         alias = self._alias(request.name)
         self._check_room(request.project_id)
         if len(base.layers) >= MAX_LAYERS:
             raise documents.invalid(f"it would have more than {MAX_LAYERS} layers; begin with an image that has fewer")
         limits = self._settings.image
         directory = self._staging / secrets.token_hex(8)
-        bounds = written.Request(max_bytes=limits.max_bytes, max_entries=limits.max_entries)
         with self.held(base.digest):
             try:
                 directory.mkdir(mode=0o700)
-                async with self._unpacking, reading as tree:
-                    if shutil.disk_usage(self._staging).free < size_bytes + MIN_FREE_BYTES:
-                        raise UnavailableError(
-                            "disk_full", f"The image needs about {size_bytes} bytes of disk.", retry_after_s=60
-                        )
+                async with self._room(copies=1) as room_bytes, reading as tree:
+                    bounds = written.Request(max_bytes=limits.max_bytes, room_bytes=room_bytes, max_entries=limits.max_entries)
                     await _confined([directory, tree], bounds, written.Result)
                 async with self._placing:
                     packed = await asyncio.to_thread(self._put, directory / "image.erofs")

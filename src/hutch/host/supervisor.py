@@ -533,7 +533,7 @@ class Supervisor:
         """An image with one more layer, out of a snapshot. Raises `HutchError`."""
         snapshot = self.snapshots.record(request.snapshot_id)
         base = self.images.exact(snapshot.image)
-        return await self.images.build(request, base, snapshot.size_bytes, self.snapshots.reading(snapshot.snapshot_id))
+        return await self.images.build(request, base, self.snapshots.reading(snapshot.snapshot_id))
 
     # -- looking up --------------------------------------------------------------------------------
 

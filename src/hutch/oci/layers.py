@@ -10,6 +10,7 @@ import contextlib
 import gzip
 import hashlib
 import io
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import BinaryIO
 import msgspec
 import zstandard
 
+from hutch.errors import UnavailableError
 from hutch.oci import tar
 from hutch.oci.documents import invalid
 from hutch.oci.tree import Tree
@@ -41,14 +43,18 @@ class LayerFile(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(slots=True)
 class Budget:
-    """Bytes that all layers together may still unpack to."""
+    """Bytes that all layers together may still unpack to, and for how many of them there is room."""
 
     left: int
+    room: int = sys.maxsize
 
     def take(self, size: int) -> None:
         self.left -= size
+        self.room -= size
         if self.left < 0:
             raise invalid("it unpacks to more bytes than an image may have (image.max_bytes)")
+        if self.room < 0:
+            raise UnavailableError("disk_full", "The host's disk has no room for what the image unpacks to.")
 
 
 class _Counted:
@@ -95,10 +101,9 @@ def _opened(layer: LayerFile, budget: Budget) -> Iterator[_Counted]:
 Visit = Callable[[int, tar.Entry, tar.Reader], None]
 
 
-def read(layers: list[LayerFile], max_bytes: int, visit: Visit) -> None:
+def read(layers: list[LayerFile], budget: Budget, visit: Visit) -> None:
     """Have `visit` see every entry of every layer, in order, with its layer's number. Raises `BadRequestError` (`image_invalid`)
     also for a layer that does not have the content that its digest promises."""
-    budget = Budget(max_bytes)
     for number, layer in enumerate(layers):
         with _opened(layer, budget) as source:
             reader = tar.Reader(source)
@@ -108,8 +113,8 @@ def read(layers: list[LayerFile], max_bytes: int, visit: Visit) -> None:
                 raise invalid(f"layer {number + 1} unpacks to content with the digest {actual}, not {layer.diff_id}")
 
 
-def merge(layers: list[LayerFile], max_bytes: int, max_entries: int) -> Tree:
-    """All layers as one tree. Raises `BadRequestError` (`image_invalid`)."""
+def merge(layers: list[LayerFile], budget: Budget, max_entries: int) -> Tree:
+    """All layers as one tree. Raises `BadRequestError` (`image_invalid`), `UnavailableError` (`disk_full`)."""
     tree = Tree(max_entries)
-    read(layers, max_bytes, lambda number, entry, _: tree.apply(number, entry))
+    read(layers, budget, lambda number, entry, _: tree.apply(number, entry))
     return tree

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import msgspec
 
-from hutch.errors import BadRequestError
+from hutch.errors import HutchError
 from hutch.oci import erofs, layers, tar, users
 from hutch.oci.documents import invalid
-from hutch.oci.layers import LayerFile
+from hutch.oci.layers import Budget, LayerFile
 from hutch.oci.tree import Directory, Fifo, File, Meta, Node, Symlink, Tree
 from hutch.serving import kernel
 
@@ -32,12 +32,13 @@ _MOUNTED_FILES = (b"resolv.conf", b"hosts")
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """`user` and `cwd` as the image's configuration has them."""
+    """`user` and `cwd` as the image's configuration has them. The disk has room for `room_bytes`, written twice."""
 
     layers: list[LayerFile]
     user: str
     cwd: str
     max_bytes: int
+    room_bytes: int
     max_entries: int
 
 
@@ -60,7 +61,7 @@ def main() -> int:
     answer: Result | Refusal
     try:
         answer = unpack(request, INSIDE)
-    except BadRequestError as error:
+    except HutchError as error:
         answer = Refusal(status=error.status, code=error.code, message=error.message)
     except (MemoryError, RecursionError):
         refused = invalid("it takes more memory to unpack than an image may take")
@@ -70,9 +71,10 @@ def main() -> int:
 
 
 def unpack(request: Request, directory: Path) -> Result:
-    """Merge, write and pack. Raises `BadRequestError` (`image_invalid`); `OSError` where this machine fails."""
+    """Merge, write and pack. Raises `BadRequestError` (`image_invalid`), `UnavailableError` (`disk_full`); `OSError` where this
+    machine fails."""
     os.umask(0)
-    tree = layers.merge(request.layers, request.max_bytes, request.max_entries)
+    tree = layers.merge(request.layers, Budget(request.max_bytes, request.room_bytes), request.max_entries)
     for name, mode in _FOR_GUESTS:
         if tree.find(name) is None and name not in tree.root.children:
             tree.ensure_directory(name, mode)
@@ -106,7 +108,7 @@ def _write_contents(request: Request, tree: Tree, contents: Path) -> None:
                 for data in reader.content():
                     file.write(data)
 
-    layers.read(request.layers, request.max_bytes, write)
+    layers.read(request.layers, Budget(request.max_bytes), write)
 
 
 def _small_file(tree: Tree, path: bytes, contents: Path) -> bytes:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from hutch.errors import BadRequestError
+from hutch.errors import HutchError, UnavailableError
 from hutch.oci import erofs
 from hutch.oci.documents import invalid
 from hutch.oci.unpack import INSIDE, Refusal
@@ -48,6 +48,7 @@ _REFUSED_CALLS = frozenset({
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     max_bytes: int
+    room_bytes: int
     max_entries: int
 
 
@@ -58,7 +59,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, tag="packed"):
 def main() -> int:
     kernel.die_with_parent(signal.SIGKILL)
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
-    most = request.max_bytes + _METADATA_BYTES
+    most = min(request.max_bytes, request.room_bytes) + _METADATA_BYTES
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     kernel.refuse_calls(_REFUSED_CALLS)
     answer: Result | Refusal
@@ -66,7 +67,7 @@ def main() -> int:
         entries = count(WRITTEN, request)
         erofs.pack(WRITTEN, INSIDE / "image.erofs", attributes=True)
         answer = Result(entries=entries)
-    except BadRequestError as error:
+    except HutchError as error:
         answer = Refusal(status=error.status, code=error.code, message=error.message)
     except MemoryError:
         refused = invalid("it takes more memory to pack than an image may take")
@@ -76,7 +77,8 @@ def main() -> int:
 
 
 def count(tree: Path, request: Request) -> int:
-    """How many names there are. No link is followed. Raises `BadRequestError` (`image_invalid`) beyond a bound."""
+    """How many names there are. No link is followed. Raises `BadRequestError` (`image_invalid`) beyond a bound, and
+    `UnavailableError` (`disk_full`)."""
     entries = size = 0
     waiting = [os.fsencode(tree)]
     try:
@@ -95,6 +97,10 @@ def count(tree: Path, request: Request) -> int:
                         raise invalid(f"its files have more than {request.max_bytes} bytes (image.max_bytes)")
     except OSError as error:
         raise invalid(f"it can't be read: {error.strerror}") from error
+    if size > request.room_bytes:
+        raise UnavailableError(
+            "disk_full", f"The image needs {size} bytes of disk, and the host has {request.room_bytes} for it."
+        )
     return entries
 
 

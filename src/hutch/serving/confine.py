@@ -15,6 +15,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -62,7 +63,11 @@ def confine(settings: Settings) -> Settings:
         raise InternalError("confinement_failed", "The supervisor ended while the API process started.")
     server = settings.server.model_copy(update={"data_dir": DATA_DIR})
     image = settings.image.model_copy(update={"dir": IMAGE_DIR})
-    return settings.model_copy(update={"server": server, "image": image})
+    inside = settings.model_copy(update={"server": server, "image": image})
+    # An upload is written to a temporary file first, and is larger than the new root with its /tmp.
+    inside.uploads_dir.mkdir(mode=0o700, exist_ok=True)
+    tempfile.tempdir = os.fspath(inside.uploads_dir)
+    return inside
 
 
 def program() -> list[Shown]:

@@ -91,6 +91,16 @@ async def remove_token(connection: AsyncConnection, scope: Scope, worker_id: str
     await connection.execute(delete(OauthTokenModel).where(*mine))
 
 
+async def holds(connection: AsyncConnection, scope: Scope, worker_id: str, name: str, refresh_token: str, sealer: Sealer) -> bool:
+    """Whether the token that is kept has this refresh token. It is locked until the transaction ends."""
+    mine = (*within(scope, OauthTokenModel), OauthTokenModel.worker_id == worker_id, OauthTokenModel.name == name)
+    query = select(OauthTokenModel.token).where(*mine).with_for_update()
+    sealed = (await connection.execute(query)).scalar_one_or_none()
+    if sealed is None:
+        return False
+    return msgspec.convert(sealer.open(sealed, f"{worker_id}/oauth/{name}"), Token).refresh_token == refresh_token
+
+
 async def tokens(connection: AsyncConnection, scope: Scope, worker_id: str, sealer: Sealer) -> dict[str, Token]:
     """By the names of the OAuth capabilities."""
     query = select(OauthTokenModel.name, OauthTokenModel.token).where(

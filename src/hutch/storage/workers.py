@@ -36,7 +36,8 @@ from hutch.storage.sealing import Sealer
 MAX_ID = 64
 MAX_SECRETS = 500
 RUNS_LISTED = 200
-UNFINISHED = ("uploading", "uploaded", "building", "built")
+WAITING = ("uploading", "uploaded")
+UNFINISHED = (*WAITING, "building", "built")
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,13 +219,21 @@ async def latest(
     return _deployment(row, sealer) if row is not None else None
 
 
-async def uploading(connection: AsyncConnection, upload_hash: str) -> tuple[Scope, str] | None:
-    """Whose upload a secret is for, and the deployment's id. None once something was uploaded."""
+async def uploading(connection: AsyncConnection, upload_hash: str, since: int) -> tuple[Scope, str] | None:
+    """Whose upload a secret is for that was made after `since`, and the deployment's id. None once something was uploaded."""
     query = select(DeploymentModel.team_id, DeploymentModel.project_id, DeploymentModel.id).where(
-        DeploymentModel.upload_hash == upload_hash, DeploymentModel.status == "uploading"
+        DeploymentModel.upload_hash == upload_hash, DeploymentModel.status == "uploading", DeploymentModel.created_at > since
     )
     row = (await connection.execute(query)).first()
     return (Scope(row[0], row[1]), row[2]) if row is not None else None
+
+
+async def forget_waiting(connection: AsyncConnection, scope: Scope, worker_id: str, most: int) -> list[str]:
+    """Delete a worker's deployments that wait to be uploaded or built, but for the `most` newest; their ids."""
+    own = (*within(scope, DeploymentModel), DeploymentModel.worker_id == worker_id, DeploymentModel.status.in_(WAITING))
+    newest = select(DeploymentModel.number).where(*own).order_by(DeploymentModel.number.desc()).limit(most)
+    statement = delete(DeploymentModel).where(*own, DeploymentModel.number.not_in(newest)).returning(DeploymentModel.id)
+    return list((await connection.execute(statement)).scalars())
 
 
 async def change_deployment(

@@ -60,16 +60,20 @@ class Archives:
     def keep(self, deployment_id: str, content: bytes) -> None:
         """Write it whole or not at all. Raises `OSError`."""
         written = self.path(deployment_id).with_suffix(".new")
-        with open(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(content)
-        written.replace(self.path(deployment_id))
+        try:
+            with open(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(content)
+            written.replace(self.path(deployment_id))
+        except OSError:
+            written.unlink(missing_ok=True)
+            raise
 
     def drop(self, deployment_id: str) -> None:
         self.path(deployment_id).unlink(missing_ok=True)
 
 
 def archives(services: Services) -> Archives:
-    directory = services.settings.control_dir / "uploads"
+    directory = services.settings.uploads_dir
     directory.mkdir(mode=0o700, exist_ok=True)
     return Archives(directory)
 
@@ -274,20 +278,24 @@ async def give_up(services: Services, alive: Collection[str]) -> list[tuple[Scop
     that they had are answered, for `sandbox.end_leftovers`."""
     async with services.database.write() as connection:
         await rows.give_up(connection, services.clock(), alive)
-        wanted = await rows.awaited_uploads(connection)
         found = await sandboxes.of_workers(connection)
-    await asyncio.to_thread(_sweep, services, wanted)
+    await drop_archives(services)
     return [(scope, name) for scope, name in found if sandbox.owner_of(name) not in alive]
 
 
 async def drop_archives(services: Services) -> None:
-    """Remove what was uploaded for deployments that are gone."""
+    """Remove what was uploaded and nobody waits for."""
+    store = archives(services)
+    # Before what is wanted: an archive that comes in between belongs to a deployment that would not be known here.
+    found = await asyncio.to_thread(list, store.directory.iterdir())
     async with services.database.read() as connection:
         wanted = await rows.awaited_uploads(connection)
-    await asyncio.to_thread(_sweep, services, wanted)
+    await asyncio.to_thread(_sweep, found, wanted)
 
 
-def _sweep(services: Services, wanted: set[str]) -> None:
-    for path in archives(services).directory.iterdir():
-        if path.name.partition(".")[0] not in wanted or time.time() - path.stat().st_mtime > KEPT_ARCHIVE_S:
-            path.unlink(missing_ok=True)
+def _sweep(found: list[Path], wanted: set[str]) -> None:
+    for path in found:
+        # Another process may remove it, or whoever builds it.
+        with contextlib.suppress(FileNotFoundError):
+            if path.name.partition(".")[0] not in wanted or time.time() - path.stat().st_mtime > KEPT_ARCHIVE_S:
+                path.unlink()

@@ -30,7 +30,7 @@ from hutch.storage import audit_log, worker_oauth
 from hutch.storage import workers as rows
 from hutch.storage.worker_oauth import Login
 from hutch.storage.workers import Worker
-from hutch.workers import oauth, providers
+from hutch.workers import oauth, outage, providers
 from hutch.workers.environment import Placed
 from hutch.workers.manifest import Manifest, OAuth
 from hutch.workers.oauth import Refused, Request, Step, Token
@@ -116,6 +116,14 @@ async def current(services: Services, scope: Scope, worker: Worker, found: OAuth
     token = await _kept(services, scope, worker, found)
     if token is None or oauth.before_run(token, services.clock()) is Step.USE:
         return token
+    refreshing = asyncio.create_task(_fresh(services, scope, worker, found))
+    services.working.add(refreshing)
+    refreshing.add_done_callback(services.working.discard)
+    # The caller may go away. What it had sent may be used up by then, and the provider's answer all that is left of the login.
+    return await asyncio.shield(refreshing)
+
+
+async def _fresh(services: Services, scope: Scope, worker: Worker, found: OAuth) -> Token | None:
     async with services.turns.setdefault(f"oauth/{worker.id}/{found.name}", asyncio.Lock()):
         # Who waited finds what the one before got: a refresh token is often good for one use.
         token = await _kept(services, scope, worker, found)
@@ -127,14 +135,15 @@ async def current(services: Services, scope: Scope, worker: Worker, found: OAuth
 
 async def _refreshed(services: Services, scope: Scope, worker: Worker, found: OAuth, token: Token) -> Token | None:
     lives = token.expires_at_ms is not None and token.expires_at_ms > services.clock()
-    assert token.refresh_token is not None
+    sent = token.refresh_token
+    assert sent is not None
     try:
         usable = await _usable(services, found)
         answer = await _asked(
             services,
             usable,
-            oauth.refresh_request(usable, token.refresh_token),
-            oauth.refresh_request(usable, token.refresh_token, basic=True),
+            oauth.refresh_request(usable, sent),
+            oauth.refresh_request(usable, sent, basic=True),
             token,
         )
     except HutchError as error:
@@ -144,13 +153,30 @@ async def _refreshed(services: Services, scope: Scope, worker: Worker, found: OA
         raise
     if isinstance(answer, Refused):
         log.warning("the token '%s' of worker %s was not refreshed: %s", found.name, worker.id, answer.error)
-        if answer.final:
-            async with services.database.write() as connection:
-                await worker_oauth.remove_token(connection, scope, worker.id, found.name)
+        if answer.final and (newer := await _given_up(services, scope, worker, found, sent)) is not None:
+            return newer
         return token if lives else None
+    refreshed = answer
+
+    async def write() -> None:
+        async with services.database.write() as connection:
+            # Not over another login, nor for a worker that is gone.
+            if await worker_oauth.holds(connection, scope, worker.id, found.name, sent, services.sealer):
+                now = services.clock()
+                await worker_oauth.put_token(connection, scope, worker.id, found.name, refreshed, services.sealer, now)
+
+    await outage.written(write)
+    return refreshed
+
+
+async def _given_up(services: Services, scope: Scope, worker: Worker, found: OAuth, sent: str) -> Token | None:
+    """Forget a login whose refresh token was refused; the token that somebody else got for it meanwhile, if it can be used."""
     async with services.database.write() as connection:
-        await worker_oauth.put_token(connection, scope, worker.id, found.name, answer, services.sealer, services.clock())
-    return answer
+        if await worker_oauth.holds(connection, scope, worker.id, found.name, sent, services.sealer):
+            await worker_oauth.remove_token(connection, scope, worker.id, found.name)
+            return None
+    newer = await _kept(services, scope, worker, found)
+    return newer if newer is not None and oauth.before_run(newer, services.clock()) is Step.USE else None
 
 
 async def tokens(services: Services, scope: Scope, worker: Worker, manifest: Manifest | None) -> dict[str, tuple[OAuth, str]]:

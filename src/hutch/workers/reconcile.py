@@ -39,6 +39,13 @@ async def losses(connection: AsyncConnection, scope: Scope, worker_id: str, mani
     return [f"database {shown(item.key)}: {sentence}" for item in found for sentence in item.losses]
 
 
+async def lock(connection: AsyncConnection, scope: Scope, worker_id: str, sealer: Sealer, now: int) -> None:
+    """Wait for whoever writes for a worker or has it served, and have them wait for the end of this transaction."""
+    # In the order in which everybody does.
+    await worker_syncs.of_worker(connection, scope, worker_id, sealer, lock=True)
+    await worker_syncs.next_mark(connection, scope, worker_id, now)
+
+
 async def apply(
     connection: AsyncConnection, scope: Scope, worker_id: str, manifest: Manifest, sealer: Sealer, now: int
 ) -> list[Migration]:

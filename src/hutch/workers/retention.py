@@ -1,4 +1,5 @@
-"""What is not kept for ever: runs with what they were given, returned and wrote, jobs that are over, and layers that nobody uses.
+"""What is not kept for ever: runs with what they were given, returned and wrote, jobs that are over, layers that nobody uses, and
+archives that nobody built.
 
 A run that goes on, or whose job is still to be done, is never forgotten.
 """
@@ -12,7 +13,7 @@ from hutch.api.services import Services
 from hutch.errors import HutchError
 from hutch.storage import worker_jobs
 from hutch.storage import workers as rows
-from hutch.workers import layers
+from hutch.workers import builds, layers
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ async def follow(services: Services) -> None:
         try:
             await forget(services)
             await layers.collect(services)
+            await builds.drop_archives(services)
         except HutchError as error:
             log.warning("old runs can't be forgotten: %s", error.message)
         except Exception:

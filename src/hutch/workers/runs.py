@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,7 +35,7 @@ from hutch.host.protocol import SessionRecord, SessionRef
 from hutch.storage import webhooks as webhook_rows
 from hutch.storage import workers as rows
 from hutch.storage.workers import Deployment, Run, Worker
-from hutch.workers import checks, connections, environment, network, reconcile, sandbox
+from hutch.workers import checks, connections, environment, network, outage, reconcile, sandbox
 from hutch.workers import manifest as manifests
 from hutch.workers.destinations import Difference
 from hutch.workers.envelope import Scanner
@@ -46,12 +47,16 @@ from hutch.workers.sandbox import KILLED, Ended, OwnSandbox
 from hutch.workers.serving import serving
 from hutch.workers.warm import Begin, Ready, WarmRuns, digest
 
+log = logging.getLogger(__name__)
+
 FETCH = "fetchAndSaveCapabilities"
 MANIFEST_FILE = "/tmp/hutch-manifest.json"  # noqa: S108 - in the guest
 SLACK_MS = 60_000
 """How much longer than its program a run's sandbox may live."""
 READ_S = 20.0
 """How long reading a manifest may take that was written."""
+WRITE_S = 10.0
+"""How long whoever waits for a run also waits until its end is written."""
 FAILED = 1
 LOST = -1
 """What a program whose session took it with it has for an exit code."""
@@ -165,6 +170,11 @@ async def fetch_manifest(services: Services, scope: Scope, worker: Worker) -> tu
     now = services.clock()
     sealed = services.sealer.seal(json.loads(content), found.id)
     async with services.database.write() as connection:
+        # Locked first: one that was built meanwhile may be about to serve, and what it had migrated would be migrated back.
+        await reconcile.lock(connection, scope, worker.id, services.sealer, now)
+        newest = await rows.latest(connection, scope, worker.id, ("built", "ready"), services.sealer)
+        if newest is None or newest.id != found.id:
+            raise ConflictError("deployment_replaced", "A newer deployment was built while the manifest of this one was read.")
         await reconcile.apply(connection, scope, worker.id, manifest, services.sealer, now)
         await rows.change_deployment(connection, scope, found.id, now, status="ready", before=("built", "ready"), manifest=sealed)
         await rows.touch(connection, scope, worker.id, now, deployment_id=found.id)
@@ -301,17 +311,30 @@ class _Execution:
         if isinstance(error, HutchError) and not isinstance(error, RunFailedError):
             self._result = self._refusal or {"_tag": "error", "error": {"name": error.code, "message": error.message}}
             await self._log.feed(2, f"\nhutch: {error.message}\n".encode())
-        sealer, services = self._services.sealer, self._services
-        async with services.database.write() as connection:
-            await rows.end_run(
-                connection,
-                self._scope,
-                self._run,
-                services.clock(),
-                exit_code=self._exit_code,
-                result=sealer.seal(self._result, f"{self._run.id}/result"),
-                logs=sealer.seal(self._log.text(), self._run.id),
-            )
+        working = self._services.working
+        writing = asyncio.create_task(self._close(self._services.clock()))
+        working.add(writing)
+        writing.add_done_callback(working.discard)
+        # What came of the run is known, also when it is written late or whoever waits for it goes away.
+        done, _ = await asyncio.wait({writing}, timeout=WRITE_S)
+        if done:
+            writing.result()
+        else:
+            log.warning("the end of run %s is written when the database answers", self._run.id)
+            self._services.ending.add(writing)
+            writing.add_done_callback(self._services.ending.discard)
+
+    async def _close(self, now: int) -> None:
+        """Write what came of it."""
+        sealer = self._services.sealer
+        result = sealer.seal(self._result, f"{self._run.id}/result")
+        logs = sealer.seal(self._log.text(), self._run.id)
+
+        async def write() -> None:
+            async with self._services.database.write() as connection:
+                await rows.end_run(connection, self._scope, self._run, now, exit_code=self._exit_code, result=result, logs=logs)
+
+        await outage.written(write)
 
     def admit(self) -> None:
         """Raises `RateLimitedError` when the project has run too many; the run says so, as the vendor's do."""
