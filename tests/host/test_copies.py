@@ -550,7 +550,7 @@ async def test_a_sandbox_goes_on_from_s3_when_its_files_are_gone_from_this_machi
             assert (await again.shell("echo more > more")).exit_code == 0
             await again.stop()
             # Damage is told, and nothing begins with it.
-            await asyncio.to_thread(snapshots._layers.remove_snapshot, name)
+            await snapshots._remove_files(name)
             BlobStore(spec).delete([f"manifests/{snapshots.record(name).manifest}"])
             with pytest.raises(ConflictError, match="missing"):
                 await guest(service, source_snapshot=name)
