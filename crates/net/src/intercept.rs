@@ -652,6 +652,12 @@ where
         let frame = tokio::select! {
             biased;
             frame = body.frame() => frame,
+            // The client may have to see the head before there is a first piece.
+            () = std::future::ready(()), if !out.is_empty() => {
+                write(writer, &out).await?;
+                out.clear();
+                continue;
+            }
             outcome = pump.step(reader, buffer, writer, false), if !pump.over && pump.pieces.is_some() => {
                 outcome?;
                 continue;
@@ -666,7 +672,7 @@ where
                 Err(frame) => trailers = frame.into_trailers().ok(),
             },
         }
-        // One write for head and first piece, and for pieces that are there together.
+        // One write for head and first piece where that is there at once, and for pieces that are there together.
         if !out.is_empty() {
             write(writer, &out).await?;
             out.clear();
@@ -718,6 +724,53 @@ mod tests {
             .await
             .expect("the reader never gave up");
         assert_eq!(head.unwrap_err(), Reason::ClientTimeout);
+    }
+
+    /// Respond to a client with a body that is sent by hand, until the client is done.
+    async fn responding<F, C>(client_does: F) -> (Result<(), ()>, BytesMut)
+    where
+        F: FnOnce(tokio::io::DuplexStream, mpsc::Sender<Result<Frame<Bytes>, BodyError>>) -> C,
+        C: Future<Output = ()>,
+    {
+        let (client, stream) = tokio::io::duplex(1024);
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        let (pieces, body) = body::Incoming::new(None);
+        let (mut pump, mut buffer) = (Pump::nothing(), BytesMut::new());
+        let headers = HeaderMap::new();
+        let responding = respond(
+            &mut writer,
+            &StatusCode::OK,
+            &headers,
+            body.boxed_unsync(),
+            &Method::GET,
+            true,
+            false,
+            &mut pump,
+            &mut reader,
+            &mut buffer,
+        );
+        let both = async { tokio::join!(responding, client_does(client, pieces)) };
+        let (responded, ()) = timeout(Duration::from_secs(10), both).await.expect("it waits for ever");
+        (responded, buffer)
+    }
+
+    async fn read_until(client: &mut tokio::io::DuplexStream, end: &[u8]) {
+        let mut got = Vec::new();
+        while !got.ends_with(end) {
+            got.push(client.read_u8().await.unwrap());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_head_is_passed_on_before_there_is_a_body() {
+        let (responded, _) = responding(async |mut client, pieces| {
+            read_until(&mut client, b"\r\n\r\n").await;
+            pieces.send(Ok(Frame::data(Bytes::from_static(b"late")))).await.unwrap();
+            pieces.send(Ok(Frame::trailers(HeaderMap::new()))).await.unwrap();
+            read_until(&mut client, b"4\r\nlate\r\n0\r\n\r\n").await;
+        })
+        .await;
+        assert_eq!(responded, Ok(()));
     }
 
     #[tokio::test]
