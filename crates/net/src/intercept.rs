@@ -601,7 +601,7 @@ async fn watch<R: AsyncRead + Unpin>(reader: &mut R, buffer: &mut BytesMut) -> R
     }
 }
 
-/// Write a response, reading what is left of the request's body meanwhile.
+/// Write a response, reading what is left of the request's body meanwhile, and noticing a client that goes away.
 #[allow(clippy::too_many_arguments)]
 async fn respond<R, W>(
     writer: &mut W,
@@ -658,7 +658,7 @@ where
                 out.clear();
                 continue;
             }
-            outcome = pump.step(reader, buffer, writer, false), if !pump.over && pump.pieces.is_some() => {
+            outcome = pump.step(reader, buffer, writer, false) => {
                 outcome?;
                 continue;
             }
@@ -771,6 +771,33 @@ mod tests {
         })
         .await;
         assert_eq!(responded, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_goes_away_is_noticed_while_its_response_waits() {
+        let mut kept = None;
+        let (responded, _) = responding(async |mut client, pieces| {
+            read_until(&mut client, b"\r\n\r\n").await;
+            kept = Some(pieces);
+        })
+        .await;
+        assert_eq!(responded, Err(()));
+    }
+
+    #[tokio::test]
+    async fn what_a_client_asks_next_is_kept_while_its_response_waits() {
+        let (responded, buffer) = responding(async |mut client, pieces| {
+            read_until(&mut client, b"\r\n\r\n").await;
+            client.write_all(b"GET /next").await.unwrap();
+            // Until the other side has had its turn.
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+            pieces.send(Ok(Frame::trailers(HeaderMap::new()))).await.unwrap();
+            read_until(&mut client, b"0\r\n\r\n").await;
+        })
+        .await;
+        assert_eq!((responded, &buffer[..]), (Ok(()), &b"GET /next"[..]));
     }
 
     #[tokio::test]
