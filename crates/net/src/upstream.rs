@@ -30,6 +30,9 @@ const MAX_IDLE_OF_ALL: usize = 256;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 const MAX_FIELDS: usize = 128;
+/// What a guest does not read is held here, for each of its connections: fixed, where windows that adapt grow to 16 MiB.
+const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 
 /// What makes two connections interchangeable.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -190,7 +193,8 @@ impl Pool {
         let mut builder = http2::Builder::new(cpu.clone());
         builder
             .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
-            .adaptive_window(true);
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
         let (sender, connection) = timeout(HANDSHAKE, builder.handshake(TokioIo::new(stream)))
             .await
             .map_err(|_| Reason::UpstreamTimeout)?
