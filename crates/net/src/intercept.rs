@@ -601,7 +601,7 @@ async fn watch<R: AsyncRead + Unpin>(reader: &mut R, buffer: &mut BytesMut) -> R
     }
 }
 
-/// Write a response, reading what is left of the request's body meanwhile.
+/// Write a response, reading what is left of the request's body meanwhile, and noticing a client that goes away.
 #[allow(clippy::too_many_arguments)]
 async fn respond<R, W>(
     writer: &mut W,
@@ -652,7 +652,13 @@ where
         let frame = tokio::select! {
             biased;
             frame = body.frame() => frame,
-            outcome = pump.step(reader, buffer, writer, false), if !pump.over && pump.pieces.is_some() => {
+            // The client may have to see the head before there is a first piece.
+            () = std::future::ready(()), if !out.is_empty() => {
+                write(writer, &out).await?;
+                out.clear();
+                continue;
+            }
+            outcome = pump.step(reader, buffer, writer, false) => {
                 outcome?;
                 continue;
             }
@@ -666,7 +672,7 @@ where
                 Err(frame) => trailers = frame.into_trailers().ok(),
             },
         }
-        // One write for head and first piece, and for pieces that are there together.
+        // One write for head and first piece where that is there at once, and for pieces that are there together.
         if !out.is_empty() {
             write(writer, &out).await?;
             out.clear();
@@ -718,6 +724,80 @@ mod tests {
             .await
             .expect("the reader never gave up");
         assert_eq!(head.unwrap_err(), Reason::ClientTimeout);
+    }
+
+    /// Respond to a client with a body that is sent by hand, until the client is done.
+    async fn responding<F, C>(client_does: F) -> (Result<(), ()>, BytesMut)
+    where
+        F: FnOnce(tokio::io::DuplexStream, mpsc::Sender<Result<Frame<Bytes>, BodyError>>) -> C,
+        C: Future<Output = ()>,
+    {
+        let (client, stream) = tokio::io::duplex(1024);
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        let (pieces, body) = body::Incoming::new(None);
+        let (mut pump, mut buffer) = (Pump::nothing(), BytesMut::new());
+        let headers = HeaderMap::new();
+        let responding = respond(
+            &mut writer,
+            &StatusCode::OK,
+            &headers,
+            body.boxed_unsync(),
+            &Method::GET,
+            true,
+            false,
+            &mut pump,
+            &mut reader,
+            &mut buffer,
+        );
+        let both = async { tokio::join!(responding, client_does(client, pieces)) };
+        let (responded, ()) = timeout(Duration::from_secs(10), both).await.expect("it waits for ever");
+        (responded, buffer)
+    }
+
+    async fn read_until(client: &mut tokio::io::DuplexStream, end: &[u8]) {
+        let mut got = Vec::new();
+        while !got.ends_with(end) {
+            got.push(client.read_u8().await.unwrap());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_head_is_passed_on_before_there_is_a_body() {
+        let (responded, _) = responding(async |mut client, pieces| {
+            read_until(&mut client, b"\r\n\r\n").await;
+            pieces.send(Ok(Frame::data(Bytes::from_static(b"late")))).await.unwrap();
+            pieces.send(Ok(Frame::trailers(HeaderMap::new()))).await.unwrap();
+            read_until(&mut client, b"4\r\nlate\r\n0\r\n\r\n").await;
+        })
+        .await;
+        assert_eq!(responded, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_goes_away_is_noticed_while_its_response_waits() {
+        let mut kept = None;
+        let (responded, _) = responding(async |mut client, pieces| {
+            read_until(&mut client, b"\r\n\r\n").await;
+            kept = Some(pieces);
+        })
+        .await;
+        assert_eq!(responded, Err(()));
+    }
+
+    #[tokio::test]
+    async fn what_a_client_asks_next_is_kept_while_its_response_waits() {
+        let (responded, buffer) = responding(async |mut client, pieces| {
+            read_until(&mut client, b"\r\n\r\n").await;
+            client.write_all(b"GET /next").await.unwrap();
+            // Until the other side has had its turn.
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+            pieces.send(Ok(Frame::trailers(HeaderMap::new()))).await.unwrap();
+            read_until(&mut client, b"0\r\n\r\n").await;
+        })
+        .await;
+        assert_eq!((responded, &buffer[..]), (Ok(()), &b"GET /next"[..]));
     }
 
     #[tokio::test]

@@ -36,6 +36,8 @@ pub const MAX_REFLECTIONS: u64 = 3;
 const GONE: u64 = u64::MAX;
 /// Connections with DNS questions that are open at once; they are no flows.
 const MAX_DNS_STREAMS: usize = 32;
+/// Questions in datagrams that are being answered at once.
+pub const MAX_PENDING_QUESTIONS: usize = 256;
 
 /// Who a session is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -397,6 +399,8 @@ pub struct Sandbox {
     pub arrivals: Mutex<Bucket>,
     /// Places for connections with DNS questions.
     pub dns_streams: Semaphore,
+    /// Places for DNS questions in datagrams that are being answered.
+    pub questions: Arc<Semaphore>,
     /// Connections that are open, from the first moment on: also those that nobody has decided on yet.
     pub places: Arc<Semaphore>,
     /// Connections to servers that wait for a request.
@@ -464,6 +468,7 @@ impl Sandbox {
                 f64::from(limits.per_second) * FLOWS_BURST,
             )),
             dns_streams: Semaphore::new(MAX_DNS_STREAMS),
+            questions: Arc::new(Semaphore::new(MAX_PENDING_QUESTIONS)),
             places: Arc::new(Semaphore::new(limits.at_once)),
             pool: Pool::default(),
             identity: RwLock::default(),

@@ -148,6 +148,10 @@ fn conditional() -> Result<Rules, BackendError> {
             libc::SYS_setsockopt,
             vec![
                 option(libc::IPPROTO_TCP, libc::TCP_NODELAY)?,
+                option(libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT)?,
+                option(libc::IPPROTO_TCP, libc::TCP_KEEPIDLE)?,
+                option(libc::IPPROTO_TCP, libc::TCP_KEEPINTVL)?,
+                option(libc::SOL_SOCKET, libc::SO_KEEPALIVE)?,
                 option(libc::SOL_SOCKET, libc::SO_LINGER)?,
             ],
         ),

@@ -17,7 +17,7 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg};
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 
 use crate::audit::{Decision, Kind};
@@ -33,7 +33,8 @@ use crate::sandbox::Sandbox;
 const DNS_PORT: u16 = 53;
 const DATAGRAM_BYTES: usize = 65_536;
 const IDLE: Duration = Duration::from_secs(60);
-/// Flows of one sandbox, and questions that are being answered.
+/// Flows of one sandbox, and questions of all that are being answered: a sandbox has a share of its own, so that none takes
+/// the places of the others.
 const MAX_FLOWS: usize = 512;
 const MAX_QUESTIONS: usize = 4096;
 /// Datagrams that are read before other tasks have their turn.
@@ -111,6 +112,13 @@ struct Relay {
     speaker: Arc<Speaker>,
 }
 
+/// Places for a question: one of its sandbox's, and one of everybody's.
+fn places(own: &Arc<Semaphore>, all: &Arc<Semaphore>) -> Option<[OwnedSemaphorePermit; 2]> {
+    let own = Arc::clone(own).try_acquire_owned().ok()?;
+    let of_all = Arc::clone(all).try_acquire_owned().ok()?;
+    Some([own, of_all])
+}
+
 impl Relay {
     fn take(self: &Arc<Self>, datagram: Datagram, questions: &Arc<Semaphore>) {
         if let Some(sandbox) = self.gateway.sandbox(IpAddr::V4(*datagram.from.ip())) {
@@ -121,7 +129,7 @@ impl Relay {
 
     fn take_from(self: &Arc<Self>, sandbox: Arc<Sandbox>, datagram: Datagram, questions: &Arc<Semaphore>) {
         if datagram.to.port() == DNS_PORT && Defence::EveryServer.holds() {
-            let Ok(place) = Arc::clone(questions).try_acquire_owned() else {
+            let Some(places) = places(&sandbox.questions, questions) else {
                 return;
             };
             let relay = Arc::clone(self);
@@ -131,7 +139,7 @@ impl Relay {
                 if let Some(answer) = answer {
                     relay.speaker.say(datagram.to, datagram.from, &answer);
                 }
-                drop(place);
+                drop(places);
             });
             return;
         }
@@ -266,5 +274,23 @@ impl UdpFlow {
                 Ok(_) => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::MAX_PENDING_QUESTIONS;
+
+    #[test]
+    fn a_sandbox_that_asks_much_leaves_places_to_the_others() {
+        let all = Arc::new(Semaphore::new(MAX_QUESTIONS));
+        let [one, other] = [(); 2].map(|()| Arc::new(Semaphore::new(MAX_PENDING_QUESTIONS)));
+        let taken: Vec<_> = (0..=MAX_QUESTIONS).map_while(|_| places(&one, &all)).collect();
+        assert_eq!(taken.len(), MAX_PENDING_QUESTIONS);
+        assert!(places(&other, &all).is_some());
+        drop(taken);
+        assert!(places(&one, &all).is_some());
+        assert_eq!(all.available_permits(), MAX_QUESTIONS);
     }
 }

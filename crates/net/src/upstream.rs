@@ -5,6 +5,7 @@
 //! idle is dropped when the policy changes.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::ThreadId;
@@ -14,6 +15,7 @@ use hutch_policy::{Defence, Reason, RuleId};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -28,8 +30,16 @@ const MAX_IDLE: usize = 128;
 /// Over all names: under a wildcard there is no end of them.
 const MAX_IDLE_OF_ALL: usize = 256;
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Much longer than a slow server needs to open its window again, which it does when a part of its buffer is free.
+const STALLED: Duration = Duration::from_secs(120);
+/// Of a server that has nothing to acknowledge.
+const PROBE_AFTER: Duration = Duration::from_secs(20);
+const PROBE_AGAIN: Duration = Duration::from_secs(10);
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 const MAX_FIELDS: usize = 128;
+/// What a guest does not read is held here, for each of its connections: fixed, where windows that adapt grow to 16 MiB.
+const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 
 /// What makes two connections interchangeable.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -147,6 +157,11 @@ impl Pool {
         }
     }
 
+    /// Have the next request not use a connection on which one had no answer.
+    pub fn forget(&self, key: &Key) {
+        lock(&self.shared).remove(key);
+    }
+
     /// Close what nobody used for long. To be called now and then: a connection that waits keeps a descriptor, and those are
     /// everybody's.
     pub fn expire(&self) {
@@ -174,6 +189,8 @@ impl Pool {
         epoch: u64,
         cpu: &CpuTime,
     ) -> Result<Sender, Reason> {
+        // Without it, everything but a server that vanishes or never reads is as before.
+        let _ = expect_progress(&stream, STALLED);
         if !key.tls {
             return http1(stream, cpu).await;
         }
@@ -190,7 +207,8 @@ impl Pool {
         let mut builder = http2::Builder::new(cpu.clone());
         builder
             .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
-            .adaptive_window(true);
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
         let (sender, connection) = timeout(HANDSHAKE, builder.handshake(TokioIo::new(stream)))
             .await
             .map_err(|_| Reason::UpstreamTimeout)?
@@ -202,6 +220,16 @@ impl Pool {
         self.share(key, &sender, epoch);
         Ok(Sender::Http2(sender))
     }
+}
+
+/// Have the kernel end a connection whose other end has acknowledged nothing for so long, whether it vanished or keeps its window
+/// shut: nothing else would end one whose exchange is over and that is still to be flushed. Pings of HTTP/2 would see less,
+/// and servers of gRPC take them for an attack.
+fn expect_progress(stream: &TcpStream, patience: Duration) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    socket.set_tcp_user_timeout(Some(patience))?;
+    let probes = TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_AGAIN);
+    socket.set_tcp_keepalive(&probes)
 }
 
 fn expire(idle: &mut HashMap<Key, Vec<Idle>>, age: Duration) {
@@ -225,4 +253,36 @@ where
         let _ = connection.with_upgrades().await;
     });
     Ok(Sender::Http1(sender))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    async fn connected() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        (client, server)
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_its_server_never_reads_from_ends() {
+        let (mut client, _server) = connected().await;
+        expect_progress(&client, Duration::from_millis(500)).unwrap();
+        let writing = async {
+            loop {
+                if let Err(error) = client.write_all(&[0; 16 * 1024]).await {
+                    break error;
+                }
+            }
+        };
+        let error = timeout(LONG, writing).await.expect("it is written on for ever");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
 }

@@ -113,7 +113,10 @@ impl Work<'_> {
                     // The name is said once, as `:authority`.
                     request.headers_mut().remove(http::header::HOST);
                     match timeout(RESPONSE_HEAD, sender.try_send_request(request)).await {
-                        Err(_) => return Err(Reason::UpstreamTimeout),
+                        Err(_) => {
+                            pool.forget(&key);
+                            return Err(Reason::UpstreamTimeout);
+                        }
                         Ok(Ok(response)) => return Ok((response, None)),
                         Ok(Err(mut failed)) => (failed.take_message(), is_gone(failed.error())),
                     }

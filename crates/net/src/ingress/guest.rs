@@ -8,9 +8,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::SendRequest as StreamSender;
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 
 use super::http2::{CONNECTION_WINDOW_BYTES, MAX_RESETS, SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES, STREAMS};
@@ -27,8 +30,39 @@ const HEADER_LIST_BYTES: u32 = 64 * 1024;
 /// Programs with which one client's connection has connections of HTTP/2.
 const MAX_OPEN: usize = 16;
 
-/// A connection that takes a request.
-pub type Sender = SendRequest<Body>;
+/// A connection that takes a request. Without it the connection is ended, not flushed: the program may never read.
+pub struct Sender {
+    requests: SendRequest<Body>,
+    connection: Option<AbortHandle>,
+}
+
+impl Sender {
+    /// Ask.
+    pub fn send_request(
+        &mut self,
+        request: Request<Body>,
+    ) -> impl Future<Output = hyper::Result<Response<Incoming>>> + use<> {
+        self.requests.send_request(request)
+    }
+
+    /// Returns when another request is taken. The error is a connection that has ended.
+    pub async fn ready(&mut self) -> hyper::Result<()> {
+        self.requests.ready().await
+    }
+
+    /// Leave the connection to who upgrades it.
+    pub fn release(mut self) {
+        self.connection = None;
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            connection.abort();
+        }
+    }
+}
 
 /// An open connection without a request, and since when.
 type Kept = (Arc<Target>, Sender, Instant);
@@ -45,7 +79,7 @@ impl Pool {
         let mut idle = lock(&self.idle);
         let found = idle.get_mut(&(target.address, port))?;
         while let Some((of, sender, since)) = found.pop() {
-            if Arc::ptr_eq(&of, target) && sender.is_ready() && since.elapsed() < IDLE {
+            if Arc::ptr_eq(&of, target) && sender.requests.is_ready() && since.elapsed() < IDLE {
                 return Some(sender);
             }
         }
@@ -66,7 +100,7 @@ impl Pool {
         loop {
             tokio::time::sleep(IDLE).await;
             lock(&self.idle).retain(|_, kept| {
-                kept.retain(|(_, sender, since)| since.elapsed() < IDLE && !sender.is_closed());
+                kept.retain(|(_, sender, since)| since.elapsed() < IDLE && !sender.requests.is_closed());
                 !kept.is_empty()
             });
         }
@@ -84,19 +118,22 @@ pub async fn connect(target: &Target, port: u16, patience: Duration) -> io::Resu
 
 /// Speak HTTP/1.1 on a connection. It ends with the session.
 pub async fn first(stream: TcpStream, target: &Arc<Target>) -> hyper::Result<Sender> {
-    let (sender, connection) = Builder::new()
+    let (requests, connection) = Builder::new()
         .max_buf_size(BUFFER_BYTES)
         .max_headers(MAX_HEADERS)
         .handshake(TokioIo::new(stream))
         .await?;
     let target = Arc::clone(target);
-    tokio::spawn(async move {
+    let connection = tokio::spawn(async move {
         tokio::select! {
             _ = connection.with_upgrades() => {}
             () = target.ended() => {}
         }
     });
-    Ok(sender)
+    Ok(Sender {
+        requests,
+        connection: Some(connection.abort_handle()),
+    })
 }
 
 /// Speak HTTP/2 on a connection, without asking whether the program does. It ends with the session.

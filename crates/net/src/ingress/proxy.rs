@@ -31,7 +31,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectiona
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::answer::{Refusal, full, wants_html};
 use super::guest::{self, Pool, Sender, Streams};
@@ -50,6 +50,8 @@ pub type BodyError = Box<dyn Error + Send + Sync>;
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 const TUNNEL_BYTES: usize = 64 * 1024;
+/// For a program that has answered and may still read what it was asked.
+const LEFT_OVER: Duration = Duration::from_secs(1);
 
 /// What requests of one connection have in common.
 pub struct Client {
@@ -308,7 +310,10 @@ impl Exchange {
             .map_err(|error| broken(&error))?;
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS && headers::is_upgrade(response.headers());
         match client_end {
-            Some(client_end) if switched => Ok(self.tunnel(client_end, response)),
+            Some(client_end) if switched => {
+                sender.release();
+                Ok(self.tunnel(client_end, response))
+            }
             _ => self.respond(response, sender),
         }
     }
@@ -438,7 +443,7 @@ impl Exchange {
             ended: false,
             back: None,
             _gate: None,
-            _place: self.place,
+            place: self.place,
         };
         answered(parts, body.boxed_unsync())
     }
@@ -484,7 +489,7 @@ impl Exchange {
             ended: false,
             back: Some((self.client, self.target, self.port, sender)),
             _gate: self.gate,
-            _place: self.place,
+            place: self.place,
         };
         answered(parts, body.boxed_unsync())
     }
@@ -716,7 +721,7 @@ struct Answer<B: HttpBody> {
     ended: bool,
     back: Option<(Arc<Client>, Arc<Target>, u16, Sender)>,
     _gate: Option<Gate>,
-    _place: Arc<Place>,
+    place: Arc<Place>,
 }
 
 impl<B> HttpBody for Answer<B>
@@ -757,10 +762,12 @@ impl<B: HttpBody> Drop for Answer<B> {
             return;
         }
         if let Some((client, target, port, mut sender)) = self.back.take() {
+            let place = Arc::clone(&self.place);
             tokio::spawn(async move {
-                if sender.ready().await.is_ok() {
+                if let Ok(Ok(())) = timeout(LEFT_OVER, sender.ready()).await {
                     client.pool.put(target, port, sender);
                 }
+                drop(place);
             });
         }
     }

@@ -238,8 +238,41 @@ struct Clients {
 }
 
 struct Waking {
+    asked: Instant,
     waiting: usize,
     failed: watch::Sender<bool>,
+}
+
+/// One that waits for a sandbox, until it is dropped.
+struct Waiter<'a> {
+    ingress: &'a Ingress,
+    sandbox: &'a str,
+    failed: watch::Receiver<bool>,
+}
+
+impl Waiter<'_> {
+    /// What it waits for, unless that is decided or was asked for anew.
+    fn waking<'b>(&self, waking: &'b mut HashMap<String, Waking>) -> Option<&'b mut Waking> {
+        let found = waking.get_mut(self.sandbox)?;
+        found.failed.subscribe().same_channel(&self.failed).then_some(found)
+    }
+
+    /// Give it up for all who wait.
+    fn give_up(&self) {
+        let mut waking = lock(&self.ingress.waking);
+        if self.waking(&mut waking).is_some() {
+            waking.remove(self.sandbox);
+            self.ingress.counts.waked(Waked::Failed);
+        }
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        if let Some(waking) = self.waking(&mut lock(&self.ingress.waking)) {
+            waking.waiting -= 1;
+        }
+    }
 }
 
 /// Why no sandbox woke.
@@ -463,11 +496,20 @@ impl Ingress {
         if let Some(target) = self.target(sandbox) {
             return Ok(target);
         }
-        let mut failed = {
+        let waiter = {
             let mut waking = lock(&self.waking);
+            // Lost, though nobody had the patience to see it.
+            if waking
+                .get(sandbox)
+                .is_some_and(|known| known.asked.elapsed() >= settings.wake_timeout)
+            {
+                waking.remove(sandbox);
+                self.counts.waked(Waked::Failed);
+            }
             let entry = waking.entry(sandbox.to_owned()).or_insert_with(|| {
                 let _ = self.wakes.send(sandbox.to_owned());
                 Waking {
+                    asked: Instant::now(),
                     waiting: 0,
                     failed: watch::Sender::new(false),
                 }
@@ -476,8 +518,13 @@ impl Ingress {
                 return Err(Asleep::Crowded);
             }
             entry.waiting += 1;
-            entry.failed.subscribe()
+            Waiter {
+                ingress: self,
+                sandbox,
+                failed: entry.failed.subscribe(),
+            }
         };
+        let mut failed = waiter.failed.clone();
         let deadline = Instant::now() + settings.wake_timeout;
         loop {
             if let Some(target) = self.target(sandbox) {
@@ -494,9 +541,7 @@ impl Ingress {
                 }
                 () = tokio::time::sleep_until(deadline) => {
                     // The next one asks anew.
-                    if lock(&self.waking).remove(sandbox).is_some() {
-                        self.counts.waked(Waked::Failed);
-                    }
+                    waiter.give_up();
                     return Err(Asleep::Failed);
                 }
             }
@@ -519,5 +564,59 @@ impl Ingress {
     /// Give back what was taken.
     pub fn give_wakes(&self, wakes: mpsc::UnboundedReceiver<String>) {
         *lock(&self.to_wake) = Some(wakes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_millis(10);
+
+    fn settings() -> Settings {
+        let said = serde_json::json!({
+            "domain": "localhost", "https": false, "header_timeout_ms": 1000, "idle_timeout_ms": 1000,
+            "connect_timeout_ms": 1000, "wake_timeout_ms": 1000, "listen_timeout_ms": 1000, "max_connections": 1,
+            "max_connections_per_client": 1, "max_requests_per_sandbox": 1, "max_waiting": 2, "max_header_bytes": 1024,
+            "max_body_bytes": 0,
+        });
+        Settings::new(serde_json::from_value(said).unwrap()).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clients_that_go_away_leave_their_places_to_others() {
+        let (ingress, settings) = (Ingress::default(), settings());
+        for _ in 0..10 {
+            assert!(timeout(SOON, ingress.wake("one", &settings)).await.is_err());
+        }
+        let waiting = async { tokio::join!(ingress.wake("one", &settings), ingress.wake("one", &settings)) };
+        let waking = async {
+            assert_eq!(ingress.wake("one", &settings).await.err(), Some(Asleep::Crowded));
+            ingress.put_target("one", Target::new("session".to_owned(), Ipv4Addr::LOCALHOST));
+        };
+        let ((first, second), ()) = tokio::join!(waiting, waking);
+        assert!(first.is_ok() && second.is_ok());
+        let mut wakes = ingress.take_wakes().unwrap();
+        assert_eq!(wakes.try_recv().unwrap(), "one");
+        assert!(wakes.try_recv().is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lost_wake_is_asked_for_anew_without_anybody_who_waited_for_all_of_it() {
+        let (ingress, settings) = (Ingress::default(), settings());
+        let mut wakes = ingress.take_wakes().unwrap();
+        // One after the other, so that somebody always waits.
+        for _ in 0..2 {
+            let half = settings.wake_timeout * 6 / 10;
+            assert!(timeout(half, ingress.wake("one", &settings)).await.is_err());
+        }
+        assert!(timeout(SOON, ingress.wake("one", &settings)).await.is_err());
+        assert_eq!(
+            (wakes.try_recv().unwrap(), wakes.try_recv().unwrap()),
+            ("one".to_owned(), "one".to_owned())
+        );
+        assert!(wakes.try_recv().is_err());
     }
 }

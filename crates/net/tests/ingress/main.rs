@@ -508,3 +508,40 @@ async fn of_many_who_wait_one_is_passed_on_and_too_many_are_refused() {
     let response = timeout(PATIENCE, again).await.unwrap().unwrap().unwrap();
     assert_eq!(response.headers()["x-hutch-error"], "SANDBOX_NOT_RESUMED");
 }
+
+#[tokio::test]
+async fn a_program_that_answers_and_reads_no_further_keeps_no_connection() {
+    const LENGTH: usize = 64 << 20;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let world = World::new(listener.local_addr().unwrap().port(), json!({})).await;
+    let target = world.ingress.target("one").unwrap();
+    let (mut from_client, mut to_client) = world.connect().await.into_split();
+    let head = format!(
+        "POST / HTTP/1.1\r\nHost: {}\r\nContent-Length: {LENGTH}\r\n\r\n",
+        world.host()
+    );
+    let sending = tokio::spawn(async move {
+        to_client.write_all(head.as_bytes()).await.unwrap();
+        // It may be told to stop.
+        let _ = to_client.write_all(&vec![0; LENGTH]).await;
+    });
+    let (mut guest, _) = timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
+    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+    guest.write_all(answer).await.unwrap();
+    let mut got = Vec::new();
+    while !got.ends_with(b"ok") {
+        got.push(timeout(PATIENCE, from_client.read_u8()).await.unwrap().unwrap());
+    }
+    let over = async {
+        while target.requests.load(Ordering::Acquire) != 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, over).await.expect("the request keeps its place");
+    let mut rest = Vec::new();
+    let _ = timeout(PATIENCE, guest.read_to_end(&mut rest))
+        .await
+        .expect("the connection ends");
+    assert!(rest.len() < LENGTH, "{}", rest.len());
+    sending.await.unwrap();
+}
