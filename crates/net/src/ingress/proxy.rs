@@ -51,7 +51,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 const TUNNEL_BYTES: usize = 64 * 1024;
 /// For a program that has answered and may still read what it was asked.
-const LEFT_OVER: Duration = Duration::from_secs(1);
+const LEFT_OVER: Duration = Duration::from_secs(5);
 
 /// What requests of one connection have in common.
 pub struct Client {
