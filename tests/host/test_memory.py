@@ -315,6 +315,9 @@ while True:
 """
     box = await guest(host)
     command = await box.start("python3", "-c", program)
+    begun = command.output.reader()
+    assert await asyncio.wait_for(begun.next(), 30) is not None
+    begun.close()
     snapshot = await saved(box)
     child = await guest(host, source_snapshot=snapshot.snapshot_id, hostname="child")
     reader = child.commands.get(command.record.command_id).output.reader()
