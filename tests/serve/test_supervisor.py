@@ -39,6 +39,7 @@ def test_a_ready_file_that_could_not_be_written_is_written_later(start: Start, t
     server = start(wait=False)
     assert server.ready_file == blocked
     eventually(lambda: "the ready file could not be written" in server.log.read_text(), "nothing is said")
+    # It is tried again meanwhile, and says nothing new: that something is not said can only be waited for.
     time.sleep(2 * READY_AGAIN_S)
     (blocked / "taken").rmdir()
     blocked.rmdir()

@@ -13,6 +13,7 @@ from typing import IO
 MAX_CONSOLE_BYTES = 256 * 1024
 """What a guest says after that is read and dropped: its console must not fill the host's disk."""
 DROPPED_PAUSE_S = 0.05
+"""Between reads of what is dropped, by a thread that nobody waits for: the pipe is full meanwhile."""
 _NO_START = re.compile(r"hutch-agent: this machine can't start: ([ -~]{1,300})")
 _PANIC = re.compile(r"Kernel panic - not syncing: ([ -~]{1,200})")
 
