@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
@@ -276,6 +276,42 @@ async def test_what_starts_after_a_restore_draws_its_own_random_numbers(host: Se
     drawn = [word for word in drawn if word != b"*stdin"]
     assert len(drawn) >= 6
     assert len(set(drawn)) == len(drawn)
+
+
+DRAWING = """
+import os, time
+while True:
+    os.write(1, os.urandom(8).hex().encode() + b"\\n")
+    time.sleep(0.001)
+"""
+
+
+async def test_what_runs_on_draws_nothing_that_another_one_draws(host: Service) -> None:
+    parent = await guest(host)
+    drawing = await parent.start("python3", "-c", DRAWING)
+    await _drawn(drawing, 50)
+    snapshot = await saved(parent)
+    children = [await guest(host, source_snapshot=snapshot.snapshot_id) for _ in range(3)]
+    drawers = [drawing, *(child.commands.get(drawing.record.command_id) for child in children)]
+    numbers = [await _drawn(drawer, 1000) for drawer in drawers]
+    assert all(len(each) == len(set(each)) for each in numbers)
+    # Any two have in common what was drawn before, and that is the same for all of them.
+    common = {frozenset(one) & frozenset(other) for one, other in combinations(numbers, 2)}
+    assert len(common) == 1, sorted(len(each) for each in common)
+    assert len(common.pop()) >= 50
+
+
+async def _drawn(command: Command, more: int) -> list[bytes]:
+    """What a program that draws printed from its start, at least so many numbers more than it has printed by now."""
+    wanted, reader, text = command.output.end // 17 + more, command.output.reader(), b""
+    try:
+        while text.count(b"\n") < wanted:
+            piece = await asyncio.wait_for(reader.next(), 30)
+            assert piece is not None
+            text += piece[1]
+    finally:
+        reader.close()
+    return text.split(b"\n")[:-1]
 
 
 @differs("their monotonic clock goes on where it was")

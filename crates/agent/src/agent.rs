@@ -22,6 +22,7 @@ use self::shutdown::ShuttingDown;
 use self::timers::{Timer, Timers};
 use crate::channel::{Channel, Place};
 use crate::command::Command;
+use crate::freezer::Freezer;
 use crate::identity::Identity;
 use crate::output::Buffers;
 use crate::poller::{Interest, Poller, Token};
@@ -61,6 +62,9 @@ pub(crate) struct Agent {
     channel: Channel,
     /// The virtual machine that this is process 1 of, if it is one.
     machine: Option<Machine>,
+    /// What stops its programs, once a host has asked for that, and whether it does when this channel ends.
+    freezer: Option<Freezer>,
+    freezes: bool,
     boot: String,
     identity: Identity,
     credentials: HashMap<u8, Arc<Credentials>>,
@@ -101,6 +105,8 @@ impl Agent {
             workers,
             channel: Channel::new(place),
             machine,
+            freezer: None,
+            freezes: false,
             boot: system::boot_id(),
             identity: Identity::unclaimed(),
             credentials: HashMap::new(),

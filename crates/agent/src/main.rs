@@ -9,6 +9,7 @@
 //! * `system`: hostname, clock, entropy, limits
 //! * `conversion`: the files of a disk as a stream, and back
 //! * `drives`: disks of a virtual machine that are mounted where the host says
+//! * `freezer`: a virtual machine's programs stand still while its memory is saved
 //! * `vm`: from a virtual machine's initramfs to the sandbox's root; `bare`: a root that has nothing but the agent
 //! * `sys_unsafe`: the only `unsafe` code, with its reasons
 
@@ -22,6 +23,7 @@ mod drives;
 mod endings;
 mod errors;
 mod files;
+mod freezer;
 mod identity;
 mod netlink;
 mod output;

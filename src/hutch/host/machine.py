@@ -210,9 +210,14 @@ class Machine:
         params: object,
         kind: type[T] = dict[str, Any],  # type: ignore[assignment]
         timeout_s: float = CALL_TIMEOUT_S,
+        *,
+        at_once: bool = False,
     ) -> T:
-        """A request without a body, and its reply."""
-        stream = await self.open(method, params)
+        """A request without a body, and its reply. `at_once`: for whoever has all others wait."""
+        if not at_once:
+            await self.steady.wait()
+        with gone_when_closed():
+            stream = self.connection.open(method, params)
         stream.send_end()
         try:
             return await self.answer(stream.reply(kind), timeout_s)
@@ -553,6 +558,8 @@ class Machines:
         mark, made = machine.directory / SUSPENDED_MARK, False
         await self._blocking(mark.touch)
         try:
+            if machine.isolation.traits.begins:
+                await self._freeze(machine)
             # A saved end of the channel would never learn that it has no other one.
             await machine.connection.hang_up(HANG_UP_TIMEOUT_S)
             try:
@@ -587,6 +594,15 @@ class Machines:
                 await self._set_clock(machine)
         finally:
             agent.cancel()
+
+    @staticmethod
+    async def _freeze(machine: Machine) -> None:
+        """Have a machine's programs stand still from when its channel is hung up. What goes on from its memory has them wait until it
+        is another one, this one until it is told the time."""
+        try:
+            await machine.call("machine.freeze", {}, at_once=True)
+        except HutchError as error:
+            log.warning("programs of machine %s run on while its memory is saved: %s", machine.machine_id, error.message)
 
     @staticmethod
     async def _set_clock(machine: Machine) -> None:

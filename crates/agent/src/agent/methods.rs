@@ -9,6 +9,7 @@ use crate::drives::{self, MountDrives};
 use crate::endings;
 use crate::errors::{bad_request, system_failure};
 use crate::files::{MakeDirectory, ReadFile, Stat, WriteFile};
+use crate::freezer::Freezer;
 use crate::identity::Identity;
 use crate::requests::{
     ArchiveWrite, Begun, Claim, ClockSet, DrivesMount, EntropyAdd, FileMkdir, FilePath, FileWrite, MachineBegin, Name,
@@ -95,6 +96,7 @@ impl Agent {
             }
             "sync" => self.work(stream, UserName::Root, Box::new(SyncDisks)),
             "machine.begin" => self.begin(stream, &parse(params)?)?,
+            "machine.freeze" => self.prepare_to_freeze(stream)?,
             "drives.mount" => self.mount_drives(stream, parse(params)?)?,
             "shutdown" => self.shut_down(stream, &parse(params)?),
             _ => return Err(bad_request(format!("Invalid request: unknown method {method:?}"))),
@@ -131,6 +133,45 @@ impl Agent {
             && endings::write(&request.endings).map_err(|error| system_failure("A file can't be ended", error))?;
         self.finish(stream, &hutch_wire::encode(&Begun { ended }));
         Ok(())
+    }
+
+    fn prepare_to_freeze(&mut self, stream: u32) -> Result<(), ErrorMessage> {
+        if self.machine.is_none() {
+            return Err(bad_request("Invalid request: this is no virtual machine"));
+        }
+        let prepared = match &self.freezer {
+            Some(freezer) => freezer.gather(),
+            None => Freezer::new().and_then(|freezer| self.freezer.insert(freezer).gather()),
+        };
+        prepared.map_err(|error| {
+            ErrorMessage::new(
+                500,
+                "agent_error",
+                format!("Programs can't be made to stand still: {error}"),
+            )
+        })?;
+        self.freezes = true;
+        self.finish(stream, &nothing());
+        Ok(())
+    }
+
+    /// Have all programs stand still if the channel ends because memory is to be saved.
+    pub(super) fn freeze(&mut self) {
+        if std::mem::take(&mut self.freezes)
+            && let Some(freezer) = &mut self.freezer
+            && let Err(error) = freezer.freeze()
+        {
+            system::complain(&format!("programs can't be made to stand still: {error}"));
+        }
+    }
+
+    /// Have them go on after a request, but for one that makes this machine another one than that whose memory it has.
+    pub(super) fn thaw(&mut self, method: &str) {
+        if !matches!(method, "machine.begin" | "archive.write" | "ping" | "machine.freeze")
+            && let Some(freezer) = &mut self.freezer
+        {
+            freezer.thaw();
+        }
     }
 
     fn mount_drives(&mut self, stream: u32, request: DrivesMount) -> Result<(), ErrorMessage> {

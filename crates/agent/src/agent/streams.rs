@@ -37,6 +37,7 @@ impl Agent {
         if let Broken::Violation(violation) = broken {
             system::complain(&format!("the host broke the protocol: {violation}"));
         }
+        self.freeze();
         let pause = self.channel.close(broken);
         self.timers.set(Instant::now() + pause, Timer::Connect);
         for (_, used) in std::mem::take(&mut self.streams) {
@@ -81,9 +82,11 @@ impl Agent {
             Event::Hello(hello) => self.window = hello.window as usize,
             Event::Open { stream, method, params } => {
                 self.channel.asked();
+                self.freezes = false;
                 if let Err(error) = self.open(stream, &method, &params) {
                     self.fail(stream, &error);
                 }
+                self.thaw(&method);
             }
             Event::Data { stream, data, channel } => self.take_data(stream, channel, data),
             Event::Event { stream, payload } => self.take_command_input(stream, &payload),
