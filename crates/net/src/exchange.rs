@@ -66,8 +66,6 @@ pub struct Served {
     pub flow: Arc<crate::flow::Flow>,
     /// Where the guest sent it.
     pub destination: SocketAddr,
-    /// Where the last connection for it went.
-    pub dialled: Arc<std::sync::Mutex<Option<SocketAddr>>>,
     /// What its requests were admitted by.
     pub rules: Arc<std::sync::Mutex<HashSet<Option<hutch_policy::RuleId>>>>,
 }
@@ -83,10 +81,6 @@ impl Served {
         if rules.insert(rule) {
             self.sandbox.counters.tally_under(rule, |tally| tally.connections += 1);
         }
-    }
-
-    fn dialled(&self, address: SocketAddr) {
-        *lock(&self.dialled) = Some(address);
     }
 
     /// Write the record of what cannot be read as a request.
@@ -173,7 +167,7 @@ pub struct Log {
     reflected: u64,
     injects: bool,
     kill: Arc<Kill>,
-    dialled: Arc<std::sync::Mutex<Option<SocketAddr>>>,
+    dialled: Option<SocketAddr>,
 }
 
 impl Log {
@@ -208,7 +202,7 @@ impl Log {
 impl Drop for Log {
     fn drop(&mut self) {
         let Some(mut record) = self.record.take() else { return };
-        if let Some(address) = *lock(&self.dialled) {
+        if let Some(address) = self.dialled {
             record = record.dst(address);
         }
         let (up, down) = self.meter.read();
@@ -268,6 +262,7 @@ pub async fn exchange(served: &Served, asked: Asked) -> Answer {
         let exchange = Exchange {
             stamp: judgement.stamp.clone(),
             forward: forward.as_ref().map(|forward| forward.url.clone()),
+            dialled: None,
         };
         let credentials = credentials_of(&current, judgement.rule.as_ref());
         let begun = served
@@ -300,7 +295,7 @@ pub async fn exchange(served: &Served, asked: Asked) -> Answer {
             reflected: 0,
             injects,
             kill: Arc::clone(&ongoing.kill),
-            dialled: Arc::clone(&served.dialled),
+            dialled: None,
         };
         let kill = Arc::clone(&ongoing.kill);
         let work = Work {

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::ThreadId;
@@ -66,8 +67,17 @@ pub enum Sender {
     Http2(http2::SendRequest<Body>),
 }
 
+/// A sender, and where what it sends goes: an update may deny the address while its name stays allowed.
+pub struct Connection {
+    /// Takes a request.
+    pub sender: Sender,
+    /// The address that was dialled.
+    pub address: SocketAddr,
+}
+
 struct Idle {
     sender: http1::SendRequest<Body>,
+    address: SocketAddr,
     since: Instant,
 }
 
@@ -87,18 +97,22 @@ pub fn everybodys() -> &'static Pool {
 
 struct Shared {
     sender: http2::SendRequest<Body>,
+    address: SocketAddr,
     used: Instant,
 }
 
 impl Pool {
     /// A waiting connection.
-    pub fn take(&self, key: &Key) -> Option<Sender> {
+    pub fn take(&self, key: &Key) -> Option<Connection> {
         if key.http2 {
             let mut shared = lock(&self.shared);
             match shared.get_mut(key) {
                 Some(known) if !known.sender.is_closed() => {
                     known.used = Instant::now();
-                    return Some(Sender::Http2(known.sender.clone()));
+                    return Some(Connection {
+                        sender: Sender::Http2(known.sender.clone()),
+                        address: known.address,
+                    });
                 }
                 Some(_) => {
                     shared.remove(key);
@@ -110,7 +124,10 @@ impl Pool {
         let waiting = idle.get_mut(key)?;
         while let Some(next) = waiting.pop() {
             if next.since.elapsed() < IDLE && next.sender.is_ready() && !next.sender.is_closed() {
-                return Some(Sender::Http1(next.sender));
+                return Some(Connection {
+                    sender: Sender::Http1(next.sender),
+                    address: next.address,
+                });
             }
         }
         None
@@ -122,7 +139,7 @@ impl Pool {
     }
 
     /// Keep a connection whose exchange is over, unless the policy changed since it was taken.
-    pub fn give_back(&self, key: Key, sender: http1::SendRequest<Body>, epoch: u64) {
+    pub fn give_back(&self, key: Key, sender: http1::SendRequest<Body>, address: SocketAddr, epoch: u64) {
         let mut idle = lock(&self.idle);
         if epoch != self.epoch() || sender.is_closed() {
             return;
@@ -139,11 +156,12 @@ impl Pool {
         }
         waiting.push(Idle {
             sender,
+            address,
             since: Instant::now(),
         });
     }
 
-    fn share(&self, key: &Key, sender: &http2::SendRequest<Body>, epoch: u64) {
+    fn share(&self, key: &Key, sender: &http2::SendRequest<Body>, address: SocketAddr, epoch: u64) {
         let mut shared = lock(&self.shared);
         if epoch == self.epoch() && shared.len() < MAX_IDLE_OF_ALL {
             let sender = sender.clone();
@@ -151,6 +169,7 @@ impl Pool {
                 key.clone(),
                 Shared {
                     sender,
+                    address,
                     used: Instant::now(),
                 },
             );
@@ -184,7 +203,7 @@ impl Pool {
     pub async fn begin(
         &self,
         key: &Key,
-        stream: TcpStream,
+        (stream, address): (TcpStream, SocketAddr),
         verifiers: &Verifiers,
         epoch: u64,
         cpu: &CpuTime,
@@ -217,7 +236,7 @@ impl Pool {
             // Its requests say what went wrong.
             let _ = connection.await;
         });
-        self.share(key, &sender, epoch);
+        self.share(key, &sender, address, epoch);
         Ok(Sender::Http2(sender))
     }
 }

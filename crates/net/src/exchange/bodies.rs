@@ -1,5 +1,6 @@
 //! Bodies of an exchange, which end with it, and what is alive as long as they are.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,6 +40,7 @@ where
 pub(super) struct Returning {
     pub(super) key: Key,
     pub(super) sender: hyper::client::conn::http1::SendRequest<Body>,
+    pub(super) address: SocketAddr,
     pub(super) epoch: u64,
     pub(super) sandbox: Arc<Sandbox>,
 }
@@ -125,7 +127,7 @@ impl<B> Guarded<B> {
             } else {
                 upstream::everybodys()
             };
-            pool.give_back(back.key, back.sender, back.epoch);
+            pool.give_back(back.key, back.sender, back.address, back.epoch);
         }
     }
 }

@@ -1,25 +1,28 @@
 //! An admitted exchange on its way to the server: which connection, and what is written on it.
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use http::header::HeaderValue;
+use hickory_proto::rr::RecordType;
+use http::header::{HOST, HeaderValue};
 use http::{HeaderMap, Method, Uri};
 use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
-use hutch_policy::{Defence, Flow, Reason};
+use hutch_policy::{Defence, Flow, Host, Reason};
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use super::Work;
 use super::bodies::{Kills, Returning, Until};
 use crate::body::{self, Body, Counted};
+use crate::flow::Stale;
 use crate::head::Head;
 use crate::relay::Way;
+use crate::sandbox::Current;
 use crate::tcp;
-use crate::upstream::{self, Key, Sender};
+use crate::upstream::{self, Connection, Key, Pool, Sender};
 
 /// Until the head of a response.
 const RESPONSE_HEAD: Duration = Duration::from_secs(360);
@@ -34,7 +37,7 @@ impl Work<'_> {
     ) -> Result<http::Request<Body>, Reason> {
         let bad = Reason::ProtocolViolation;
         let uri = if http2 && self.forward.is_none() {
-            let authority = head.headers.get(http::header::HOST).cloned().ok_or(bad)?;
+            let authority = head.headers.get(HOST).cloned().ok_or(bad)?;
             Uri::builder()
                 .scheme("https")
                 .authority(authority.as_bytes())
@@ -59,73 +62,61 @@ impl Work<'_> {
     }
 
     pub(super) async fn send(
-        &self,
-        request: http::Request<Body>,
+        &mut self,
+        mut request: http::Request<Body>,
         http2: bool,
     ) -> Result<(http::Response<Incoming>, Option<Returning>), Reason> {
+        let served = self.served;
         let pool = if Defence::OwnPool.holds() {
-            &self.served.sandbox.pool
+            &served.sandbox.pool
         } else {
             upstream::everybodys()
         };
         let epoch = pool.epoch();
         let key = self.key(http2);
-        let mut request = request;
-        let mut pooled = pool.take(&key);
+        let mut pooled = pool.take(&key).filter(|waiting| self.may_use(waiting));
         loop {
             let fresh = pooled.is_none();
             let again = if fresh { None } else { Repeatable::of(&request) };
-            let sender = if let Some(sender) = pooled.take() {
-                sender
-            } else {
-                let (stream, address) = self.dial(&key).await?;
-                self.served.dialled(address);
-                {
-                    let sandbox = &self.served.sandbox;
-                    pool.begin(&key, stream, &sandbox.verifiers, epoch, sandbox.cpu())
-                        .await?
-                }
+            let Connection { sender, address } = match pooled.take() {
+                Some(waiting) => waiting,
+                None => self.connect(pool, &key, epoch).await?,
             };
-            let (unsent, gone) = match sender {
+            self.log.dialled = Some(address);
+            let mut failed = match sender {
                 Sender::Http1(mut sender) => {
-                    if let Some(authority) = request.uri().authority() {
-                        // A server that does not speak HTTP/2 gets the form of HTTP/1.
-                        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| Reason::Internal)?;
-                        request.headers_mut().insert(http::header::HOST, host);
-                        let target = request.uri().path_and_query().cloned();
-                        *request.uri_mut() = target.map(Uri::from).unwrap_or_default();
-                    }
-                    match timeout(RESPONSE_HEAD, sender.try_send_request(request)).await {
-                        Err(_) => return Err(Reason::UpstreamTimeout),
-                        Ok(Ok(response)) => {
+                    in_form_of_http1(&mut request)?;
+                    match in_time(sender.try_send_request(request)).await? {
+                        Ok(response) => {
                             let returning = Returning {
-                                key: key.clone(),
+                                key,
                                 sender,
+                                address,
                                 epoch,
-                                sandbox: Arc::clone(&self.served.sandbox),
+                                sandbox: Arc::clone(&served.sandbox),
                             };
                             return Ok((response, Some(returning)));
                         }
-                        Ok(Err(mut failed)) => (failed.take_message(), is_gone(failed.error())),
+                        Err(failed) => failed,
                     }
                 }
                 Sender::Http2(mut sender) => {
                     // The name is said once, as `:authority`.
-                    request.headers_mut().remove(http::header::HOST);
-                    match timeout(RESPONSE_HEAD, sender.try_send_request(request)).await {
-                        Err(_) => {
-                            pool.forget(&key);
-                            return Err(Reason::UpstreamTimeout);
-                        }
-                        Ok(Ok(response)) => return Ok((response, None)),
-                        Ok(Err(mut failed)) => (failed.take_message(), is_gone(failed.error())),
+                    request.headers_mut().remove(HOST);
+                    let answered = in_time(sender.try_send_request(request)).await;
+                    if answered.is_err() {
+                        pool.forget(&key);
+                    }
+                    match answered? {
+                        Ok(response) => return Ok((response, None)),
+                        Err(failed) => failed,
                     }
                 }
             };
             // A kept connection that the server had closed. What it may have seen goes out once more, if that changes nothing.
-            request = match (unsent, again) {
+            request = match (failed.take_message(), again) {
                 (Some(unsent), _) if !fresh => unsent,
-                (None, Some(again)) if gone => again.request(),
+                (None, Some(again)) if is_gone(failed.error()) => again.request(),
                 _ => return Err(Reason::UpstreamProtocol),
             };
         }
@@ -159,48 +150,96 @@ impl Work<'_> {
         }
     }
 
-    async fn dial(&self, key: &Key) -> Result<(tokio::net::TcpStream, SocketAddr), Reason> {
-        if let Some(forward) = &self.forward {
-            let found = match &forward.url.host {
-                hutch_policy::Host::Address(address) => vec![*address],
-                hutch_policy::Host::Name(name) => {
-                    self.served
-                        .gateway
-                        .resolver()
-                        .resolve(&self.served.sandbox.cache, name, hickory_proto::rr::RecordType::A)
-                        .await
-                        .map_err(|_| Reason::UpstreamConnect)?
-                        .addresses
-                }
-            };
-            let mut refusal = Reason::UpstreamConnect;
-            let mut vetted = Vec::new();
-            for address in found {
-                match self.current.policy.forward_address(address) {
-                    Ok(address) => vetted.push(address),
-                    Err(reason) => refusal = reason,
-                }
-            }
-            if vetted.is_empty() {
-                return Err(refusal);
-            }
-            return tcp::dial(&vetted, key.port).await;
-        }
-        let flow = Flow {
-            destination: self.served.destination,
-            virtual_name: None,
-        };
-        let admission = self.served.flow.admission();
-        let addresses = tcp::candidates(
-            &self.served.gateway,
-            &self.served.sandbox,
-            &self.current,
-            &admission,
-            &flow,
-        )
-        .await?;
-        tcp::dial(&addresses, key.port).await
+    /// Whether what holds now has the address of a connection that waited. It may be from before an update that is only
+    /// about to close it.
+    fn may_use(&self, waiting: &Connection) -> bool {
+        let current = self.served.sandbox.current();
+        let address = waiting.address.ip();
+        self.admits(&current, address).is_ok() && self.goes_to(address, &current).is_ok()
     }
+
+    fn admits(&self, current: &Current, address: IpAddr) -> Result<(), Reason> {
+        if !Defence::SweptAddresses.holds() {
+            return Ok(());
+        }
+        if self.forward.is_some() {
+            return current.policy.forward_address(address).map(drop);
+        }
+        current.policy.vet(&self.served.flow.admission(), address)
+    }
+
+    /// Note where it is sent, vetted under `current`: from now on an update judges that too.
+    fn goes_to(&self, address: IpAddr, current: &Current) -> Result<(), Stale> {
+        self.served.sandbox.flows.sent(&self.ongoing, address, current.version)
+    }
+
+    async fn connect(&self, pool: &Pool, key: &Key, epoch: u64) -> Result<Connection, Reason> {
+        let sandbox = &self.served.sandbox;
+        let (stream, address) = loop {
+            let current = sandbox.current();
+            let addresses = self.addresses(&current).await?;
+            let connected = tcp::dial(&addresses, key.port).await?;
+            if self.goes_to(connected.1.ip(), &current).is_ok() {
+                break connected;
+            }
+            // The policy changed meanwhile, and let this exchange go on: its address is vetted again.
+        };
+        let sender = pool
+            .begin(key, (stream, address), &sandbox.verifiers, epoch, sandbox.cpu())
+            .await?;
+        Ok(Connection { sender, address })
+    }
+
+    /// The addresses that it may be sent to.
+    async fn addresses(&self, current: &Current) -> Result<Vec<IpAddr>, Reason> {
+        let (gateway, sandbox) = (&self.served.gateway, &self.served.sandbox);
+        let Some(forward) = &self.forward else {
+            let flow = Flow {
+                destination: self.served.destination,
+                virtual_name: None,
+            };
+            return tcp::candidates(gateway, sandbox, current, &self.served.flow.admission(), &flow).await;
+        };
+        let found = match &forward.url.host {
+            Host::Address(address) => vec![*address],
+            Host::Name(name) => {
+                gateway
+                    .resolver()
+                    .resolve(&sandbox.cache, name, RecordType::A)
+                    .await
+                    .map_err(|_| Reason::UpstreamConnect)?
+                    .addresses
+            }
+        };
+        let mut refusal = Reason::UpstreamConnect;
+        let mut vetted = Vec::new();
+        for address in found {
+            match current.policy.forward_address(address) {
+                Ok(address) => vetted.push(address),
+                Err(reason) => refusal = reason,
+            }
+        }
+        if vetted.is_empty() { Err(refusal) } else { Ok(vetted) }
+    }
+}
+
+/// A server that does not speak HTTP/2 gets the form of HTTP/1.
+fn in_form_of_http1(request: &mut http::Request<Body>) -> Result<(), Reason> {
+    let Some(authority) = request.uri().authority() else {
+        return Ok(());
+    };
+    let host = HeaderValue::from_str(authority.as_str()).map_err(|_| Reason::Internal)?;
+    request.headers_mut().insert(HOST, host);
+    let target = request.uri().path_and_query().cloned();
+    *request.uri_mut() = target.map(Uri::from).unwrap_or_default();
+    Ok(())
+}
+
+/// Wait for the head of a response.
+async fn in_time<F: Future>(response: F) -> Result<F::Output, Reason> {
+    timeout(RESPONSE_HEAD, response)
+        .await
+        .map_err(|_| Reason::UpstreamTimeout)
 }
 
 /// A request that may be sent twice: RFC 9110 §9.2.2, without those that have a body.
