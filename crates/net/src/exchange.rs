@@ -9,7 +9,6 @@ mod sending;
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use http::header::{
@@ -28,7 +27,7 @@ use tokio::time::Instant;
 
 use self::bodies::{Guarded, Kills, Returning, searched};
 use crate::audit::{Decision, Kind, Record};
-use crate::body::{self, Body, BodyError, Counted, scrub_headers};
+use crate::body::{self, Body, BodyError, Counted, Upload, scrub_headers};
 use crate::clock;
 use crate::decode::{self, Decoded, Encoding};
 use crate::flow::{Kill, Ongoing};
@@ -501,9 +500,9 @@ impl Work<'_> {
         }
         let method = head.method.clone();
         let websocket_key = head.headers.get("sec-websocket-key").cloned();
-        let sent = Arc::new(AtomicBool::new(asked.body.is_end_stream()));
+        let upload = Arc::new(Upload::new(asked.body.is_end_stream()));
         let may_upgrade = self.plan.websocket && asked.body.is_end_stream();
-        let request = match self.request(head, asked.body, asked.http2, &sent) {
+        let request = match self.request(head, asked.body, asked.http2, &upload) {
             Ok(request) => request,
             Err(reason) => return self.fail(400, reason),
         };
@@ -512,7 +511,7 @@ impl Work<'_> {
                 expects_continue: self.plan.expects_continue,
             });
         }
-        let (response, connection) = match self.send(request, asked.http2).await {
+        let (response, connection) = match self.send(request, asked.http2, &upload).await {
             Ok(sent) => sent,
             Err(reason) => {
                 let reason = self.meter.exceeded().unwrap_or(reason);
@@ -541,7 +540,7 @@ impl Work<'_> {
             let key = websocket_key.as_ref().filter(|_| may_upgrade);
             return self.tunnel(response, needles, key).await;
         }
-        self.answer(response, connection, needles, sent, method == http::Method::HEAD)
+        self.answer(response, connection, needles, upload, method == http::Method::HEAD)
             .await
     }
 
@@ -579,7 +578,7 @@ impl Work<'_> {
         response: http::Response<Incoming>,
         connection: Option<Returning>,
         needles: Option<Arc<Needles>>,
-        sent: Arc<AtomicBool>,
+        upload: Arc<Upload>,
         is_head: bool,
     ) -> Answer {
         let has_body = !is_head && !response.body().is_end_stream();
@@ -603,10 +602,10 @@ impl Work<'_> {
         let incoming = response.into_body();
         let is_over = incoming.is_end_stream();
         let mut guarded = Guarded {
-            inner: Counted::new(incoming, self.meter.clone(), Way::Down, None),
+            inner: Counted::new(incoming, self.meter.clone(), Way::Down),
             kills: Kills::new(Arc::clone(&self.served.flow), Arc::clone(&self.ongoing.kill)),
             connection,
-            sent,
+            upload,
             _ongoing: self.ongoing,
             _log: Arc::clone(&log),
         };

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -12,7 +11,7 @@ use http_body_util::BodyExt;
 use hutch_policy::{Defence, Reason};
 
 use super::Log;
-use crate::body::{Body, BodyError, Scrubbed};
+use crate::body::{Body, BodyError, Scrubbed, Upload};
 use crate::flow::{Kill, Ongoing};
 use crate::locks::lock;
 use crate::sandbox::Sandbox;
@@ -111,7 +110,7 @@ pub(super) struct Guarded<B> {
     pub(super) inner: B,
     pub(super) kills: Kills,
     pub(super) connection: Option<Returning>,
-    pub(super) sent: Arc<AtomicBool>,
+    pub(super) upload: Arc<Upload>,
     pub(super) _ongoing: Ongoing,
     pub(super) _log: Arc<std::sync::Mutex<Log>>,
 }
@@ -120,7 +119,7 @@ impl<B> Guarded<B> {
     /// The response was read to its end.
     pub(super) fn finished(&mut self) {
         if let Some(back) = self.connection.take()
-            && self.sent.load(Ordering::Acquire)
+            && self.upload.is_sent()
         {
             let pool = if Defence::OwnPool.holds() {
                 &back.sandbox.pool

@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use hickory_proto::rr::RecordType;
@@ -12,11 +11,10 @@ use http_body::Body as HttpBody;
 use http_body_util::BodyExt;
 use hutch_policy::{Defence, Flow, Host, Reason};
 use hyper::body::Incoming;
-use tokio::time::timeout;
 
 use super::Work;
 use super::bodies::{Kills, Returning, Until};
-use crate::body::{self, Body, Counted};
+use crate::body::{self, Body, Counted, Noted, Upload};
 use crate::flow::Stale;
 use crate::head::Head;
 use crate::relay::Way;
@@ -24,7 +22,7 @@ use crate::sandbox::Current;
 use crate::tcp;
 use crate::upstream::{self, Connection, Key, Pool, Sender};
 
-/// Until the head of a response.
+/// Until the head of a response, from the last piece of the request on that the server took.
 const RESPONSE_HEAD: Duration = Duration::from_secs(360);
 
 impl Work<'_> {
@@ -33,7 +31,7 @@ impl Work<'_> {
         head: Head,
         body: Body,
         http2: bool,
-        sent: &Arc<AtomicBool>,
+        upload: &Arc<Upload>,
     ) -> Result<http::Request<Body>, Reason> {
         let bad = Reason::ProtocolViolation;
         let uri = if http2 && self.forward.is_none() {
@@ -48,10 +46,13 @@ impl Work<'_> {
             Uri::try_from(head.target.as_slice()).map_err(|_| bad)?
         };
         let most = self.served.gateway.settings().max_upload_bytes;
-        let counted = Counted::new(body, self.meter.clone(), Way::Up, Some(Arc::clone(sent))).at_most(most);
+        let noted = Noted {
+            inner: Counted::new(body, self.meter.clone(), Way::Up).at_most(most),
+            upload: Arc::clone(upload),
+        };
         // What is sent ends with the exchange, not when whoever reads the client notices.
         let until = Until {
-            inner: counted,
+            inner: noted,
             kills: Kills::new(Arc::clone(&self.served.flow), Arc::clone(&self.ongoing.kill)),
         };
         let mut request = http::Request::new(until.boxed_unsync());
@@ -65,6 +66,7 @@ impl Work<'_> {
         &mut self,
         mut request: http::Request<Body>,
         http2: bool,
+        upload: &Upload,
     ) -> Result<(http::Response<Incoming>, Option<Returning>), Reason> {
         let served = self.served;
         let pool = if Defence::OwnPool.holds() {
@@ -86,7 +88,7 @@ impl Work<'_> {
             let mut failed = match sender {
                 Sender::Http1(mut sender) => {
                     in_form_of_http1(&mut request)?;
-                    match in_time(sender.try_send_request(request)).await? {
+                    match in_time(upload, sender.try_send_request(request)).await? {
                         Ok(response) => {
                             let returning = Returning {
                                 key,
@@ -103,7 +105,7 @@ impl Work<'_> {
                 Sender::Http2(mut sender) => {
                     // The name is said once, as `:authority`.
                     request.headers_mut().remove(HOST);
-                    let answered = in_time(sender.try_send_request(request)).await;
+                    let answered = in_time(upload, sender.try_send_request(request)).await;
                     if answered.is_err() {
                         pool.forget(&key);
                     }
@@ -235,9 +237,12 @@ fn in_form_of_http1(request: &mut http::Request<Body>) -> Result<(), Reason> {
     Ok(())
 }
 
-/// Wait for the head of a response.
-async fn in_time<F: Future>(response: F) -> Result<F::Output, Reason> {
-    timeout(RESPONSE_HEAD, response)
+/// Wait for the head of a response, which takes its time only once the request is there.
+async fn in_time<F: Future>(upload: &Upload, response: F) -> Result<F::Output, Reason> {
+    // Whatever it took until there was a connection.
+    upload.moves();
+    upload
+        .answered(response, RESPONSE_HEAD)
         .await
         .map_err(|_| Reason::UpstreamTimeout)
 }
@@ -272,4 +277,93 @@ impl Repeatable {
 fn is_gone(error: &hyper::Error) -> bool {
     let source = std::error::Error::source(error);
     error.is_incomplete_message() || source.is_some_and(<dyn std::error::Error>::is::<std::io::Error>)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use http_body::Frame;
+    use hyper_util::rt::TokioIo;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+
+    const PIECES: usize = 8;
+    const PIECE_BYTES: usize = 1000;
+
+    /// Send a body to a server that does as it likes; the status, and how long it took.
+    async fn asked<F: Future<Output = ()>>(server: impl FnOnce(DuplexStream) -> F) -> (Result<u16, Reason>, Duration) {
+        let (client, server_end) = tokio::io::duplex(PIECE_BYTES);
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(client))
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        let (pieces, body) = body::Incoming::new(Some((PIECES * PIECE_BYTES) as u64));
+        let upload = Arc::new(Upload::new(false));
+        let noted = Noted {
+            inner: body,
+            upload: Arc::clone(&upload),
+        };
+        let request = http::Request::post("/").body(noted.boxed_unsync()).unwrap();
+        let feeding = async move {
+            for _ in 0..PIECES {
+                let piece = Frame::data(Bytes::from_static(&[b'x'; PIECE_BYTES]));
+                if pieces.send(Ok(piece)).await.is_err() {
+                    return;
+                }
+                // As a client does over a slow line.
+                sleep(RESPONSE_HEAD / 2).await;
+            }
+        };
+        let began = Instant::now();
+        let (response, (), ()) = tokio::join!(
+            async {
+                let response = in_time(&upload, sender.try_send_request(request)).await;
+                drop(sender);
+                response.map(|response| response.unwrap().status().as_u16())
+            },
+            feeding,
+            server(server_end)
+        );
+        (response, began.elapsed())
+    }
+
+    async fn read_until_the_end(server: &mut DuplexStream) {
+        let (mut got, mut buffer) = (0, [0; PIECE_BYTES]);
+        while got < PIECES * PIECE_BYTES {
+            got += server.read(&mut buffer).await.unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_takes_long_to_send_is_answered_all_the_same() {
+        let (response, took) = asked(async |mut server| {
+            read_until_the_end(&mut server).await;
+            server.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+            read_until_gone(&mut server).await;
+        })
+        .await;
+        assert_eq!(response, Ok(204));
+        assert!(took > RESPONSE_HEAD * 3, "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_says_nothing_is_given_up_after_the_request() {
+        let (response, took) = asked(async |mut server| read_until_gone(&mut server).await).await;
+        assert_eq!(response, Err(Reason::UpstreamTimeout));
+        let sent = RESPONSE_HEAD / 2 * u32::try_from(PIECES - 1).unwrap();
+        let late = Duration::from_secs(1);
+        assert!(
+            (sent + RESPONSE_HEAD..sent + RESPONSE_HEAD + late).contains(&took),
+            "{took:?}"
+        );
+    }
+
+    async fn read_until_gone(server: &mut DuplexStream) {
+        let mut buffer = [0; PIECE_BYTES];
+        while server.read(&mut buffer).await.is_ok_and(|count| count > 0) {}
+    }
 }
