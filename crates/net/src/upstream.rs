@@ -276,12 +276,25 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use h2::server::SendResponse;
+    use h2::{PingPong, SendStream};
+    use http::{Request, Response};
+    use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+    use rustls::{RootCertStore, ServerConfig};
     use tokio::io::AsyncWriteExt;
     use tokio::net::TcpListener;
+    use tokio::sync::mpsc;
+    use tokio_rustls::TlsAcceptor;
 
     use super::*;
+    use crate::body;
+    use crate::http2::credit::spent;
 
     const LONG: Duration = Duration::from_secs(60);
+    const NAME: &str = "api.test";
 
     async fn connected() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
@@ -303,5 +316,127 @@ mod tests {
         };
         let error = timeout(LONG, writing).await.expect("it is written on for ever");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    fn key(port: u16) -> Key {
+        Key {
+            host: NAME.to_owned(),
+            port,
+            tls: true,
+            http2: true,
+            rule: None,
+            thread: std::thread::current().id(),
+        }
+    }
+
+    /// A server of HTTP/2 that answers what it is told to.
+    struct Server {
+        requests: mpsc::UnboundedReceiver<SendResponse<Bytes>>,
+        pings: PingPong,
+    }
+
+    impl Server {
+        async fn answer(&mut self) -> SendStream<Bytes> {
+            let mut request = self.requests.recv().await.unwrap();
+            request.send_response(Response::new(()), false).unwrap()
+        }
+    }
+
+    async fn serve(stream: TcpStream, config: ServerConfig) -> Server {
+        let stream = TlsAcceptor::from(Arc::new(config)).accept(stream).await.unwrap();
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        let pings = connection.ping_pong().unwrap();
+        let (came, requests) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Some(Ok((_, response))) = connection.accept().await {
+                came.send(response).unwrap();
+            }
+        });
+        Server { requests, pings }
+    }
+
+    /// A connection of `pool` to a server that vouches for its name.
+    async fn begun(pool: &Pool, key: &Key, epoch: u64) -> (Sender, Server) {
+        let vouched = rcgen::generate_simple_self_signed([NAME.to_owned()]).unwrap();
+        let certificate = vouched.cert.der().clone();
+        let secret = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(vouched.signing_key.serialize_der()));
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate.clone()).unwrap();
+        let mut config = ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], secret)
+            .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let (client, server) = connected().await;
+        let dialled = (
+            client.peer_addr().unwrap(),
+            Verifiers::new(&Arc::new(roots)),
+            CpuTime::default(),
+        );
+        let (address, verifiers, cpu) = &dialled;
+        let beginning = pool.begin(key, (client, *address), verifiers, epoch, cpu);
+        let (sender, server) = tokio::join!(beginning, serve(server, config));
+        (sender.unwrap(), server)
+    }
+
+    async fn asked(pool: &Pool, key: &Key) -> Response<hyper::body::Incoming> {
+        let Some(Connection {
+            sender: Sender::Http2(mut sender),
+            ..
+        }) = pool.take(key)
+        else {
+            panic!("no connection waits");
+        };
+        let request = Request::get(format!("https://{NAME}/")).body(body::empty()).unwrap();
+        sender.send_request(request).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_no_guest_reads_is_held_up_to_the_window_and_no_further() {
+        let (pool, key) = (Pool::default(), key(443));
+        let (_sender, mut server) = begun(&pool, &key, pool.epoch()).await;
+        let (stream_bytes, all_bytes) = (STREAM_WINDOW_BYTES as usize, CONNECTION_WINDOW_BYTES as usize);
+        let filling = async {
+            let mut streams = Vec::new();
+            let mut unread = Vec::new();
+            let mut sent = Vec::new();
+            for most in [stream_bytes, all_bytes - stream_bytes, 0, 0] {
+                let (response, stream) = tokio::join!(asked(&pool, &key), server.answer());
+                unread.push(response);
+                streams.push(stream);
+                sent.push(spent(&mut streams, &mut server.pings, most).await);
+            }
+            sent
+        };
+        let sent = timeout(LONG, filling).await.expect("less than the window");
+        assert_eq!(sent, [stream_bytes, all_bytes - stream_bytes, 0, 0]);
+    }
+
+    #[tokio::test]
+    async fn what_was_forgotten_is_not_used_again() {
+        let (pool, one, other) = (Pool::default(), key(443), key(8443));
+        let (mut sender, _server) = begun(&pool, &one, pool.epoch()).await;
+        let _other = begun(&pool, &other, pool.epoch()).await;
+        assert!(pool.take(&one).is_some());
+        pool.forget(&one);
+        assert!(pool.take(&one).is_none());
+        assert!(pool.take(&other).is_some(), "another name's");
+        // Who has it goes on.
+        let Sender::Http2(sender) = &mut sender else {
+            panic!("no HTTP/2");
+        };
+        assert!(!sender.is_closed());
+        // And the next one is shared as the first was.
+        let _next = begun(&pool, &one, pool.epoch()).await;
+        assert!(pool.take(&one).is_some());
+    }
+
+    #[tokio::test]
+    async fn what_began_before_an_update_is_not_shared_after_it() {
+        let (pool, key) = (Pool::default(), key(443));
+        let before = pool.epoch();
+        pool.drain();
+        let _begun = begun(&pool, &key, before).await;
+        assert!(pool.take(&key).is_none());
     }
 }
