@@ -13,9 +13,12 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full};
 use hutch_policy::{Defence, Reason};
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
 
+use crate::cpu::CpuTime;
+use crate::flow::Kill;
 use crate::locks::lock;
 use crate::relay::{Meter, Way};
 use crate::scrub::{Needles, Scrubber};
@@ -308,6 +311,57 @@ where
     }
 }
 
+/// A body that ends with its exchange even if nobody asks for more of it: whoever writes it waits for its client to read.
+pub struct Severed {
+    inner: Arc<Mutex<Option<Body>>>,
+    ending: AbortHandle,
+}
+
+impl Severed {
+    /// `inner`, until `kill`.
+    pub fn new(inner: Body, kill: Arc<Kill>, cpu: &CpuTime) -> Self {
+        let inner = Arc::new(Mutex::new(Some(inner)));
+        let held = Arc::clone(&inner);
+        let ending = cpu.spawn(async move {
+            kill.wait().await;
+            let cut = lock(&held).take();
+            drop(cut);
+        });
+        Self {
+            inner,
+            ending: ending.abort_handle(),
+        }
+    }
+}
+
+impl Drop for Severed {
+    fn drop(&mut self) {
+        self.ending.abort();
+    }
+}
+
+impl HttpBody for Severed {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *lock(&self.inner) {
+            Some(inner) => Pin::new(inner).poll_frame(context),
+            None => Poll::Ready(Some(Err(BodyError::Ended(Reason::Revoked)))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        lock(&self.inner).as_ref().is_some_and(HttpBody::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        lock(&self.inner)
+            .as_ref()
+            .map_or_else(SizeHint::default, HttpBody::size_hint)
+    }
+}
+
 /// Masks secrets in a body; its length stays.
 pub struct Scrubbed<B, F> {
     inner: B,
@@ -461,6 +515,22 @@ mod tests {
         };
         assert!(upload.answered(sending, PATIENCE).await.is_err());
         assert!(began.elapsed() - PATIENCE * 3 / 2 < Duration::from_secs(1));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_nobody_reads_ends_with_its_exchange() {
+        let (pieces, body) = Incoming::new(None);
+        let kill = Arc::<Kill>::default();
+        let mut severed = Severed::new(body.boxed_unsync(), Arc::clone(&kill), &CpuTime::default());
+        pieces.send(Ok(Frame::data(Bytes::from_static(b"some")))).await.unwrap();
+        assert!(matches!(severed.frame().await, Some(Ok(_))));
+        assert!(!pieces.is_closed());
+        kill.now(Reason::RuleChanged);
+        tokio::time::timeout(Duration::from_secs(10), pieces.closed())
+            .await
+            .expect("its source is still open");
+        assert!(matches!(severed.frame().await, Some(Err(BodyError::Ended(_)))));
+        assert!(!severed.is_end_stream());
     }
 
     #[tokio::test]
