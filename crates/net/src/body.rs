@@ -337,6 +337,9 @@ impl Severed {
 impl Drop for Severed {
     fn drop(&mut self) {
         self.ending.abort();
+        // The task is gone only later, and the record of the exchange is written with its body's end.
+        let done = lock(&self.inner).take();
+        drop(done);
     }
 }
 
@@ -532,6 +535,15 @@ mod tests {
             .expect("its source is still open");
         assert!(matches!(severed.frame().await, Some(Err(BodyError::Ended(_)))));
         assert!(!severed.is_end_stream());
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_done_with_is_gone_at_once() {
+        let (pieces, body) = Incoming::new(None);
+        let severed = Severed::new(body.boxed_unsync(), Arc::default(), &CpuTime::default());
+        drop(severed);
+        // Before any other task had its turn.
+        assert!(pieces.is_closed());
     }
 
     #[tokio::test]
