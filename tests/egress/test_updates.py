@@ -130,8 +130,8 @@ def last_at(seen: Any, kind: str) -> float:
     return max(float(connection["last"]) for connection in seen.raw["tcp"])
 
 
-async def start(guest: Guest, kind: str) -> asyncio.Future[Any]:
-    """Open a flow of a kind that its program keeps busy."""
+async def start(guest: Guest, kind: str, api: str = API) -> asyncio.Future[Any]:
+    """Open a flow of a kind that its program keeps busy, through an address that the guest chose for `api.test`."""
     origins = guest.world.origins
     event = b"data: x\n\n"
     endless = OK + b"transfer-encoding: chunked\r\n\r\n"
@@ -148,7 +148,7 @@ async def start(guest: Guest, kind: str) -> asyncio.Future[Any]:
             origins.script("cdn.test", OK + b"content-length: 1000000000\r\n\r\n", repeat=bytes(20_000))
         case "sized body" | "chunked body":
             origins.script("api.test", OK + endless[len(OK) :], delay_s=0)
-    constants = f"API, SHARED, EVIL = {API!r}, {SHARED!r}, {EVIL!r}\n"
+    constants = f"API, SHARED, EVIL = {api!r}, {SHARED!r}, {EVIL!r}\n"
     running = asyncio.ensure_future(guest.python(constants + PRELUDE + _dedent(FLOWS[kind]), guest.network.host_address))
     await origins.wait(lambda seen: began(seen, kind), f"the flow ({kind}) did not begin")
     return running
@@ -185,6 +185,25 @@ async def test_t87_lock_down_ends_every_kind_of_flow(outside: World, kind: str) 
         assert (record["decision"], record["reason"], record["generation"]) == ("revoked", "deny_all", 2)
     else:
         assert await guest.audited(kind="dns", reason="deny_all", generation=2)
+
+
+@pytest.mark.parametrize("kind", ["sized body", "chunked body", "events", "websocket"])
+@pytest.mark.defence("swept-addresses")
+async def test_t87_an_exchange_ends_where_its_address_is_denied(outside: World, kind: str) -> None:
+    # The guest dialled another address: the flow itself has nothing that the new policy denies.
+    guest = await outside.guest(EVERYTHING)
+    running = await start(guest, kind, api=SHARED)
+    applied = await guest.policy(EVERYTHING | {"subnets": {"allow": [f"{EVIL}/32"], "deny": [f"{API}/32"]}})
+    acknowledged = time.monotonic()
+    assert (applied.closed_flows, applied.kept_flows) == (0, 1)
+    how, _ = (await running).json()
+    assert how != "alive"
+    seen = await outside.origins.wait(
+        lambda seen: all(connection["ended"] for connection in seen.raw["tcp"]), "a connection of the origin is still open"
+    )
+    assert last_at(seen, kind) <= acknowledged + LATEST_S
+    record = await guest.audited(kind="http", decision="revoked")
+    assert (record["reason"], record["dst"]) == ("subnet_deny", f"{API}:443")
 
 
 @pytest.mark.defence("whole-bodies")

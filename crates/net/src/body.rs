@@ -1,8 +1,10 @@
 //! Bodies of requests and responses on their way through the gateway.
 
-use std::pin::Pin;
-use std::sync::Arc;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
@@ -11,7 +13,13 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full};
 use hutch_policy::{Defence, Reason};
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio::time::error::Elapsed;
+use tokio::time::{Instant, timeout_at};
 
+use crate::cpu::CpuTime;
+use crate::flow::Kill;
+use crate::locks::lock;
 use crate::relay::{Meter, Way};
 use crate::scrub::{Needles, Scrubber};
 
@@ -149,23 +157,102 @@ where
     }
 }
 
+/// How far a request's body is.
+#[derive(Debug)]
+pub struct Upload {
+    sent: AtomicBool,
+    moved: Mutex<Instant>,
+}
+
+impl Upload {
+    /// Of a body that is not `sent` yet, or was never there.
+    pub fn new(sent: bool) -> Self {
+        Self {
+            sent: AtomicBool::new(sent),
+            moved: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// Whether all of it was taken.
+    pub fn is_sent(&self) -> bool {
+        self.sent.load(Ordering::Acquire)
+    }
+
+    /// A piece was taken, or the first one may be now.
+    pub fn moves(&self) {
+        *lock(&self.moved) = Instant::now();
+    }
+
+    fn ends(&self) {
+        self.moves();
+        self.sent.store(true, Ordering::Release);
+    }
+
+    /// Wait for an answer, no longer than `patience` since a piece was taken.
+    pub async fn answered<F: Future>(&self, answer: F, patience: Duration) -> Result<F::Output, Elapsed> {
+        let mut answer = pin!(answer);
+        loop {
+            let moved = *lock(&self.moved);
+            match timeout_at(moved + patience, &mut answer).await {
+                Err(_) if *lock(&self.moved) > moved => {}
+                outcome => return outcome,
+            }
+        }
+    }
+}
+
+/// Tells how far a request's body is.
+pub struct Noted<B> {
+    /// The body.
+    pub inner: B,
+    /// Told of each piece and of the end.
+    pub upload: Arc<Upload>,
+}
+
+impl<B> HttpBody for Noted<B>
+where
+    B: HttpBody<Data = Bytes, Error = BodyError> + Unpin,
+{
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.inner).poll_frame(context));
+        match &frame {
+            Some(Err(_)) => {}
+            Some(Ok(_)) if !self.inner.is_end_stream() => self.upload.moves(),
+            Some(Ok(_)) | None => self.upload.ends(),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
 /// Counts a body, and ends it at a limit.
 pub struct Counted<B> {
     inner: B,
     meter: Meter,
     way: Way,
-    done: Option<Arc<std::sync::atomic::AtomicBool>>,
     left: u64,
 }
 
 impl<B> Counted<B> {
-    /// `inner`, counted. `done` becomes true when all of it was taken.
-    pub fn new(inner: B, meter: Meter, way: Way, done: Option<Arc<std::sync::atomic::AtomicBool>>) -> Self {
+    /// `inner`, counted.
+    pub fn new(inner: B, meter: Meter, way: Way) -> Self {
         Self {
             inner,
             meter,
             way,
-            done,
             left: u64::MAX,
         }
     }
@@ -189,12 +276,6 @@ impl<B> Counted<B> {
             Err(BodyError::Ended(Reason::ByteLimit))
         }
     }
-
-    fn finished(&self) {
-        if let Some(done) = &self.done {
-            done.store(true, std::sync::atomic::Ordering::Release);
-        }
-    }
 }
 
 impl<B> HttpBody for Counted<B>
@@ -213,17 +294,11 @@ where
         Poll::Ready(match frame {
             Some(Ok(frame)) => {
                 let count = frame.data_ref().map_or(0, Bytes::len);
-                if self.inner.is_end_stream() {
-                    self.finished();
-                }
                 Some(self.pass(count).map(|()| frame))
             }
             Some(Err(_)) if !Defence::WholeAnswers.holds() => None,
             Some(Err(error)) => Some(Err(error.into())),
-            None => {
-                self.finished();
-                None
-            }
+            None => None,
         })
     }
 
@@ -233,6 +308,60 @@ where
 
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
+    }
+}
+
+/// A body that ends with its exchange even if nobody asks for more of it: whoever writes it waits for its client to read.
+pub struct Severed {
+    inner: Arc<Mutex<Option<Body>>>,
+    ending: AbortHandle,
+}
+
+impl Severed {
+    /// `inner`, until `kill`.
+    pub fn new(inner: Body, kill: Arc<Kill>, cpu: &CpuTime) -> Self {
+        let inner = Arc::new(Mutex::new(Some(inner)));
+        let held = Arc::clone(&inner);
+        let ending = cpu.spawn(async move {
+            kill.wait().await;
+            let cut = lock(&held).take();
+            drop(cut);
+        });
+        Self {
+            inner,
+            ending: ending.abort_handle(),
+        }
+    }
+}
+
+impl Drop for Severed {
+    fn drop(&mut self) {
+        self.ending.abort();
+        // The task is gone only later, and the record of the exchange is written with its body's end.
+        let done = lock(&self.inner).take();
+        drop(done);
+    }
+}
+
+impl HttpBody for Severed {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *lock(&self.inner) {
+            Some(inner) => Pin::new(inner).poll_frame(context),
+            None => Poll::Ready(Some(Err(BodyError::Ended(Reason::Revoked)))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        lock(&self.inner).as_ref().is_some_and(HttpBody::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        lock(&self.inner)
+            .as_ref()
+            .map_or_else(SizeHint::default, HttpBody::size_hint)
     }
 }
 
@@ -334,6 +463,8 @@ pub fn scrub_headers(headers: HeaderMap, scrubber: &mut Scrubber) -> HeaderMap {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::sleep;
+
     use super::*;
 
     async fn collected(length: Option<u64>, frames: Vec<Frame<Bytes>>) -> Result<Bytes, BodyError> {
@@ -357,6 +488,62 @@ mod tests {
         assert!(collected(None, vec![data()]).await.is_err());
         assert!(collected(None, vec![]).await.is_err());
         assert!(collected(Some(8), vec![data()]).await.is_err());
+    }
+
+    const PATIENCE: Duration = Duration::from_secs(360);
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_has_its_time_from_the_last_piece_on() {
+        let upload = Upload::new(false);
+        let sending = async {
+            for _ in 0..10 {
+                sleep(PATIENCE / 2).await;
+                upload.moves();
+            }
+            upload.ends();
+            sleep(PATIENCE / 2).await;
+        };
+        assert!(upload.answered(sending, PATIENCE).await.is_ok());
+        assert!(upload.is_sent());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_does_not_come_is_not_waited_for_longer() {
+        let upload = Upload::new(false);
+        let began = Instant::now();
+        let sending = async {
+            sleep(PATIENCE / 2).await;
+            upload.moves();
+            std::future::pending::<()>().await;
+        };
+        assert!(upload.answered(sending, PATIENCE).await.is_err());
+        let most = PATIENCE * 3 / 2;
+        assert!((most..most + Duration::from_secs(1)).contains(&began.elapsed()));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_nobody_reads_ends_with_its_exchange() {
+        let (pieces, body) = Incoming::new(None);
+        let kill = Arc::<Kill>::default();
+        let mut severed = Severed::new(body.boxed_unsync(), Arc::clone(&kill), &CpuTime::default());
+        pieces.send(Ok(Frame::data(Bytes::from_static(b"some")))).await.unwrap();
+        assert!(matches!(severed.frame().await, Some(Ok(_))));
+        assert!(!pieces.is_closed());
+        kill.now(Reason::RuleChanged);
+        tokio::time::timeout(Duration::from_secs(10), pieces.closed())
+            .await
+            .expect("its source is still open");
+        assert!(matches!(severed.frame().await, Some(Err(BodyError::Ended(_)))));
+        assert!(!severed.is_end_stream());
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_done_with_is_gone_at_once() {
+        let (pieces, body) = Incoming::new(None);
+        let severed = Severed::new(body.boxed_unsync(), Arc::default(), &CpuTime::default());
+        drop(severed);
+        // Before any other task had its turn.
+        assert!(pieces.is_closed());
     }
 
     #[tokio::test]

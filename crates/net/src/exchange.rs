@@ -9,7 +9,6 @@ mod sending;
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use http::header::{
@@ -28,7 +27,7 @@ use tokio::time::Instant;
 
 use self::bodies::{Guarded, Kills, Returning, searched};
 use crate::audit::{Decision, Kind, Record};
-use crate::body::{self, Body, BodyError, Counted, scrub_headers};
+use crate::body::{self, Body, BodyError, Counted, Upload, scrub_headers};
 use crate::clock;
 use crate::decode::{self, Decoded, Encoding};
 use crate::flow::{Kill, Ongoing};
@@ -66,8 +65,6 @@ pub struct Served {
     pub flow: Arc<crate::flow::Flow>,
     /// Where the guest sent it.
     pub destination: SocketAddr,
-    /// Where the last connection for it went.
-    pub dialled: Arc<std::sync::Mutex<Option<SocketAddr>>>,
     /// What its requests were admitted by.
     pub rules: Arc<std::sync::Mutex<HashSet<Option<hutch_policy::RuleId>>>>,
 }
@@ -83,10 +80,6 @@ impl Served {
         if rules.insert(rule) {
             self.sandbox.counters.tally_under(rule, |tally| tally.connections += 1);
         }
-    }
-
-    fn dialled(&self, address: SocketAddr) {
-        *lock(&self.dialled) = Some(address);
     }
 
     /// Write the record of what cannot be read as a request.
@@ -173,7 +166,7 @@ pub struct Log {
     reflected: u64,
     injects: bool,
     kill: Arc<Kill>,
-    dialled: Arc<std::sync::Mutex<Option<SocketAddr>>>,
+    dialled: Option<SocketAddr>,
 }
 
 impl Log {
@@ -208,7 +201,7 @@ impl Log {
 impl Drop for Log {
     fn drop(&mut self) {
         let Some(mut record) = self.record.take() else { return };
-        if let Some(address) = *lock(&self.dialled) {
+        if let Some(address) = self.dialled {
             record = record.dst(address);
         }
         let (up, down) = self.meter.read();
@@ -268,6 +261,7 @@ pub async fn exchange(served: &Served, asked: Asked) -> Answer {
         let exchange = Exchange {
             stamp: judgement.stamp.clone(),
             forward: forward.as_ref().map(|forward| forward.url.clone()),
+            dialled: None,
         };
         let credentials = credentials_of(&current, judgement.rule.as_ref());
         let begun = served
@@ -300,7 +294,7 @@ pub async fn exchange(served: &Served, asked: Asked) -> Answer {
             reflected: 0,
             injects,
             kill: Arc::clone(&ongoing.kill),
-            dialled: Arc::clone(&served.dialled),
+            dialled: None,
         };
         let kill = Arc::clone(&ongoing.kill);
         let work = Work {
@@ -506,9 +500,9 @@ impl Work<'_> {
         }
         let method = head.method.clone();
         let websocket_key = head.headers.get("sec-websocket-key").cloned();
-        let sent = Arc::new(AtomicBool::new(asked.body.is_end_stream()));
+        let upload = Arc::new(Upload::new(asked.body.is_end_stream()));
         let may_upgrade = self.plan.websocket && asked.body.is_end_stream();
-        let request = match self.request(head, asked.body, asked.http2, &sent) {
+        let request = match self.request(head, asked.body, asked.http2, &upload) {
             Ok(request) => request,
             Err(reason) => return self.fail(400, reason),
         };
@@ -517,7 +511,7 @@ impl Work<'_> {
                 expects_continue: self.plan.expects_continue,
             });
         }
-        let (response, connection) = match self.send(request, asked.http2).await {
+        let (response, connection) = match self.send(request, asked.http2, &upload).await {
             Ok(sent) => sent,
             Err(reason) => {
                 let reason = self.meter.exceeded().unwrap_or(reason);
@@ -546,7 +540,7 @@ impl Work<'_> {
             let key = websocket_key.as_ref().filter(|_| may_upgrade);
             return self.tunnel(response, needles, key).await;
         }
-        self.answer(response, connection, needles, sent, method == http::Method::HEAD)
+        self.answer(response, connection, needles, upload, method == http::Method::HEAD)
             .await
     }
 
@@ -584,7 +578,7 @@ impl Work<'_> {
         response: http::Response<Incoming>,
         connection: Option<Returning>,
         needles: Option<Arc<Needles>>,
-        sent: Arc<AtomicBool>,
+        upload: Arc<Upload>,
         is_head: bool,
     ) -> Answer {
         let has_body = !is_head && !response.body().is_end_stream();
@@ -608,10 +602,10 @@ impl Work<'_> {
         let incoming = response.into_body();
         let is_over = incoming.is_end_stream();
         let mut guarded = Guarded {
-            inner: Counted::new(incoming, self.meter.clone(), Way::Down, None),
+            inner: Counted::new(incoming, self.meter.clone(), Way::Down),
             kills: Kills::new(Arc::clone(&self.served.flow), Arc::clone(&self.ongoing.kill)),
             connection,
-            sent,
+            upload,
             _ongoing: self.ongoing,
             _log: Arc::clone(&log),
         };

@@ -97,6 +97,9 @@ impl State {
     }
 }
 
+/// Exchanges that are to end, with why.
+type Ending = Vec<(Arc<Kill>, Reason)>;
+
 /// One flow of a sandbox.
 #[derive(Debug)]
 pub struct Flow {
@@ -116,6 +119,35 @@ impl Flow {
     /// How it is admitted now.
     pub fn admission(&self) -> Arc<Admission> {
         Arc::clone(&lock(&self.state).admission)
+    }
+
+    /// Judge it under another policy. The error is why it is to end; otherwise, what is to end in it.
+    fn judge(&self, policy: &EffectivePolicy) -> Result<Ending, Reason> {
+        let mut state = lock(&self.state);
+        state.facts.exchanges = state.exchanges.iter().map(|open| open.exchange.clone()).collect();
+        let (admission, gone) = match sweep(policy, &state.facts) {
+            Sweep::Cut(reason) => return Err(reason),
+            Sweep::Keep => return Ok(Ending::new()),
+            Sweep::Restamp(admission) => (admission, Vec::new()),
+            Sweep::CutExchanges(admission, gone) => (admission, gone),
+        };
+        state.restamp(admission);
+        let kill_of = |index: usize| Arc::clone(&state.exchanges[index].kill);
+        Ok(gone
+            .into_iter()
+            .map(|(index, reason)| (kill_of(index), reason))
+            .collect())
+    }
+
+    /// Exchanges that use one of these credentials.
+    fn using(&self, credentials: &[String]) -> Ending {
+        let uses = |open: &&OpenExchange| open.credentials.iter().any(|name| credentials.contains(name));
+        lock(&self.state)
+            .exchanges
+            .iter()
+            .filter(uses)
+            .map(|open| (Arc::clone(&open.kill), Reason::RuleChanged))
+            .collect()
     }
 
     async fn wait_closed(&self) {
@@ -174,6 +206,18 @@ pub struct Swept {
 }
 
 impl Swept {
+    fn judge(&mut self, table: &Table, policy: &EffectivePolicy, ending: &mut Ending) {
+        for flow in table.open.values() {
+            match flow.judge(policy) {
+                Ok(gone) => {
+                    ending.extend(gone);
+                    self.kept += 1;
+                }
+                Err(reason) => self.cut.push((Arc::clone(flow), reason)),
+            }
+        }
+    }
+
     /// Wait until every cut flow has let go of its sockets.
     pub async fn closed(&self) {
         for (flow, _) in &self.cut {
@@ -230,6 +274,19 @@ impl Flows {
         Ok(())
     }
 
+    /// Note which address an exchange is sent to. `Stale` when the address was vetted under another policy.
+    pub fn sent(&self, ongoing: &Ongoing, address: IpAddr, version: u64) -> Result<(), Stale> {
+        let table = lock(&self.table);
+        if table.version != version {
+            return Err(Stale);
+        }
+        let mut state = lock(&ongoing.flow.state);
+        if let Some(open) = state.exchanges.iter_mut().find(|open| open.id == ongoing.id) {
+            open.exchange.dialled = Some(address);
+        }
+        Ok(())
+    }
+
     /// Note that an exchange begins, judged under `version`.
     pub fn begin(
         &self,
@@ -270,42 +327,24 @@ impl Flows {
     ) -> Swept {
         let mut table = lock(&self.table);
         table.version = version;
-        install();
-        let mut swept = Swept::default();
+        let mut ending = Ending::new();
         if !rotated.is_empty() && Defence::RotatedExchanges.holds() {
-            for flow in table.open.values() {
-                let state = lock(&flow.state);
-                let uses = |open: &&OpenExchange| open.credentials.iter().any(|name| rotated.contains(name));
-                for open in state.exchanges.iter().filter(uses) {
-                    open.kill.now(Reason::RuleChanged);
-                }
-            }
+            ending.extend(table.open.values().flat_map(|flow| flow.using(rotated)));
         }
+        let mut swept = Swept::default();
         if unchanged || !Defence::Sweep.holds() {
             swept.kept = table.open.len();
-            return swept;
+        } else {
+            swept.judge(&table, policy, &mut ending);
         }
-        for flow in table.open.values() {
-            let mut state = lock(&flow.state);
-            state.facts.exchanges = state.exchanges.iter().map(|open| open.exchange.clone()).collect();
-            match sweep(policy, &state.facts) {
-                Sweep::Keep => swept.kept += 1,
-                Sweep::Restamp(admission) => {
-                    state.restamp(admission);
-                    swept.kept += 1;
-                }
-                Sweep::CutExchanges(admission, gone) => {
-                    state.restamp(admission);
-                    for index in gone {
-                        state.exchanges[index].kill.now(Reason::RuleChanged);
-                    }
-                    swept.kept += 1;
-                }
-                Sweep::Cut(reason) => {
-                    flow.kill.now(reason);
-                    swept.cut.push((Arc::clone(flow), reason));
-                }
-            }
+        // After flows are stamped anew, or a request would be judged under this policy as admitted by the one before; and
+        // before anything ends, or its record would have the generation of the one before.
+        install();
+        for (kill, reason) in ending {
+            kill.now(reason);
+        }
+        for (flow, reason) in &swept.cut {
+            flow.kill.now(*reason);
         }
         swept
     }
@@ -334,5 +373,109 @@ pub struct Ongoing {
 impl Drop for Ongoing {
     fn drop(&mut self) {
         lock(&self.flow.state).exchanges.retain(|open| open.id != self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use hutch_policy::{Context, CredentialState, Facts, HardDeny, Request, Role, SeenBytes, Sniffed, Step, compile};
+
+    use super::*;
+
+    const NAME: &str = "api.test";
+    const ANYWHERE: &str = "198.51.100.7:443";
+    const DENIED: &str = "203.0.113.5";
+    const RULES: &str = r#"[{"match": {"method": ["GET"]}, "transform": []}]"#;
+
+    fn policy(text: &str) -> EffectivePolicy {
+        let hard_deny = Arc::new(HardDeny::default());
+        let context = Context {
+            hard_deny: &hard_deny,
+            previous: None,
+            role: Role::Tenant,
+        };
+        let tenant = compile(text.as_bytes(), &context).unwrap().policy;
+        EffectivePolicy::intersect(Arc::clone(&hard_deny), &[], tenant)
+    }
+
+    /// An intercepted flow in which one exchange is under way.
+    fn opened(flows: &Arc<Flows>, policy: &EffectivePolicy) -> (Registered, Ongoing) {
+        let flow = hutch_policy::Flow {
+            destination: ANYWHERE.parse::<SocketAddr>().unwrap(),
+            virtual_name: None,
+        };
+        let server_name = Some(NAME.as_bytes());
+        let Step::Admit(admission) = policy.decide(&flow, &Sniffed::Tls { server_name }) else {
+            panic!("refused");
+        };
+        let request = Request {
+            method: b"GET",
+            target: b"/",
+            authority: None,
+            headers: &[(b"host", NAME.as_bytes())],
+        };
+        let facts = Facts {
+            placeholders: &[],
+            credential: &|_| CredentialState::Missing,
+        };
+        let exchange = Exchange {
+            stamp: policy.judge(&admission, &request, &facts).stamp,
+            forward: None,
+            dialled: None,
+        };
+        let facts = FlowFacts {
+            flow,
+            seen: Some(SeenBytes::Tls(server_name.map(<[u8]>::to_vec))),
+            admission,
+            dialled: None,
+            exchanges: Vec::new(),
+        };
+        let registered = flows.register(facts, 0).unwrap();
+        let ongoing = flows.begin(&registered.flow, exchange, Vec::new(), 0).unwrap();
+        (registered, ongoing)
+    }
+
+    fn allowing(pattern: &str, deny: &str) -> EffectivePolicy {
+        policy(&format!(
+            r#"{{"allow": {{"{pattern}": {RULES}}}, "subnets": {{"deny": ["{deny}/32"]}}}}"#
+        ))
+    }
+
+    #[test]
+    fn an_exchange_whose_address_is_denied_ends_and_its_flow_goes_on() {
+        let flows = Arc::<Flows>::default();
+        let (registered, ongoing) = opened(&flows, &allowing(NAME, "192.0.2.1"));
+        flows.sent(&ongoing, DENIED.parse().unwrap(), 0).unwrap();
+        let swept = flows.sweep(1, &allowing(NAME, DENIED), false, &[], || ());
+        assert_eq!((swept.cut.len(), swept.kept), (0, 1));
+        assert_eq!(ongoing.kill.reason(), Some(Reason::SubnetDeny));
+        assert_eq!(registered.flow.kill.reason(), None);
+    }
+
+    #[test]
+    fn what_was_vetted_under_another_policy_is_vetted_again() {
+        let flows = Arc::<Flows>::default();
+        let (_registered, ongoing) = opened(&flows, &allowing(NAME, "192.0.2.1"));
+        flows.sweep(1, &allowing(NAME, DENIED), false, &[], || ());
+        assert_eq!(ongoing.kill.reason(), None);
+        assert_eq!(flows.sent(&ongoing, DENIED.parse().unwrap(), 0), Err(Stale));
+    }
+
+    #[test]
+    fn a_policy_is_in_place_once_flows_are_stamped_by_it_and_before_any_ends() {
+        let flows = Arc::<Flows>::default();
+        let (registered, ongoing) = opened(&flows, &allowing(NAME, "192.0.2.1"));
+        flows.sent(&ongoing, DENIED.parse().unwrap(), 0).unwrap();
+        let before = registered.flow.admission();
+        let mut looked = None;
+        flows.sweep(1, &allowing("*.test", DENIED), false, &[], || {
+            looked = Some((registered.flow.admission(), ongoing.kill.reason()));
+        });
+        let (admission, ended) = looked.unwrap();
+        assert_ne!(admission.grants, before.grants);
+        assert_eq!(ended, None);
+        assert_eq!(ongoing.kill.reason(), Some(Reason::SubnetDeny));
     }
 }

@@ -3,6 +3,9 @@
 //! Frames and their limits are `h2`'s: it ends connections that flood with empty data or endless heads. It knows neither idle
 //! connections nor clients that ask and take it back for ever; those end here.
 
+#[cfg(test)]
+pub(crate) mod credit;
+
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
@@ -34,6 +37,9 @@ const LINGER: Duration = Duration::from_secs(2);
 const MAX_LINGER_BYTES: usize = 64 << 20;
 const STREAMS: u32 = 128;
 const HEADER_LIST_BYTES: u32 = 64 * 1024;
+/// What a server does not read is held here, for each connection of a guest: fixed, where windows that adapt grow.
+const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 /// What waits on each stream for a client that does not read.
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
 /// Requests that a client takes back, per minute.
@@ -70,6 +76,8 @@ where
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
         .max_header_list_size(HEADER_LIST_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_send_buf_size(send_buffer_bytes)
         .max_pending_accept_reset_streams(MAX_RESETS as usize)
         .max_local_error_reset_streams(MAX_RESETS as usize)
@@ -271,6 +279,7 @@ mod tests {
     use tokio::task::JoinHandle;
     use tokio::time::{Instant, sleep};
 
+    use super::credit::spent;
     use super::*;
     use crate::body;
 
@@ -392,5 +401,37 @@ mod tests {
             answered(&mut sender).await;
         }
         assert!(!serving.is_finished());
+    }
+    /// A client with so many requests, of whose bodies nobody reads anything; how much it can send of them.
+    async fn unread(requests: usize) -> usize {
+        let (client_end, server) = duplex(64 * 1024);
+        tokio::spawn(async move {
+            let places = Arc::new(Semaphore::new(requests));
+            let handle = |request, _| async move {
+                let _held: Request<Lingering> = request;
+                std::future::pending().await
+            };
+            serve(server, &places, &CpuTime::default(), handle).await
+        });
+        let (sender, mut connection) = h2::client::handshake(client_end).await.unwrap();
+        let mut pings = connection.ping_pong().unwrap();
+        tokio::spawn(connection);
+        let mut sender = sender.ready().await.unwrap();
+        let mut streams = Vec::new();
+        let mut responses = Vec::new();
+        for _ in 0..requests {
+            let (response, stream) = sender.send_request(Request::new(()), false).unwrap();
+            responses.push(response);
+            streams.push(stream);
+        }
+        spent(&mut streams, &mut pings, CONNECTION_WINDOW_BYTES as usize).await
+    }
+
+    #[tokio::test]
+    async fn what_no_server_reads_is_held_up_to_the_window_and_no_further() {
+        for requests in [1, 3] {
+            let sent = timeout(Duration::from_secs(60), unread(requests)).await.unwrap();
+            assert_eq!(sent, CONNECTION_WINDOW_BYTES as usize, "{requests} requests");
+        }
     }
 }

@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 
 use crate::audit::{Decision, Kind};
-use crate::body::{self, Body, BodyError};
+use crate::body::{self, Body, BodyError, Severed};
 pub use crate::exchange::Served;
 use crate::exchange::{Admitted, Answer, Asked, Log, exchange, refusal};
 use crate::flow::Kill;
@@ -176,8 +176,16 @@ async fn http2_request(
     };
     match answer {
         Answer::Response {
-            status, headers, body, ..
+            status,
+            headers,
+            body,
+            kill,
+            ..
         } => {
+            let body = match kill {
+                Some(kill) if !body.is_end_stream() => Severed::new(body, kill, served.sandbox.cpu()).boxed_unsync(),
+                _ => body,
+            };
             let mut response = http::Response::new(body);
             *response.status_mut() = status;
             *response.headers_mut() = headers;
@@ -447,19 +455,7 @@ where
         kill: &Kill,
         mut log: Box<Log>,
     ) {
-        let mut head = BytesMut::new();
-        http1::write_response_head(
-            &mut head,
-            101,
-            None,
-            headers
-                .iter()
-                .map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))
-                .chain([(&b"upgrade"[..], &b"websocket"[..])]),
-            Framing::None,
-            true,
-        );
-        if self.writer.write_all(&head).await.is_err() || self.writer.flush().await.is_err() {
+        if switch(&mut self.writer, headers, kill).await.is_err() {
             return;
         }
         let found = |hits| log.reflected(hits);
@@ -469,6 +465,27 @@ where
         if let Err(reason @ (Reason::ByteLimit | Reason::ClientTimeout)) = relayed {
             log.failed(reason);
         }
+    }
+}
+
+/// Tell the client that it is a WebSocket from here on.
+async fn switch<W: AsyncWrite + Unpin>(writer: &mut W, headers: &HeaderMap, kill: &Kill) -> Result<(), ()> {
+    let mut head = BytesMut::new();
+    http1::write_response_head(
+        &mut head,
+        101,
+        None,
+        headers
+            .iter()
+            .map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))
+            .chain([(&b"upgrade"[..], &b"websocket"[..])]),
+        Framing::None,
+        true,
+    );
+    tokio::select! {
+        biased;
+        _ = kill.wait() => Err(()),
+        written = write(writer, &head) => written,
     }
 }
 
@@ -798,6 +815,19 @@ mod tests {
         })
         .await;
         assert_eq!((responded, &buffer[..]), (Ok(()), &b"GET /next"[..]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_read_keeps_no_tunnel() {
+        let (_client, mut writer) = tokio::io::duplex(1);
+        let kill = Kill::default();
+        let began = Instant::now();
+        assert_eq!(switch(&mut writer, &HeaderMap::new(), &kill).await, Err(()));
+        assert!((relay::IDLE..relay::IDLE + Duration::from_secs(1)).contains(&began.elapsed()));
+        kill.now(Reason::RuleChanged);
+        let began = Instant::now();
+        assert_eq!(switch(&mut writer, &HeaderMap::new(), &kill).await, Err(()));
+        assert!(began.elapsed() < Duration::from_secs(1));
     }
 
     #[tokio::test]

@@ -408,7 +408,6 @@ impl Admitted {
             sandbox: Arc::clone(&self.sandbox),
             flow: Arc::clone(&self.registered.flow),
             destination: self.flow.destination,
-            dialled: Arc::default(),
             rules: Arc::default(),
         };
         let hello = match &self.seen {

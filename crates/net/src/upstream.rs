@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::ThreadId;
@@ -66,8 +67,17 @@ pub enum Sender {
     Http2(http2::SendRequest<Body>),
 }
 
+/// A sender, and where what it sends goes: an update may deny the address while its name stays allowed.
+pub struct Connection {
+    /// Takes a request.
+    pub sender: Sender,
+    /// The address that was dialled.
+    pub address: SocketAddr,
+}
+
 struct Idle {
     sender: http1::SendRequest<Body>,
+    address: SocketAddr,
     since: Instant,
 }
 
@@ -87,18 +97,22 @@ pub fn everybodys() -> &'static Pool {
 
 struct Shared {
     sender: http2::SendRequest<Body>,
+    address: SocketAddr,
     used: Instant,
 }
 
 impl Pool {
     /// A waiting connection.
-    pub fn take(&self, key: &Key) -> Option<Sender> {
+    pub fn take(&self, key: &Key) -> Option<Connection> {
         if key.http2 {
             let mut shared = lock(&self.shared);
             match shared.get_mut(key) {
                 Some(known) if !known.sender.is_closed() => {
                     known.used = Instant::now();
-                    return Some(Sender::Http2(known.sender.clone()));
+                    return Some(Connection {
+                        sender: Sender::Http2(known.sender.clone()),
+                        address: known.address,
+                    });
                 }
                 Some(_) => {
                     shared.remove(key);
@@ -110,7 +124,10 @@ impl Pool {
         let waiting = idle.get_mut(key)?;
         while let Some(next) = waiting.pop() {
             if next.since.elapsed() < IDLE && next.sender.is_ready() && !next.sender.is_closed() {
-                return Some(Sender::Http1(next.sender));
+                return Some(Connection {
+                    sender: Sender::Http1(next.sender),
+                    address: next.address,
+                });
             }
         }
         None
@@ -122,7 +139,7 @@ impl Pool {
     }
 
     /// Keep a connection whose exchange is over, unless the policy changed since it was taken.
-    pub fn give_back(&self, key: Key, sender: http1::SendRequest<Body>, epoch: u64) {
+    pub fn give_back(&self, key: Key, sender: http1::SendRequest<Body>, address: SocketAddr, epoch: u64) {
         let mut idle = lock(&self.idle);
         if epoch != self.epoch() || sender.is_closed() {
             return;
@@ -139,11 +156,12 @@ impl Pool {
         }
         waiting.push(Idle {
             sender,
+            address,
             since: Instant::now(),
         });
     }
 
-    fn share(&self, key: &Key, sender: &http2::SendRequest<Body>, epoch: u64) {
+    fn share(&self, key: &Key, sender: &http2::SendRequest<Body>, address: SocketAddr, epoch: u64) {
         let mut shared = lock(&self.shared);
         if epoch == self.epoch() && shared.len() < MAX_IDLE_OF_ALL {
             let sender = sender.clone();
@@ -151,6 +169,7 @@ impl Pool {
                 key.clone(),
                 Shared {
                     sender,
+                    address,
                     used: Instant::now(),
                 },
             );
@@ -184,7 +203,7 @@ impl Pool {
     pub async fn begin(
         &self,
         key: &Key,
-        stream: TcpStream,
+        (stream, address): (TcpStream, SocketAddr),
         verifiers: &Verifiers,
         epoch: u64,
         cpu: &CpuTime,
@@ -217,7 +236,7 @@ impl Pool {
             // Its requests say what went wrong.
             let _ = connection.await;
         });
-        self.share(key, &sender, epoch);
+        self.share(key, &sender, address, epoch);
         Ok(Sender::Http2(sender))
     }
 }
@@ -257,12 +276,25 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use h2::server::SendResponse;
+    use h2::{PingPong, SendStream};
+    use http::{Request, Response};
+    use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+    use rustls::{RootCertStore, ServerConfig};
     use tokio::io::AsyncWriteExt;
     use tokio::net::TcpListener;
+    use tokio::sync::mpsc;
+    use tokio_rustls::TlsAcceptor;
 
     use super::*;
+    use crate::body;
+    use crate::http2::credit::spent;
 
     const LONG: Duration = Duration::from_secs(60);
+    const NAME: &str = "api.test";
 
     async fn connected() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
@@ -284,5 +316,127 @@ mod tests {
         };
         let error = timeout(LONG, writing).await.expect("it is written on for ever");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    fn key(port: u16) -> Key {
+        Key {
+            host: NAME.to_owned(),
+            port,
+            tls: true,
+            http2: true,
+            rule: None,
+            thread: std::thread::current().id(),
+        }
+    }
+
+    /// A server of HTTP/2 that answers what it is told to.
+    struct Server {
+        requests: mpsc::UnboundedReceiver<SendResponse<Bytes>>,
+        pings: PingPong,
+    }
+
+    impl Server {
+        async fn answer(&mut self) -> SendStream<Bytes> {
+            let mut request = self.requests.recv().await.unwrap();
+            request.send_response(Response::new(()), false).unwrap()
+        }
+    }
+
+    async fn serve(stream: TcpStream, config: ServerConfig) -> Server {
+        let stream = TlsAcceptor::from(Arc::new(config)).accept(stream).await.unwrap();
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        let pings = connection.ping_pong().unwrap();
+        let (came, requests) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Some(Ok((_, response))) = connection.accept().await {
+                came.send(response).unwrap();
+            }
+        });
+        Server { requests, pings }
+    }
+
+    /// A connection of `pool` to a server that vouches for its name.
+    async fn begun(pool: &Pool, key: &Key, epoch: u64) -> (Sender, Server) {
+        let vouched = rcgen::generate_simple_self_signed([NAME.to_owned()]).unwrap();
+        let certificate = vouched.cert.der().clone();
+        let secret = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(vouched.signing_key.serialize_der()));
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate.clone()).unwrap();
+        let mut config = ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], secret)
+            .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let (client, server) = connected().await;
+        let dialled = (
+            client.peer_addr().unwrap(),
+            Verifiers::new(&Arc::new(roots)),
+            CpuTime::default(),
+        );
+        let (address, verifiers, cpu) = &dialled;
+        let beginning = pool.begin(key, (client, *address), verifiers, epoch, cpu);
+        let (sender, server) = tokio::join!(beginning, serve(server, config));
+        (sender.unwrap(), server)
+    }
+
+    async fn asked(pool: &Pool, key: &Key) -> Response<hyper::body::Incoming> {
+        let Some(Connection {
+            sender: Sender::Http2(mut sender),
+            ..
+        }) = pool.take(key)
+        else {
+            panic!("no connection waits");
+        };
+        let request = Request::get(format!("https://{NAME}/")).body(body::empty()).unwrap();
+        sender.send_request(request).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_no_guest_reads_is_held_up_to_the_window_and_no_further() {
+        let (pool, key) = (Pool::default(), key(443));
+        let (_sender, mut server) = begun(&pool, &key, pool.epoch()).await;
+        let (stream_bytes, all_bytes) = (STREAM_WINDOW_BYTES as usize, CONNECTION_WINDOW_BYTES as usize);
+        let filling = async {
+            let mut streams = Vec::new();
+            let mut unread = Vec::new();
+            let mut sent = Vec::new();
+            for most in [stream_bytes, all_bytes - stream_bytes, 0, 0] {
+                let (response, stream) = tokio::join!(asked(&pool, &key), server.answer());
+                unread.push(response);
+                streams.push(stream);
+                sent.push(spent(&mut streams, &mut server.pings, most).await);
+            }
+            sent
+        };
+        let sent = timeout(LONG, filling).await.expect("less than the window");
+        assert_eq!(sent, [stream_bytes, all_bytes - stream_bytes, 0, 0]);
+    }
+
+    #[tokio::test]
+    async fn what_was_forgotten_is_not_used_again() {
+        let (pool, one, other) = (Pool::default(), key(443), key(8443));
+        let (mut sender, _server) = begun(&pool, &one, pool.epoch()).await;
+        let _other = begun(&pool, &other, pool.epoch()).await;
+        assert!(pool.take(&one).is_some());
+        pool.forget(&one);
+        assert!(pool.take(&one).is_none());
+        assert!(pool.take(&other).is_some(), "another name's");
+        // Who has it goes on.
+        let Sender::Http2(sender) = &mut sender else {
+            panic!("no HTTP/2");
+        };
+        assert!(!sender.is_closed());
+        // And the next one is shared as the first was.
+        let _next = begun(&pool, &one, pool.epoch()).await;
+        assert!(pool.take(&one).is_some());
+    }
+
+    #[tokio::test]
+    async fn what_began_before_an_update_is_not_shared_after_it() {
+        let (pool, key) = (Pool::default(), key(443));
+        let before = pool.epoch();
+        pool.drain();
+        let _begun = begun(&pool, &key, before).await;
+        assert!(pool.take(&key).is_none());
     }
 }

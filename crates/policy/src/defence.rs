@@ -87,6 +87,7 @@ defences! {
     HeadBytes "head-bytes" "Heads are bytes too.";
     Interception "interception" "A name with rules is never spliced.";
     Sweep "sweep" "An update ends what it does not admit.";
+    SweptAddresses "swept-addresses" "An update ends exchanges with addresses that it does not admit.";
     WholeBodies "whole-bodies" "A body that was cut off does not look whole.";
     PendingQuestions "pending-questions" "A question on its way is answered by the policy of the moment.";
     OwnPool "own-pool" "Sandboxes and rules share no connection.";

@@ -2,12 +2,13 @@
 //!
 //! A flow is decided again from the facts that the gateway stored when it was new. It goes on if the new policy would
 //! handle it in the same way towards the same destination; within an intercepted flow, an exchange goes on if the rules
-//! that admitted it are the same.
+//! that admitted it are the same and the address that it was sent to is one that the new policy has.
 
 use std::net::{IpAddr, SocketAddr};
 
 use crate::decide::connection::{Admission, Dial, Flow, Sniffed, Step};
 use crate::decide::http::Stamp;
+use crate::defence::Defence;
 use crate::intersect::EffectivePolicy;
 use crate::names::Name;
 use crate::reasons::Reason;
@@ -51,6 +52,8 @@ pub struct Exchange {
     pub stamp: Stamp,
     /// Where it was sent instead of to the flow's name.
     pub forward: Option<ForwardUrl>,
+    /// The address that it was sent to, once it was.
+    pub dialled: Option<IpAddr>,
 }
 
 /// What is stored of an open flow.
@@ -62,7 +65,7 @@ pub struct FlowFacts {
     pub seen: Option<SeenBytes>,
     /// How it was admitted.
     pub admission: Admission,
-    /// The address that was dialled, once it was.
+    /// The address that was dialled, once it was. Of an intercepted flow each exchange has its own.
     pub dialled: Option<IpAddr>,
     /// What is under way in it; several under HTTP/2.
     pub exchanges: Vec<Exchange>,
@@ -75,8 +78,9 @@ pub enum Sweep {
     Keep,
     /// It goes on, admitted by something else now.
     Restamp(Admission),
-    /// It goes on, but these of its exchanges, by index, end with [`Reason::RuleChanged`].
-    CutExchanges(Admission, Vec<usize>),
+    /// It goes on, but these of its exchanges, by index, end: with [`Reason::RuleChanged`], or with why the new policy does not
+    /// have the address.
+    CutExchanges(Admission, Vec<(usize, Reason)>),
     /// It ends. The reason is why the new policy does not have it; [`Reason::Revoked`] if it would handle it otherwise.
     Cut(Reason),
 }
@@ -123,7 +127,7 @@ pub fn sweep(new: &EffectivePolicy, facts: &FlowFacts) -> Sweep {
     {
         return Sweep::Cut(reason);
     }
-    let gone: Vec<usize> = match &admission.dial {
+    let gone = match &admission.dial {
         Dial::Name(name, _) if admission.handling.is_intercepted() => ended(new, name, &admission, &facts.exchanges),
         _ => Vec::new(),
     };
@@ -136,20 +140,30 @@ pub fn sweep(new: &EffectivePolicy, facts: &FlowFacts) -> Sweep {
     }
 }
 
-fn ended(new: &EffectivePolicy, name: &Name, admission: &Admission, exchanges: &[Exchange]) -> Vec<usize> {
-    let goes_on = |exchange: &Exchange| {
-        let forwards = exchange
-            .forward
-            .as_ref()
-            .is_none_or(|url| new.admits_forward(&url.host, url.port));
-        forwards && new.still_admits(name, admission, &exchange.stamp)
-    };
+fn ended(new: &EffectivePolicy, name: &Name, admission: &Admission, exchanges: &[Exchange]) -> Vec<(usize, Reason)> {
     exchanges
         .iter()
         .enumerate()
-        .filter(|(_, exchange)| !goes_on(exchange))
-        .map(|(index, _)| index)
+        .filter_map(|(index, exchange)| Some((index, goes_on(new, name, admission, exchange).err()?)))
         .collect()
+}
+
+fn goes_on(new: &EffectivePolicy, name: &Name, admission: &Admission, exchange: &Exchange) -> Result<(), Reason> {
+    let forwards = exchange
+        .forward
+        .as_ref()
+        .is_none_or(|url| new.admits_forward(&url.host, url.port));
+    if !forwards || !new.still_admits(name, admission, &exchange.stamp) {
+        return Err(Reason::RuleChanged);
+    }
+    match (
+        exchange.dialled.filter(|_| Defence::SweptAddresses.holds()),
+        &exchange.forward,
+    ) {
+        (None, _) => Ok(()),
+        (Some(address), Some(_)) => new.forward_address(address).map(drop),
+        (Some(address), None) => new.vet(admission, address),
+    }
 }
 
 impl FlowFacts {

@@ -62,6 +62,10 @@ impl Default for DnsState {
 
 impl DnsState {
     fn within_budget(&mut self, pattern: &Pattern, name: &Name, now: Instant) -> bool {
+        if !self.seen.contains_key(pattern) {
+            // Policies come and go, and their patterns with them.
+            self.seen.retain(|_, (since, _)| now - *since < WILDCARD_WINDOW);
+        }
         let (since, names) = self
             .seen
             .entry(pattern.clone())
@@ -313,4 +317,34 @@ fn push(reply: &mut Message, name: &DnsName, seconds: u32, data: RData) {
     let mut record = Record::from_rdata(name.clone(), seconds, data);
     record.dns_class = DNSClass::IN;
     reply.add_answer(record);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_of_former_policies_are_forgotten() {
+        let mut state = DnsState::default();
+        let began = Instant::now();
+        for number in 0..100 {
+            let pattern = Pattern::parse(&format!("*.p{number}.test")).unwrap();
+            let name = Name::question(format!("a.p{number}.test").as_bytes()).unwrap();
+            assert!(state.within_budget(&pattern, &name, began + WILDCARD_WINDOW * number / 2));
+            assert!(state.seen.len() <= 2, "{}", state.seen.len());
+        }
+    }
+
+    #[test]
+    fn another_pattern_gives_no_new_budget() {
+        let mut state = DnsState::default();
+        let now = Instant::now();
+        let [one, other] = ["*.one.test", "*.other.test"].map(|text| Pattern::parse(text).unwrap());
+        let name = |number: usize| Name::question(format!("n{number}.one.test").as_bytes()).unwrap();
+        for number in 0..NAMES_PER_WILDCARD {
+            assert!(state.within_budget(&one, &name(number), now));
+        }
+        assert!(state.within_budget(&other, &Name::question(b"n.other.test").unwrap(), now));
+        assert!(!state.within_budget(&one, &name(NAMES_PER_WILDCARD), now));
+    }
 }

@@ -1,8 +1,8 @@
 //! Bodies of an exchange, which end with it, and what is alive as long as they are.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use http_body_util::BodyExt;
 use hutch_policy::{Defence, Reason};
 
 use super::Log;
-use crate::body::{Body, BodyError, Scrubbed};
+use crate::body::{Body, BodyError, Scrubbed, Upload};
 use crate::flow::{Kill, Ongoing};
 use crate::locks::lock;
 use crate::sandbox::Sandbox;
@@ -39,6 +39,7 @@ where
 pub(super) struct Returning {
     pub(super) key: Key,
     pub(super) sender: hyper::client::conn::http1::SendRequest<Body>,
+    pub(super) address: SocketAddr,
     pub(super) epoch: u64,
     pub(super) sandbox: Arc<Sandbox>,
 }
@@ -109,7 +110,7 @@ pub(super) struct Guarded<B> {
     pub(super) inner: B,
     pub(super) kills: Kills,
     pub(super) connection: Option<Returning>,
-    pub(super) sent: Arc<AtomicBool>,
+    pub(super) upload: Arc<Upload>,
     pub(super) _ongoing: Ongoing,
     pub(super) _log: Arc<std::sync::Mutex<Log>>,
 }
@@ -118,14 +119,14 @@ impl<B> Guarded<B> {
     /// The response was read to its end.
     pub(super) fn finished(&mut self) {
         if let Some(back) = self.connection.take()
-            && self.sent.load(Ordering::Acquire)
+            && self.upload.is_sent()
         {
             let pool = if Defence::OwnPool.holds() {
                 &back.sandbox.pool
             } else {
                 upstream::everybodys()
             };
-            pool.give_back(back.key, back.sender, back.epoch);
+            pool.give_back(back.key, back.sender, back.address, back.epoch);
         }
     }
 }

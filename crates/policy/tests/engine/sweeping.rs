@@ -28,6 +28,7 @@ fn asked(policy: &EffectivePolicy, target: &str) -> FlowFacts {
     facts.exchanges.push(Exchange {
         stamp: judgement.stamp,
         forward,
+        dialled: None,
     });
     facts
 }
@@ -130,7 +131,7 @@ fn exchanges_end_when_what_admitted_them_changes() {
     for facts in [&at_first, &at_second, &unmatched] {
         assert_eq!(sweep(&old, facts), Sweep::Keep);
     }
-    let cut = |new: &EffectivePolicy, facts: &FlowFacts| matches!(sweep(new, facts), Sweep::CutExchanges(_, gone) if gone == [0]);
+    let cut = |new: &EffectivePolicy, facts: &FlowFacts| matches!(sweep(new, facts), Sweep::CutExchanges(_, gone) if gone == [(0, Reason::RuleChanged)]);
     // A rule behind is added: only what no rule admitted may be admitted otherwise now.
     let longer =
         policy(&json!([first, second, {"match": {"path": {"startsWith": "/c/"}}, "response": {"statusCode": 403}}]));
@@ -177,4 +178,55 @@ fn a_forwarded_exchange_ends_when_bounds_no_longer_admit_where_it_goes() {
     assert_eq!(sweep(&new, &facts), Sweep::Keep);
     let new = within(&[json!({"allow": ["api.test"]})], &tenant);
     assert!(matches!(sweep(&new, &facts), Sweep::CutExchanges(..)));
+}
+
+#[test]
+fn exchanges_end_where_the_new_policy_denies_their_address() {
+    let api = json!({"api.test": [injecting()]});
+    let old = effective(&json!({"allow": api}));
+    let mut facts = asked(&old, "/");
+    // Those that wait for a connection have none that could be denied.
+    let waiting = facts.exchanges[0].clone();
+    for address in ["203.0.113.5", "192.0.2.5"] {
+        let dialled = Some(address.parse().unwrap());
+        facts.exchanges.push(Exchange {
+            dialled,
+            ..waiting.clone()
+        });
+    }
+    let denying = json!({"allow": api, "subnets": {"deny": ["203.0.113.0/24"]}});
+    let bounds = json!({"allow": ["api.test"], "subnets": {"deny": ["203.0.113.0/24"]}});
+    assert_eq!(sweep(&old, &facts), Sweep::Keep);
+    let Sweep::CutExchanges(_, gone) = sweep(&effective(&denying), &facts) else {
+        panic!("the tenant's");
+    };
+    assert_eq!(gone, [(1, Reason::SubnetDeny)]);
+    let old = within(&[json!({"allow": ["api.test"]})], &json!({"allow": api}));
+    let mut facts = asked(&old, "/");
+    facts.exchanges[0].dialled = Some("203.0.113.5".parse().unwrap());
+    assert_eq!(sweep(&old, &facts), Sweep::Keep);
+    let Sweep::CutExchanges(_, gone) = sweep(&within(&[bounds], &json!({"allow": api})), &facts) else {
+        panic!("the operator's");
+    };
+    assert_eq!(gone, [(0, Reason::SubnetDeny)]);
+    facts.exchanges[0].dialled = Some("169.254.169.254".parse().unwrap());
+    let Sweep::CutExchanges(_, gone) = sweep(&old, &facts) else {
+        panic!("everybody's");
+    };
+    assert_eq!(gone, [(0, Reason::AddressClass)]);
+}
+
+#[test]
+fn a_forwarded_exchange_ends_where_bounds_deny_its_address() {
+    let tenant = json!({"allow": {"api.test": [{"forwardURL": "https://proxy.test"}]}});
+    let bounds = |deny: &str| json!({"allow": ["*.test"], "subnets": {"deny": [deny]}});
+    let mut facts = asked(&within(&[json!({"allow": ["*.test"]})], &tenant), "/");
+    facts.exchanges[0].dialled = Some("203.0.113.5".parse().unwrap());
+    let apart = within(&[bounds("192.0.2.0/24")], &tenant);
+    assert!(matches!(sweep(&apart, &facts), Sweep::Keep | Sweep::Restamp(_)));
+    let denied = within(&[bounds("203.0.113.0/24")], &tenant);
+    let Sweep::CutExchanges(_, gone) = sweep(&denied, &facts) else {
+        panic!("it goes on");
+    };
+    assert_eq!(gone, [(0, Reason::SubnetDeny)]);
 }
