@@ -652,7 +652,11 @@ class WorkerSettings(Section):
     )
     log_bytes: int = Field(MIB, description="Bytes that are kept of what a run writes.", ge=16 * 1024, le=64 * MIB)
     run_concurrency: int = Field(
-        8, description="Most queued deliveries and triggers that one API process runs at once.", ge=1, le=10_000
+        8,
+        description="Most queued deliveries and triggers that one API process runs at once, and most requests to webhooks that "
+        "it has verified at once; one project half of the latter.",
+        ge=1,
+        le=10_000,
     )
     max_queued: int = Field(
         10_000, description="Most deliveries and triggers of a project that wait; 0: any number.", ge=0, le=10_000_000

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
+from hutch.api.startup import Identity
 from hutch.settings import WorkerSettings
 from hutch.workers import webhooks as decisions
 from tests.api.conftest import Api
@@ -307,6 +309,37 @@ async def test_what_takes_too_long_to_verify_is_503_and_no_failure(api: Api, mon
     await until(ended)
     [run] = (await api.http.get(f"/hutch/v1/workers/{worker}/runs")).json()["runs"]
     assert (run["name"], run["exit_code"] > 0) == ("webhook-verify:signed", True)
+
+
+async def test_one_project_leaves_room_for_others_webhooks(api: Api) -> None:
+    release = asyncio.Event()
+
+    async def program(job: dict[str, Any]) -> Any:
+        if job["context"]["request"]["rawBody"] == "slow":
+            await release.wait()
+        return {"status": 200, "deliver": False}
+
+    settings = api.services.settings
+    workers = settings.workers.model_copy(update={"run_concurrency": 4})
+    api.services.settings = settings.model_copy(update={"workers": workers})
+    path = (await addresses(api, await deployed(api, program)))["signed"]
+    other = await api.tenant("others")
+    others = replace(api, http=other.http, own=Identity(other.token, other.team_id, other.project_id))
+    elsewhere = (await addresses(others, await deployed(others, program)))["signed"]
+    sender = api.client("")
+    slow = [asyncio.create_task(sender.post(path, content=b"slow")) for _ in range(2)]
+
+    async def taken() -> bool:
+        return len(api.services.verifications) == 2
+
+    try:
+        await until(taken)
+        busy = await sender.post(path, content=b"quick")
+        assert (busy.status_code, busy.json()["error"]["code"]) == (503, "webhook_busy")
+        assert (await sender.post(elsewhere, content=b"quick")).status_code == 200
+    finally:
+        release.set()
+    assert [answer.status_code for answer in await asyncio.gather(*slow)] == [200, 200]
 
 
 async def test_strangers_see_and_change_nothing(api: Api) -> None:

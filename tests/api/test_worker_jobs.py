@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from hutch import ids
 from hutch.clock import now_ms
@@ -13,6 +14,7 @@ from hutch.control.records import Scope
 from hutch.errors import UnavailableError
 from hutch.storage import worker_jobs as rows
 from hutch.storage import workers
+from hutch.storage.models import JobModel
 from hutch.storage.worker_jobs import Job
 from hutch.storage.workers import Run
 from hutch.workers import jobs
@@ -121,6 +123,36 @@ async def test_what_is_not_the_workers_doing_is_no_attempt(api: Api) -> None:
         while (await read())["status"] != "done":
             await asyncio.sleep(0.02)
     assert (await read())["attempts"] == 1
+
+
+async def changed(api: Api, **values: int) -> None:
+    """Have all jobs be as if much had happened."""
+    async with api.services.database.write() as connection:
+        await connection.execute(update(JobModel).values(**values))
+
+
+async def test_leases_that_were_lost_are_no_waits(api: Api) -> None:
+    worker = await deployed(api, lambda job: OK)
+    job, _ = await left(api, worker, jobs.WEBHOOK, began=False)
+    api.host.refuse_create = UnavailableError("host_full", "There is no room.", retry_after_s=1)
+    await changed(api, fence=100)
+    later(api, rows.LEASE_MS)
+    found = await settled(api, job, "queued", "dead")
+    assert (found.status, found.waits) == ("queued", 1)
+
+
+async def test_what_waited_too_often_is_dead_and_can_be_delivered_again(api: Api) -> None:
+    worker = await deployed(api, lambda job: OK)
+    job, _ = await left(api, worker, jobs.WEBHOOK, began=False)
+    api.host.refuse_create = UnavailableError("host_full", "There is no room.", retry_after_s=1)
+    await changed(api, waits=jobs.MAX_WAITS)
+    later(api, rows.LEASE_MS)
+    await settled(api, job, "dead")
+    assert (await api.http.post(f"/hutch/v1/workers/{worker}/deliveries/{job.id}/redeliver")).status_code == 202
+    async with asyncio.timeout(10):
+        while (found := await settled(api, job, "queued", "dead")).waits == 0:
+            await asyncio.sleep(0.02)
+    assert (found.status, found.waits) == ("queued", 1)
 
 
 async def test_a_process_that_lost_its_lease_ends_its_program(api: Api) -> None:

@@ -130,6 +130,41 @@ async def test_what_is_over_is_queued_again_and_forgotten_later(database: Databa
         assert await jobs.forget(connection, NOW + 11) == 1
 
 
+async def test_waits_are_counted_until_an_attempt_begins_or_it_is_queued_anew(
+    database: Database, scope: Scope, sealer: Sealer
+) -> None:
+    worker = await new_worker(database, scope)
+    job = await added(database, scope, sealer, worker)
+    assert job is not None
+
+    async def taken_with(waits: int) -> Job:
+        taken = await claimed(database, "a", NOW)
+        assert taken is not None
+        assert taken.waits == waits
+        return taken
+
+    async def put_back(taken: Job, *, waited: bool) -> None:
+        async with database.write() as connection:
+            assert await jobs.put_back(connection, taken, NOW, waited=waited)
+
+    for waits in range(2):
+        await put_back(await taken_with(waits), waited=True)
+    await put_back(await taken_with(2), waited=False)
+    lost = await taken_with(2)
+    async with database.write() as connection:
+        await jobs.renew(connection, lost, NOW - LEASE_MS)
+    taken = await taken_with(2)
+    async with database.write() as connection:
+        assert await jobs.begin(connection, taken, "run", NOW)
+    await put_back(taken, waited=False)
+    await put_back(await taken_with(0), waited=True)
+    taken = await taken_with(1)
+    async with database.write() as connection:
+        assert await jobs.finish(connection, taken, jobs.DEAD, b"x", NOW)
+        assert await jobs.again(connection, scope, worker, job.id, NOW)
+    await taken_with(0)
+
+
 async def test_an_idempotency_key_is_a_workers_own(database: Database, scope: Scope, sealer: Sealer) -> None:
     one, two = await new_worker(database, scope), await new_worker(database, scope)
     first = await added(database, scope, sealer, one, once="x")

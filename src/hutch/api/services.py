@@ -142,8 +142,8 @@ class Services:
     """Jobs and syncs that run, and ends of runs that are written: they are waited for when the server ends."""
     ending: set[asyncio.Task[None]] = field(default_factory=set)
     """Sandboxes of processes that died, being ended, and ends of runs that are written late: canceled when the server ends."""
-    verifications: set[asyncio.Task[Any]] = field(default_factory=set)
-    """Requests of webhooks that a worker looks at now."""
+    verifications: dict[asyncio.Task[Any], str] = field(default_factory=dict)
+    """Requests of webhooks that a worker looks at now, with its project."""
     metrics: Metrics = field(default_factory=Metrics)
 
     async def apply(self, report: SessionRecord, *, expiration_ms: int | None = None) -> SessionRow | None:

@@ -170,13 +170,13 @@ async def _queued(
 
 async def _verification(services: Services, scope: Scope, worker: Worker, key: str, context: Any) -> Outcome:
     """What the worker says of a request, within the time that there is. A run that takes longer ends by itself."""
-    if len(services.verifications) >= services.settings.workers.run_concurrency:
+    if not _may_verify(services, worker.project_id):
         return NO_TIME
     deadline = asyncio.get_running_loop().time() + webhooks.VERIFY_MS / 1000
     how = How(verify=True, deadline=deadline)
     task = asyncio.create_task(runs.execute(services, scope, worker, key, context, how=how))
-    services.verifications.add(task)
-    task.add_done_callback(services.verifications.discard)
+    services.verifications[task] = worker.project_id
+    task.add_done_callback(services.verifications.pop)
     done, _ = await asyncio.wait((task,), timeout=webhooks.VERIFY_MS / 1000)
     if not done:
         task.add_done_callback(_drop)
@@ -186,6 +186,14 @@ async def _verification(services: Services, scope: Scope, worker: Worker, key: s
     except HutchError as error:
         log.info("a request of a webhook could not be verified: %s", error.message)
         return Failure(name="RunLostError", message=error.message, made_here=True)
+
+
+def _may_verify(services: Services, project_id: str) -> bool:
+    """Whether there is room for one more. A project has half of it at most: programs that never answer would keep out everybody
+    else's webhooks."""
+    most = services.settings.workers.run_concurrency
+    own = sum(found == project_id for found in services.verifications.values())
+    return len(services.verifications) < most and own < max(1, most // 2)
 
 
 def _drop(task: asyncio.Task[Any]) -> None:

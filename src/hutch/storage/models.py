@@ -571,7 +571,7 @@ class RunModel(Base):
 class JobModel(Base):
     """Something that a worker is to do: `queued`, `running`, then `done`, `refused` or `dead`. `input` and `result` are sealed.
     Whoever runs it has a lease; `fence` counts leases, and only the last one may end it. `began` when the program of the lease
-    has started, from which on it may have had an effect."""
+    has started, from which on it may have had an effect. `waits` counts how often in a row it was put back before that."""
 
     __tablename__ = "worker_jobs"
     __table_args__ = (
@@ -594,6 +594,7 @@ class JobModel(Base):
     input_hash: Mapped[str] = mapped_column(String(64))
     result: Mapped[bytes | None] = mapped_column(LargeBinary)
     attempts: Mapped[int] = mapped_column(Integer)
+    waits: Mapped[int] = mapped_column(Integer, server_default="0")
     retries: Mapped[int] = mapped_column(Integer)
     not_before: Mapped[int] = mapped_column(BigInteger)
     lease_owner: Mapped[str | None] = mapped_column(String(64))

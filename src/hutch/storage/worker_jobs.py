@@ -31,8 +31,8 @@ LEASE_MS = 30_000
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """`retries`: how often it is tried again at most; `attempts`: how often its program was started. `fence` is that of the
-    claim it was read with."""
+    """`retries`: how often it is tried again at most; `attempts`: how often its program was started; `waits`: how often in
+    a row it was put back since, without that. `fence` is that of the claim it was read with."""
 
     number: int
     id: str
@@ -46,6 +46,7 @@ class Job:
     idempotency_key: str | None
     input_hash: str
     attempts: int
+    waits: int
     retries: int
     not_before: int
     lease_owner: str | None
@@ -94,6 +95,7 @@ async def add(
         "input": sealer.seal(content, f"{job_id}/input"),
         "input_hash": input_hash,
         "attempts": 0,
+        "waits": 0,
         "retries": retries,
         "not_before": now,
         "fence": 0,
@@ -169,7 +171,7 @@ async def again(connection: AsyncConnection, scope: Scope, worker_id: str, job_i
     statement = update(JobModel).where(
         *within(scope, JobModel), JobModel.worker_id == worker_id, JobModel.id == job_id, JobModel.status.in_(ENDED)
     )
-    fresh = {"status": QUEUED, "attempts": 0, "not_before": now, "ended_at": None, "result": None, "began": False}
+    fresh = {"status": QUEUED, "attempts": 0, "waits": 0, "not_before": now, "ended_at": None, "result": None, "began": False}
     return (await connection.execute(statement.values(**fresh))).rowcount > 0
 
 
@@ -229,12 +231,14 @@ async def renew(connection: AsyncConnection, job: Job, now: int) -> bool:
 
 async def begin(connection: AsyncConnection, job: Job, run_id: str, now: int) -> bool:
     """Its program is about to start: that is an attempt. False when somebody else has it."""
-    values = {"began": True, "attempts": job.attempts + 1, "run_id": run_id, "lease_until": now + LEASE_MS}
+    values = {"began": True, "attempts": job.attempts + 1, "waits": 0, "run_id": run_id, "lease_until": now + LEASE_MS}
     return (await connection.execute(update(JobModel).where(*_mine(job)).values(**values))).rowcount > 0
 
 
-async def put_back(connection: AsyncConnection, job: Job, not_before: int, result: bytes | None = None) -> bool:
-    """To be claimed again, not before a time. False when somebody else has it."""
+async def put_back(
+    connection: AsyncConnection, job: Job, not_before: int, result: bytes | None = None, *, waited: bool = False
+) -> bool:
+    """To be claimed again, not before a time; `waited` when its program was not started. False when somebody else has it."""
     values: dict[str, Any] = {
         "status": QUEUED,
         "not_before": not_before,
@@ -244,6 +248,8 @@ async def put_back(connection: AsyncConnection, job: Job, not_before: int, resul
     }
     if result is not None:
         values["result"] = result
+    if waited:
+        values["waits"] = job.waits + 1
     return (await connection.execute(update(JobModel).where(*_mine(job)).values(**values))).rowcount > 0
 
 

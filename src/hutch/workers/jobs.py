@@ -6,9 +6,9 @@
                     └── again later ◀── run ──▶ done, refused, dead: with the webhook's count in one transaction
 
 An attempt counts once its program is about to start. What fails before is ours (no host, no room, a limit) and is tried again
-without counting, up to `MAX_WAITS` times. A lease that is over means that its process is gone: the sandbox it left is ended, and
-if the program had started, that was an attempt that was lost. So a delivery is handled at least once, always with the same id,
-and a trigger without retries at most once.
+without counting, up to `MAX_WAITS` times in a row. A lease that is over means that its process is gone: the sandbox it left is
+ended, and if the program had started, that was an attempt that was lost. So a delivery is handled at least once, always with the
+same id, and a trigger without retries at most once.
 """
 
 from __future__ import annotations
@@ -282,13 +282,13 @@ class _Attempt:
 
     async def _wait(self, error: HutchError) -> None:
         """There was no attempt."""
-        job, waits = self._job, self._job.fence - self._job.attempts
+        job, waits = self._job, self._job.waits + 1
         if waits > MAX_WAITS:
             await self._write(DEAD, Failure(name=error.code, message=error.message, made_here=True))
             return
-        wait_ms = min(FIRST_WAIT_MS * 2 ** min(waits, 20), LONGEST_WAIT_MS)
+        wait_ms = max(min(FIRST_WAIT_MS * 2**waits, LONGEST_WAIT_MS), (error.retry_after_s or 0) * 1000)
         async with self._services.database.write() as connection:
-            await rows.put_back(connection, job, self._services.clock() + max(wait_ms, (error.retry_after_s or 0) * 1000))
+            await rows.put_back(connection, job, self._services.clock() + wait_ms, waited=True)
 
     async def _settle(self, outcome: Outcome) -> None:
         if self._job.kind == WEBHOOK:
