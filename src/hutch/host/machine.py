@@ -597,8 +597,8 @@ class Machines:
 
     @staticmethod
     async def _freeze(machine: Machine) -> None:
-        """Have a machine's programs stand still from when its channel is hung up. What goes on from its memory has them wait until it
-        is another one, this one until it is told the time."""
+        """Have a machine's programs stand still from when its channel is hung up: in what goes on from its memory until that is
+        another machine, in this one until it is told the time."""
         try:
             await machine.call("machine.freeze", {}, at_once=True)
         except HutchError as error:
