@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -177,3 +178,33 @@ def test_what_is_missing_is_named(qemu: Qemu, tmp_path: Path) -> None:
     with pytest.raises(BootFailed, match="there is no .*vmlinuz"):
         boot(Qemu(Guest(tmp_path), tmp_path / "state", qemu.cgroups, Accelerator.TCG), tmp_path, (tmp_path / "x",))
     assert last_words(tmp_path) == ""
+
+
+def test_a_call_that_is_ended_leaves_nothing(image: Path, tmp_path: Path) -> None:
+    words = [
+        sys.executable,
+        "-m",
+        "hutch",
+        "debug",
+        "qemu",
+        "exec",
+        "--accel",
+        "tcg",
+        "--layer",
+        str(image),
+        "--",
+        "/echo",
+        "told",
+    ]
+    # Its machine boots while it is ended.
+    process = subprocess.Popen(words, env={**os.environ, "TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE, text=True)
+    deadline, machines = time.monotonic() + DEADLINE_S, ["pgrep", "-P", str(process.pid), "-f", "qemu-system-x86_64 -name hutch"]
+    while not (machine := subprocess.run(machines, capture_output=True, text=True, check=False).stdout.strip()):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    _, said = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 143, said
+    assert not Path("/proc", machine).exists()
+    assert not list(tmp_path.iterdir())

@@ -22,7 +22,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from hutch.errors import HutchError
 from hutch.host import kernel
 from hutch.host.binaries import guest_path
 from hutch.host.cgroups import Cgroups
+from hutch.host.debug_qemu import ended_by_signals
 from hutch.isolation import firecracker_snapshot, limits
 from hutch.isolation.firecracker_config import (
     DISK,
@@ -186,17 +187,7 @@ def _call(options: argparse.Namespace, program: list[str]) -> int:
         async def use(running: Running) -> int:
             return await _used(options, around, plan, running, program)
 
-        return asyncio.run(_ended_by_signals(lambda: with_machine(around.programs, plan, use, around.limits, around.state_dir)))
-
-
-async def _ended_by_signals(run: Callable[[], Awaitable[int]]) -> int:
-    """Run it so that SIGTERM leaves nothing, as Ctrl-C does."""
-    task = asyncio.ensure_future(run())
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        return 128 + signal.SIGTERM
+        return asyncio.run(ended_by_signals(lambda: with_machine(around.programs, plan, use, around.limits, around.state_dir)))
 
 
 def _around(options: argparse.Namespace, settings: Settings) -> _Around:

@@ -14,10 +14,11 @@ import asyncio
 import json
 import os
 import secrets
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from hutch.errors import HutchError
@@ -85,16 +86,28 @@ def _call(options: argparse.Namespace) -> int:
             return await run(booted, program) if program else 0
 
         return asyncio.run(
-            with_machine(
-                qemu.using(accelerator),
-                lowers,
-                use,
-                deadline_s=options.deadline,
-                memory_bytes=options.memory_mb * MIB,
-                vcpus=options.vcpus,
-                cgroup=f"/hutch-debug-qemu-{secrets.token_hex(6)}",
+            ended_by_signals(
+                lambda: with_machine(
+                    qemu.using(accelerator),
+                    lowers,
+                    use,
+                    deadline_s=options.deadline,
+                    memory_bytes=options.memory_mb * MIB,
+                    vcpus=options.vcpus,
+                    cgroup=f"/hutch-debug-qemu-{secrets.token_hex(6)}",
+                )
             )
         )
+
+
+async def ended_by_signals(run: Callable[[], Awaitable[int]]) -> int:
+    """Run it so that SIGTERM leaves nothing, as Ctrl-C does."""
+    task = asyncio.ensure_future(run())
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        return 128 + signal.SIGTERM
 
 
 def _program(options: argparse.Namespace) -> list[str] | None:
