@@ -22,6 +22,7 @@ class Saying(Monitor):
     def __init__(self, answers: dict[str, list[object]], given: Callable[[int], None] | None = None) -> None:
         self.answers = answers
         self.asked: list[str] = []
+        self.closed_ports = set()
         self._given = given
 
     def ask(self, command: str, **_: object) -> Any:
@@ -111,6 +112,11 @@ def test_it_stands_still_once_its_agent_noticed() -> None:
     asked = Saying({"query-chardev": [port(True), port(True), port(False)]})
     qemu_memory.stand_still(asked)
     assert asked.asked == ["query-chardev"] * 3 + ["stop"]
+    # One that is open again by then was closed in between.
+    asked = Saying({"query-chardev": [port(True)]})
+    asked.closed_ports = {"agent"}
+    qemu_memory.stand_still(asked)
+    assert asked.asked == ["query-chardev", "stop"]
 
 
 @pytest.mark.parametrize("told", [None, {}, [7, {"label": []}]])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hutch.isolation.qmp import MAX_EVENTS, MAX_LINE_BYTES, Monitor, MonitorFailed
+from hutch.isolation.qmp import MAX_EVENTS, MAX_LINE_BYTES, MAX_PORTS, Monitor, MonitorFailed
 
 GREETING = b'{"QMP": {"version": {}, "capabilities": []}}\n'
 AGREED = b'{"return": {}}\n'
@@ -74,6 +74,19 @@ def test_hostile_answers_end_the_connection(tmp_path: Path, answer: bytes, said:
     monitor_says = saying(tmp_path / "q", GREETING, AGREED, answer)
     with monitor_says, Monitor(tmp_path / "q", 5) as monitor, pytest.raises(MonitorFailed, match=said):
         monitor.status()
+
+
+def test_ports_that_a_guest_closed_are_known_and_are_few(tmp_path: Path) -> None:
+    closed = b'{"event": "VSERPORT_CHANGE", "data": {"id": "%s", "open": false}}\n'
+    others = b'{"event": "VSERPORT_CHANGE", "data": {"id": "open", "open": true}}\n'
+    others += b'{"event": "VSERPORT_CHANGE", "data": 7}\n{"event": "VSERPORT_CHANGE"}\n{"event": [], "data": {"open": false}}\n'
+    flood = b"".join(closed % str(number).encode() for number in range(100))
+    answers = (GREETING, AGREED, others + closed % b"agent" + b'{"return": {}}\n', flood + b'{"return": {}}\n')
+    with saying(tmp_path / "monitor", *answers), Monitor(tmp_path / "monitor", 5) as asked:
+        asked.ask("stop")
+        assert asked.closed_ports == {"agent"}
+        asked.ask("stop")
+        assert len(asked.closed_ports) == MAX_PORTS
 
 
 def test_a_descriptor_is_given_with_its_question(tmp_path: Path) -> None:

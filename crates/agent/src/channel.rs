@@ -22,6 +22,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const PORT_CLOSED: Duration = Duration::from_millis(50);
 /// How often an open port is looked at for whether its host has come.
 const PORT_PAUSE: Duration = Duration::from_millis(20);
+/// The same two while programs stand still: the monitor listens for that, and they wait for the host.
+const HASTY_PORT_CLOSED: Duration = Duration::from_millis(12);
+const HASTY_PORT_PAUSE: Duration = Duration::from_millis(3);
 /// A connection that lived this long, or over which a host asked something, was a good one: the next is tried soon.
 const GOOD_CONNECTION: Duration = Duration::from_millis(500);
 const READ_BYTES: usize = 64 * 1024;
@@ -95,6 +98,8 @@ pub(crate) struct Channel {
     /// Counts connections, so that what belongs to a former one can be told.
     number: u64,
     pause: Duration,
+    /// Whether somebody waits for the next host.
+    pub(crate) hurries: bool,
     /// A port that is open while there is no host. What a host says at once would be lost with a port that is closed.
     port: Option<OwnedFd>,
 }
@@ -106,6 +111,7 @@ impl Channel {
             connection: None,
             number: 0,
             pause: FIRST_PAUSE,
+            hurries: false,
             port: None,
         }
     }
@@ -132,7 +138,7 @@ impl Channel {
                     complain(&format!("port {port} of the host can't be reached over vsock: {error}"));
                 }
                 if self.port.is_some() {
-                    return Err(PORT_PAUSE);
+                    return Err(if self.hurries { HASTY_PORT_PAUSE } else { PORT_PAUSE });
                 }
                 Err(self.next_pause())
             }
@@ -175,10 +181,10 @@ impl Channel {
         {
             self.pause = FIRST_PAUSE;
         }
-        self.next_pause().max(if matches!(self.place, Place::Port(_)) {
-            PORT_CLOSED
-        } else {
-            Duration::ZERO
+        self.next_pause().max(match self.place {
+            Place::Port(_) if self.hurries => HASTY_PORT_CLOSED,
+            Place::Port(_) => PORT_CLOSED,
+            _ => Duration::ZERO,
         })
     }
 

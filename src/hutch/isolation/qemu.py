@@ -136,6 +136,8 @@ class Qemu:
         self._records = directory / "qemu"
         self._making = directory / "qemu-templates"
         self.templates = templates
+        self._attentive: dict[str, Monitor] = {}
+        """Connections, of machines that are about to stand still, that hear how their agents notice it."""
 
     def using(self, accelerator: Accelerator) -> Qemu:
         """The same with another accelerator."""
@@ -408,16 +410,24 @@ class Qemu:
     # -- standing still ----------------------------------------------------------------------------
 
     def suspend(self, machine_id: str) -> None:
-        with self._monitor_of(machine_id) as asked:
+        with self._attentive.pop(machine_id, None) or self._monitor_of(machine_id) as asked:
             qemu_memory.stand_still(asked)
 
     def resume(self, machine_id: str) -> None:
+        self._hang_up(machine_id)
         with self._monitor_of(machine_id) as asked:
             qemu_memory.go_on(asked)
 
     def before_checkpoint(self, machine_id: str, image: Path) -> None:
         if (mapped := self._mapping(machine_id)) is not None:
             qemu_memory.begin(image / qemu_memory.BEGUN, mapped)
+        self._hang_up(machine_id)
+        self._attentive[machine_id] = self._monitor_of(machine_id)
+
+    def _hang_up(self, machine_id: str) -> None:
+        """A monitor speaks with one at a time."""
+        if (asked := self._attentive.pop(machine_id, None)) is not None:
+            asked.close()
 
     def checkpoint(self, machine_id: str, image: Path) -> None:
         memory_bytes = self._told(machine_id).memory_bytes
@@ -461,6 +471,7 @@ class Qemu:
         process.wait_gone(DEATH_TIMEOUT_S)
 
     def remove(self, machine_id: str, directory: Path, process: Process | None) -> None:
+        self._hang_up(machine_id)
         if process is None:
             process = self.recorded(machine_id)
         if process is not None:

@@ -157,7 +157,7 @@ def command(binary: str, machine: VirtualMachine, line: str | None = None) -> li
     words += ["-device", "virtio-serial-device,max_ports=2"]
     # One host after another: when one goes, the guest is told, and the next connects to the same socket.
     words += ["-chardev", f"socket,id=channel,fd={machine.channel},server=on,wait=off"]
-    words += ["-device", "virtserialport,chardev=channel,name=hutch,nr=1"]
+    words += ["-device", "virtserialport,id=agent,chardev=channel,name=hutch,nr=1"]
     words += ["-device", "virtio-rng-device"]
     if machine.preload is not None:
         words += ["-device", BALLOON]

@@ -33,7 +33,7 @@ DEVICES_SET = 1000
 DEVICES_BYTES = 64 * 1024 * 1024
 """What a stream may have beside the guest's memory: devices, firmware, and tables."""
 PAGE_BYTES, PAGE_HEADER_BYTES = 4096, 16
-PORT = "channel"
+PORT, PORT_DEVICE = "channel", "agent"
 PORT_TIMEOUT_S = 2.0
 STREAM_TIMEOUT_S = 120.0
 LEFT_TIMEOUT_S = 10.0
@@ -45,10 +45,10 @@ _BANDWIDTH = 1 << 40
 
 def stand_still(asked: Monitor) -> None:
     """Stop a machine whose channel was hung up, once its agent has noticed that: one that was told of an end and a beginning at
-    once would wait for its former host. Raises `MonitorFailed`."""
+    once would wait for its former host. `asked` tells most surely when it was connected before that. Raises `MonitorFailed`."""
     deadline = time.monotonic() + PORT_TIMEOUT_S
-    while _port_is_open(asked) and time.monotonic() < deadline:
-        # Its event may have come before we were connected.
+    while _port_is_open(asked) and PORT_DEVICE not in asked.closed_ports and time.monotonic() < deadline:
+        # Its event may have come before we were connected, or be held back after another one.
         time.sleep(_POLL_S)
     asked.ask("stop")
 

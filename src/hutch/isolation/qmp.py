@@ -20,6 +20,7 @@ MAX_LINE_BYTES = 256 * 1024
 """QEMU's longest answer that we ask for has some hundred bytes."""
 MAX_EVENTS = 1000
 """Between a question and its answer: a guest may cause some, for example by resets."""
+MAX_PORTS = 16
 _BLOCK_BYTES = 16 * 1024
 
 
@@ -34,6 +35,8 @@ class Monitor:
         """Connect and leave the negotiation. Raises `MonitorFailed`."""
         self._timeout_s = timeout_s
         self._rest = b""
+        self.closed_ports: set[str] = set()
+        """Ids of ports that a guest closed while this was connected, as far as answers were read."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
             self._deadline = time.monotonic() + timeout_s
@@ -91,9 +94,17 @@ class Monitor:
                 refusal = answer["error"]
                 said = refusal.get("desc") if isinstance(refusal, dict) else None
                 raise MonitorFailed(f"QEMU refused `{command}`: {str(said)[:500]}")
+            self._note_closed(answer)
             if "event" not in answer:
                 raise MonitorFailed(f"QEMU's monitor answered `{command}` with something else")
         raise MonitorFailed(f"QEMU's monitor told of {MAX_EVENTS} events and did not answer `{command}`")
+
+    def _note_closed(self, event: dict[str, Any]) -> None:
+        told = event.get("data")
+        if event.get("event") != "VSERPORT_CHANGE" or not isinstance(told, dict) or told.get("open") is not False:
+            return
+        if len(self.closed_ports) < MAX_PORTS:
+            self.closed_ports.add(str(told.get("id"))[:100])
 
     def status(self) -> str:
         """`running`, `paused`, `internal-error` …"""

@@ -157,10 +157,12 @@ impl Agent {
 
     /// Have all programs stand still if the channel ends because memory is to be saved.
     pub(super) fn freeze(&mut self) {
-        if std::mem::take(&mut self.freezes)
-            && let Some(freezer) = &mut self.freezer
-            && let Err(error) = freezer.freeze()
-        {
+        if !std::mem::take(&mut self.freezes) {
+            return;
+        }
+        let Some(freezer) = &mut self.freezer else { return };
+        self.channel.hurries = true;
+        if let Err(error) = freezer.freeze() {
             system::complain(&format!("programs can't be made to stand still: {error}"));
         }
     }
@@ -171,6 +173,7 @@ impl Agent {
             && let Some(freezer) = &mut self.freezer
         {
             freezer.thaw();
+            self.channel.hurries = false;
         }
     }
 
