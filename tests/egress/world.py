@@ -498,8 +498,14 @@ class Guest:
         """What the gateway counted for it."""
         return (await self.world.gateway.counters(self.network)).counted
 
-    async def audit(self, **wanted: Any) -> list[dict[str, Any]]:
-        """Audit records whose fields have these values, in order."""
+    async def audit(self, *, least: int = 0, **wanted: Any) -> list[dict[str, Any]]:
+        """Audit records whose fields have these values, in order, once there are `least`: they may come after a response."""
+        end = time.monotonic() + DEADLINE_S
+        while len(found := await self._audit(wanted)) < least and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+        return found
+
+    async def _audit(self, wanted: dict[str, Any]) -> list[dict[str, Any]]:
         records, _ = await self.world.audit.read(self.sandbox_id, 0, 100_000)
         found = [json.loads(record) for record in records]
         return [record for record in found if all(record.get(key) == value for key, value in wanted.items())]
