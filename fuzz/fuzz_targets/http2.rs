@@ -50,7 +50,6 @@ async fn exchange(data: &[u8]) {
         sandbox: Arc::clone(&sandbox),
         flow: Arc::clone(&registered.flow),
         destination: destination(),
-        dialled: Arc::default(),
         rules: Arc::default(),
     };
     let (mut client, server) = tokio::io::duplex(1 << 16);
