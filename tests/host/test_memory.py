@@ -282,7 +282,7 @@ DRAWING = """
 import os, time
 while True:
     os.write(1, os.urandom(8).hex().encode() + b"\\n")
-    time.sleep(0.001)
+    time.sleep(0.001)  # What is printed has to be taken as fast.
 """
 
 

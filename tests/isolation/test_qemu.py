@@ -202,6 +202,7 @@ def test_a_call_that_is_ended_leaves_nothing(image: Path, tmp_path: Path) -> Non
     while not (machine := subprocess.run(machines, capture_output=True, text=True, check=False).stdout.strip()):
         assert process.poll() is None
         assert time.monotonic() < deadline
+        # Nobody is told when a process of another one begins.
         time.sleep(0.05)
     process.terminate()
     _, said = process.communicate(timeout=DEADLINE_S)
